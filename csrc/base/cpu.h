@@ -1,0 +1,36 @@
+/* Which instructions this machine has, and which row of kernels is used.
+ *
+ * A row is named after the weakest instruction set that it needs; a kernel table lists its rows
+ * weakest first and takes the last one whose `required` bits are all present. */
+#ifndef AIMO_BASE_CPU_H
+#define AIMO_BASE_CPU_H
+
+#include "base/status.h"
+
+typedef enum {
+    AIMO_CPU_SCALAR = 0,           /* the reference: plain C */
+    AIMO_CPU_AVX2 = 1 << 0,        /* AVX2 + FMA + F16C */
+    AIMO_CPU_AVX512 = 1 << 1,      /* AVX-512 F + BW + DQ + VL */
+    AIMO_CPU_AVX512_VNNI = 1 << 2, /* AVX512 row + VNNI */
+    AIMO_CPU_AMX = 1 << 3,         /* AMX tile, bf16 and int8, with the kernel's permission */
+    AIMO_CPU_NEON = 1 << 4,        /* every aarch64 */
+} aimo_cpu_features;
+
+/* Reads CPUID and XCR0 and the variable AIMO_CPU (scalar | avx2 | avx512 | avx512_vnni | amx |
+ * neon), which lowers the row. Call once, before any other function of the library. Fails with
+ * AIMO_ERR_ARGUMENT when AIMO_CPU names no row, AIMO_ERR_UNSUPPORTED when the machine lacks it. */
+AIMO_MUST_CHECK aimo_status aimo_cpu_init(aimo_error *err);
+
+/* The bits that kernels may use: those of the selected row. */
+unsigned aimo_cpu_enabled(void);
+/* The bits that the machine has. */
+unsigned aimo_cpu_available(void);
+/* The selected row's name. */
+const char *aimo_cpu_row(void);
+
+/* Row names, weakest first; NULL after the last. */
+const char *aimo_cpu_row_name(size_t index);
+/* The bits that a row stands for, all weaker rows of its family included. */
+unsigned aimo_cpu_row_features(size_t index);
+
+#endif

@@ -1,0 +1,22 @@
+/* Element types of weights and arrays. */
+#ifndef AIMO_BASE_DTYPE_H
+#define AIMO_BASE_DTYPE_H
+
+#include <stddef.h>
+
+typedef enum {
+    AIMO_F32,
+    AIMO_F16,
+    AIMO_BF16,
+} aimo_dtype;
+enum { AIMO_DTYPE_COUNT = AIMO_BF16 + 1 };
+
+static inline size_t aimo_dtype_size(aimo_dtype dtype) { return dtype == AIMO_F32 ? 4 : 2; }
+
+static inline const char *aimo_dtype_name(aimo_dtype dtype)
+{
+    static const char *const names[AIMO_DTYPE_COUNT] = {"f32", "f16", "bf16"};
+    return names[dtype];
+}
+
+#endif

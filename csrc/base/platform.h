@@ -1,0 +1,49 @@
+/* What differs between compilers and processors, and nothing else. */
+#ifndef AIMO_BASE_PLATFORM_H
+#define AIMO_BASE_PLATFORM_H
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define AIMO_X86_64 1
+#else
+#define AIMO_X86_64 0
+#endif
+
+#if defined(__aarch64__)
+#define AIMO_AARCH64 1
+#else
+#define AIMO_AARCH64 0
+#endif
+
+/* Everything between BEGIN and END may use the instructions of `isa`; the rest of the file, and so
+ * of the library, keeps the baseline. Include headers first: a header function compiled inside the
+ * region could be kept by the linker for machines that lack the instructions. */
+#define AIMO_PRAGMA(text) _Pragma(#text)
+#if defined(AIMO_EMULATE_ISA) /* tests/emulation: AVX-512 rows on a machine that has AVX2 */
+#define AIMO_TARGET_BEGIN(isa)                                                                     \
+    AIMO_PRAGMA(GCC push_options) AIMO_PRAGMA(GCC target("avx2,fma,f16c"))
+#define AIMO_TARGET_END AIMO_PRAGMA(GCC pop_options)
+#elif defined(__clang__)
+#define AIMO_TARGET_BEGIN(isa)                                                                     \
+    AIMO_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define AIMO_TARGET_END AIMO_PRAGMA(clang attribute pop)
+#elif defined(__GNUC__)
+#define AIMO_TARGET_BEGIN(isa) AIMO_PRAGMA(GCC push_options) AIMO_PRAGMA(GCC target(isa))
+#define AIMO_TARGET_END AIMO_PRAGMA(GCC pop_options)
+#else
+#error "this compiler needs a way to name a target region"
+#endif
+
+#define AIMO_MUST_CHECK __attribute__((warn_unused_result))
+#define AIMO_PRINTF(format_index, first_argument)                                                  \
+    __attribute__((format(printf, format_index, first_argument)))
+#if defined(AIMO_PLAIN_LOOPS) /* emulated or instrumented code grows too much */
+#define AIMO_INLINE static inline __attribute__((unused))
+#define AIMO_UNROLL
+#else
+#define AIMO_INLINE static inline __attribute__((always_inline, unused))
+#define AIMO_UNROLL AIMO_PRAGMA(GCC unroll 16) /* the next loop, whose bounds are constants */
+#endif
+
+#define AIMO_CACHE_LINE 64
+
+#endif

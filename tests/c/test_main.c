@@ -1,0 +1,111 @@
+/* Runs the registered tests: aimo_tests [--filter NAME] [--list]. */
+#include "test.h"
+
+#include "base/cpu.h"
+#include "base/memory.h"
+#include "base/scratch.h"
+#include "base/threads.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+static test_case *cases;
+static int failures_of_this_test;
+
+void test_register(test_case *t)
+{
+    test_case **link = &cases;
+    while (*link != NULL && strcmp((*link)->name, t->name) < 0)
+        link = &(*link)->next;
+    t->next = *link;
+    *link = t;
+}
+
+void test_fail(const char *file, int line, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    printf("    %s:%d: ", file, line);
+    vprintf(format, arguments);
+    printf("\n");
+    va_end(arguments);
+    failures_of_this_test++;
+}
+
+void test_skip(const char *reason) { printf("    skip: %s\n", reason); }
+
+size_t test_rounds(size_t full)
+{
+    const bool quick = TEST_IS_SLOW || getenv("AIMO_TEST_QUICK") != NULL;
+    return quick && full >= 10 ? full / 10 : full;
+}
+
+uint64_t test_random(uint64_t *state)
+{
+    uint64_t x = *state != 0 ? *state : 0x9e3779b97f4a7c15u;
+    x ^= x >> 12;
+    x ^= x << 25;
+    x ^= x >> 27;
+    *state = x;
+    return x * 0x2545f4914f6cdd1du;
+}
+
+float test_random_float(uint64_t *state)
+{
+    return (float)(test_random(state) >> 40) * 0x1p-23f - 1.0f;
+}
+
+float test_random_normal(uint64_t *state)
+{
+    float sum = 0.0f;
+    for (int i = 0; i < 12; i++)
+        sum += 0.5f * test_random_float(state);
+    return sum;
+}
+
+static bool run_case(const test_case *t)
+{
+    const size_t live_before = aimo_memory_live_bytes();
+    printf("%s\n", t->name);
+    failures_of_this_test = 0;
+    t->run();
+    aimo_memory_fail_after(-1);
+    aimo_threads_stop();
+    aimo_scratch_trim();
+    const size_t live_after = aimo_memory_live_bytes();
+    if (failures_of_this_test == 0 && live_after != live_before)
+        test_fail(t->name, 0, "%zu bytes leaked", live_after - live_before);
+    return failures_of_this_test == 0;
+}
+
+int main(int argc, char **argv)
+{
+    const char *filter = "";
+    bool list = false;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--filter") == 0 && i + 1 < argc)
+            filter = argv[++i];
+        else if (strcmp(argv[i], "--list") == 0)
+            list = true;
+    }
+    aimo_error err;
+    if (aimo_cpu_init(&err) != AIMO_OK || aimo_threads_init(&err) != AIMO_OK) {
+        fprintf(stderr, "%s\n", err.message);
+        return 2;
+    }
+    aimo_scratch_init();
+    int passed = 0, failed = 0;
+    for (const test_case *t = cases; t != NULL; t = t->next) {
+        if (strstr(t->name, filter) == NULL)
+            continue;
+        if (list)
+            printf("%s\n", t->name);
+        else
+            *(run_case(t) ? &passed : &failed) += 1;
+    }
+    if (!list)
+        printf("row %s, %zu threads: %d passed, %d failed\n", aimo_cpu_row(), aimo_thread_count(),
+               passed, failed);
+    return failed != 0 || (!list && passed == 0);
+}
