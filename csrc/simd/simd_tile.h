@@ -1,0 +1,149 @@
+/* The register tile: the one inner loop of matrix products, for weights and for attention.
+ *
+ * Weights lie in panels of 16 columns, [k][16]: one step of k is one cache line, and reading a
+ * panel is sequential. A tile keeps TILE_ROWS x TILE_PANELS panels of sums in registers over the
+ * whole of k; each sum adds its products in the order of k, whatever the tile's shape, so an
+ * element of the result never depends on what it was computed beside. Include after a simd_<isa>.h.
+ */
+#ifndef AIMO_SIMD_TILE_H
+#define AIMO_SIMD_TILE_H
+
+#include "simd/simd_math.h"
+#include "simd/simd_rows.h"
+
+enum { PANEL_COLUMNS = 16, PANEL_VECTORS = PANEL_COLUMNS / VF32_LANES };
+
+/* y = [y +] x @ panels, [m, columns]; then + bias, then the activation. */
+typedef struct {
+    const float *x; /* element (r, k) at r * ldx + k * x_step */
+    size_t ldx;
+    const float *panels; /* panel i at panels + i * panel_stride, its row k at k * panel_step */
+    size_t panel_stride;
+    size_t m, k, columns; /* columns <= 16 * TILE_PANELS */
+    float *y;             /* [m, ldy] */
+    size_t ldy;
+    bool accumulate;            /* start from y instead of zero */
+    const float *bias;          /* [columns], or NULL */
+    aimo_activation activation; /* AIMO_ACT_NONE until the last part of k */
+} tile_args;
+
+AIMO_INLINE vf32 activate(vf32 x, aimo_activation activation)
+{
+    switch (activation) {
+    case AIMO_ACT_NONE:
+        return x;
+    case AIMO_ACT_GELU:
+        return v_mul(x, v_normal_cdf(x));
+    case AIMO_ACT_GELU_TANH: { /* 0.5 x (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715
+                                  x^3) */
+        const vf32 cubic = v_fma(v_mul(x, x), v_set1(0.044715f), v_set1(1.0f));
+        return v_mul(x, v_sigmoid(v_mul(v_mul(x, v_set1(1.5957691f)), cubic)));
+    }
+    case AIMO_ACT_QUICK_GELU:
+        return v_mul(x, v_sigmoid(v_mul(x, v_set1(1.702f))));
+    case AIMO_ACT_RELU:
+        return v_max(v_zero(), x);
+    case AIMO_ACT_SILU:
+        return v_mul(x, v_sigmoid(x));
+    case AIMO_ACT_TANH: /* 2 sigmoid(2x) - 1 */
+        return v_fma(v_set1(2.0f), v_sigmoid(v_add(x, x)), v_set1(-1.0f));
+    }
+    return x;
+}
+
+/* How many of a vector's lanes lie below `columns`. */
+AIMO_INLINE size_t lanes_left(size_t columns, size_t vector)
+{
+    const size_t begin = vector * VF32_LANES;
+    if (columns <= begin)
+        return 0;
+    return columns - begin < VF32_LANES ? columns - begin : VF32_LANES;
+}
+
+/* In place, while the tile is in the L1 cache; in the tile itself this would be inlined for every
+ * register. */
+static void activate_rows(const tile_args *t, size_t row, size_t rows)
+{
+    for (size_t r = row; r < row + rows; r++) {
+        float *y = t->y + r * t->ldy;
+        V_FOR_EACH(i, lanes, t->columns)
+        v_store_part_or_full(y + i, activate(v_load_part_or_full(y + i, lanes), t->activation),
+                             lanes);
+    }
+}
+
+/* `rows`, `vectors` and, but for attention, the steps are constants at every call, so that the sums
+ * stay in registers and addresses are folded. */
+AIMO_INLINE void tile(const tile_args *t, size_t row, const size_t rows, const size_t vectors,
+                      const size_t x_step, const size_t panel_step)
+{
+    const float *x = t->x + row * t->ldx;
+    float *y = t->y + row * t->ldy;
+    const bool full = t->columns == vectors * VF32_LANES;
+    vf32 sums[TILE_ROWS][TILE_PANELS * PANEL_VECTORS];
+
+    AIMO_UNROLL
+    for (size_t r = 0; r < rows; r++)
+        AIMO_UNROLL
+    for (size_t v = 0; v < vectors; v++) {
+        const float *from = y + r * t->ldy + v * VF32_LANES;
+        if (!t->accumulate)
+            sums[r][v] = v_zero();
+        else
+            sums[r][v] = full ? v_load(from) : v_load_part(from, lanes_left(t->columns, v));
+    }
+
+    const float *weights[TILE_PANELS];
+    AIMO_UNROLL
+    for (size_t p = 0; p < TILE_PANELS; p++)
+        weights[p] = t->panels + p * t->panel_stride;
+    for (size_t k = 0; k < t->k; k++) {
+        vf32 w[TILE_PANELS * PANEL_VECTORS];
+        AIMO_UNROLL
+        for (size_t v = 0; v < vectors; v++)
+            w[v] = v_load(weights[v / PANEL_VECTORS] + k * panel_step +
+                          v % PANEL_VECTORS * VF32_LANES);
+        AIMO_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            const vf32 a = v_set1(x[r * t->ldx + k * x_step]);
+            AIMO_UNROLL
+            for (size_t v = 0; v < vectors; v++)
+                sums[r][v] = v_fma(a, w[v], sums[r][v]);
+        }
+    }
+
+    AIMO_UNROLL
+    for (size_t v = 0; v < vectors; v++) {
+        const size_t n = lanes_left(t->columns, v);
+        vf32 bias = v_zero();
+        if (t->bias != NULL)
+            bias =
+                full ? v_load(t->bias + v * VF32_LANES) : v_load_part(t->bias + v * VF32_LANES, n);
+        AIMO_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            float *to = y + r * t->ldy + v * VF32_LANES;
+            const vf32 sum = t->bias != NULL ? v_add(sums[r][v], bias) : sums[r][v];
+            if (full)
+                v_store(to, sum);
+            else
+                v_store_part(to, sum, n);
+        }
+    }
+    if (t->activation != AIMO_ACT_NONE)
+        activate_rows(t, row, rows);
+}
+
+/* All m rows, in tiles as high as there are rows left. */
+AIMO_INLINE void run_tiles(const tile_args *t, const size_t vectors, const size_t x_step,
+                           const size_t panel_step)
+{
+    size_t row = 0;
+    for (; row + TILE_ROWS <= t->m; row += TILE_ROWS)
+        tile(t, row, TILE_ROWS, vectors, x_step, panel_step);
+    for (; row + TILE_ROWS / 2 <= t->m; row += TILE_ROWS / 2)
+        tile(t, row, TILE_ROWS / 2, vectors, x_step, panel_step);
+    for (; row < t->m; row++)
+        tile(t, row, 1, vectors, x_step, panel_step);
+}
+
+#endif
