@@ -1,0 +1,108 @@
+/* Packing of weights and dispatch of matrix products. */
+#include "gemm/gemm.h"
+
+#include "gemm/gemm_kernels.h"
+#include "half/half_scalar.h"
+
+#include <assert.h>
+
+static const aimo_gemm_kernels rows[] = {
+#define AIMO_GEMM_KERNEL(isa, required)                                                            \
+    {#isa, required, {aimo_gemm_f32_##isa, aimo_gemm_f16_##isa, aimo_gemm_bf16_##isa}},
+#include "gemm/gemm_kernels.def"
+#undef AIMO_GEMM_KERNEL
+};
+enum { ROW_COUNT = sizeof rows / sizeof rows[0] };
+
+const aimo_gemm_kernels *aimo_gemm_row(size_t index)
+{
+    return index < ROW_COUNT ? &rows[index] : NULL;
+}
+
+const aimo_gemm_kernels *aimo_gemm_select(unsigned features)
+{
+    const aimo_gemm_kernels *best = &rows[0];
+    for (size_t i = 1; i < ROW_COUNT; i++)
+        if ((rows[i].required & ~features) == 0)
+            best = &rows[i];
+    return best;
+}
+
+/* Rows of a panel: k, rounded up to what one 4-byte group holds. */
+static size_t padded_k(aimo_dtype dtype, size_t k) { return dtype == AIMO_BF16 ? k + k % 2 : k; }
+
+aimo_status aimo_panels_size(aimo_dtype dtype, size_t n, size_t k, size_t *bytes, aimo_error *err)
+{
+    if (n == 0 || k == 0 || n > SIZE_MAX - AIMO_PANEL_COLUMNS || k == SIZE_MAX)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "matrix: expected a positive size, got %zu x %zu",
+                         n, k);
+    const size_t columns = (n + AIMO_PANEL_COLUMNS - 1) / AIMO_PANEL_COLUMNS * AIMO_PANEL_COLUMNS;
+    AIMO_TRY(aimo_size_mul(columns, padded_k(dtype, k), bytes, "matrix", err));
+    return aimo_size_mul(*bytes, aimo_dtype_size(dtype), bytes, "matrix", err);
+}
+
+/* The index, in elements, of matrix element (j, i). */
+static size_t panel_index(aimo_dtype dtype, size_t k, size_t j, size_t i)
+{
+    const size_t panel = j / AIMO_PANEL_COLUMNS * padded_k(dtype, k) * AIMO_PANEL_COLUMNS;
+    const size_t column = j % AIMO_PANEL_COLUMNS;
+    if (dtype == AIMO_BF16)
+        return panel + i / 2 * 2 * AIMO_PANEL_COLUMNS + column * 2 + i % 2;
+    return panel + i * AIMO_PANEL_COLUMNS + column;
+}
+
+void aimo_panels_pack(aimo_dtype dtype, size_t n, size_t k, void *panels, const float *src,
+                      size_t first, size_t row_count)
+{
+    assert(first + row_count <= n);
+    (void)n;
+    for (size_t j = 0; j < row_count; j++) {
+        for (size_t i = 0; i < k; i++) {
+            const size_t at = panel_index(dtype, k, first + j, i);
+            const float x = src[j * k + i];
+            if (dtype == AIMO_F32)
+                ((float *)panels)[at] = x;
+            else
+                ((uint16_t *)panels)[at] =
+                    dtype == AIMO_F16 ? aimo_f32_to_f16_one(x) : aimo_f32_to_bf16_one(x);
+        }
+    }
+}
+
+void aimo_panels_unpack(aimo_dtype dtype, size_t n, size_t k, const void *panels, float *dst,
+                        size_t first, size_t row_count)
+{
+    assert(first + row_count <= n);
+    (void)n;
+    for (size_t j = 0; j < row_count; j++) {
+        for (size_t i = 0; i < k; i++) {
+            const size_t at = panel_index(dtype, k, first + j, i);
+            if (dtype == AIMO_F32)
+                dst[j * k + i] = ((const float *)panels)[at];
+            else if (dtype == AIMO_F16)
+                dst[j * k + i] = aimo_f16_to_f32_one(((const uint16_t *)panels)[at]);
+            else
+                dst[j * k + i] = aimo_bf16_to_f32_one(((const uint16_t *)panels)[at]);
+        }
+    }
+}
+
+aimo_matrix aimo_matrix_of(aimo_dtype dtype, size_t n, size_t k, const void *panels,
+                           unsigned features)
+{
+    return (aimo_matrix){dtype, n, k, panels, aimo_gemm_select(features)};
+}
+
+size_t aimo_matrix_panel_count(const aimo_matrix *w)
+{
+    return (w->n + AIMO_PANEL_COLUMNS - 1) / AIMO_PANEL_COLUMNS;
+}
+
+void aimo_gemm(const aimo_matrix *w, const float *x, size_t ldx, size_t m, const float *bias,
+               aimo_activation activation, float *y, size_t ldy, size_t panel_begin,
+               size_t panel_end)
+{
+    assert(ldx >= w->k && ldy >= w->n && panel_end <= aimo_matrix_panel_count(w));
+    const aimo_gemm_args args = {w, x, ldx, m, bias, activation, y, ldy, panel_begin, panel_end};
+    w->kernels->gemm[w->dtype](&args);
+}

@@ -1,0 +1,87 @@
+/* Blocking of the matrix product, written once for the rows that multiply in f32.
+ *
+ * For each group of panels and each part of k: widen the weights into a buffer that stays in the L1
+ * cache, then run the register tile down all rows of x. Widening costs one pass over the weights
+ * per KC x 16 block and is shared by all m rows. Include after a simd_<isa>.h. */
+#ifndef AIMO_GEMM_BODY_H
+#define AIMO_GEMM_BODY_H
+
+#include "simd/simd_tile.h"
+
+/* KC * 16 floats per panel: 16 KiB, half of the smallest L1. MC rows of x take part before the
+ * weights are read again, so that x stays in L2. */
+enum { KC = 256, MC = 384 };
+
+/* dst [k][16] = part [k_begin, k_begin + k) of one panel; k_begin is even. */
+static void widen_panel(aimo_dtype dtype, const uint16_t *panel, size_t k_begin, size_t k,
+                        float *dst)
+{
+    const uint16_t *src = panel + k_begin * PANEL_COLUMNS;
+    if (dtype == AIMO_F16) {
+        for (size_t i = 0; i < k * PANEL_COLUMNS; i += VF32_LANES)
+            v_store(dst + i, v_load_f16(src + i));
+        return;
+    }
+    /* bf16 comes in pairs along k; an odd k leaves a zero row behind the last. */
+    for (size_t i = 0; i < k; i += 2)
+        for (size_t v = 0; v < PANEL_VECTORS; v++) {
+            const uint16_t *pairs = src + i * PANEL_COLUMNS + v * VF32_LANES * 2;
+            float *to = dst + i * PANEL_COLUMNS + v * VF32_LANES;
+            v_store(to, v_load_bf16_even(pairs));
+            v_store(to + PANEL_COLUMNS, v_load_bf16_odd(pairs));
+        }
+}
+
+/* One group of panels, TILE_PANELS or 1, against rows [row, row + m) of x. */
+static void multiply_group(const aimo_gemm_args *g, aimo_dtype dtype, size_t first_panel,
+                           size_t panels, size_t row, size_t m)
+{
+    _Alignas(64) float widened[TILE_PANELS][KC * PANEL_COLUMNS];
+    const size_t k = g->w->k, padded_k = dtype == AIMO_BF16 ? k + k % 2 : k;
+    const size_t column = first_panel * PANEL_COLUMNS, all = panels * PANEL_COLUMNS;
+    const size_t panel_size = padded_k * PANEL_COLUMNS;
+    tile_args t = {
+        .ldx = g->ldx,
+        .m = m,
+        .columns = g->w->n - column < all ? g->w->n - column : all,
+        .y = g->y + row * g->ldy + column,
+        .ldy = g->ldy,
+    };
+    for (size_t k_begin = 0; k_begin < k; k_begin += KC) {
+        const bool last = k - k_begin <= KC;
+        t.k = last ? k - k_begin : KC;
+        t.x = g->x + row * g->ldx + k_begin;
+        t.accumulate = k_begin != 0;
+        t.bias = last && g->bias != NULL ? g->bias + column : NULL;
+        t.activation = last ? g->activation : AIMO_ACT_NONE;
+        if (dtype == AIMO_F32) {
+            t.panels =
+                (const float *)g->w->panels + first_panel * panel_size + k_begin * PANEL_COLUMNS;
+            t.panel_stride = panel_size;
+        } else {
+            const uint16_t *packed = (const uint16_t *)g->w->panels + first_panel * panel_size;
+            for (size_t p = 0; p < panels; p++)
+                widen_panel(dtype, packed + p * panel_size, k_begin, t.k, widened[p]);
+            t.panels = widened[0];
+            t.panel_stride = KC * PANEL_COLUMNS;
+        }
+        if (panels == TILE_PANELS)
+            run_tiles(&t, TILE_PANELS * PANEL_VECTORS, 1, PANEL_COLUMNS);
+        else
+            run_tiles(&t, PANEL_VECTORS, 1, PANEL_COLUMNS);
+    }
+}
+
+static void gemm(const aimo_gemm_args *g, aimo_dtype dtype)
+{
+    for (size_t row = 0; row < g->m; row += MC) {
+        const size_t m = g->m - row < MC ? g->m - row : MC;
+        size_t panel = g->panel_begin;
+        for (; panel + TILE_PANELS <= g->panel_end; panel += TILE_PANELS)
+            multiply_group(g, dtype, panel, TILE_PANELS, row, m);
+        for (; panel < g->panel_end; panel++)
+            multiply_group(g, dtype, panel, 1, row, m);
+    }
+}
+
+#endif
