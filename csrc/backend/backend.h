@@ -1,0 +1,119 @@
+/* The operations of an encoder, and nothing more: the seam between the forward pass, which is
+ * written once, and the machines that can run it.
+ *
+ * Pointers called "device" belong to the backend: host memory for "cpu". Tokens of all sequences
+ * lie one after another without padding; `offsets` [batch + 1] says where each begins. A slot is
+ * the size of a fused step, so that intermediate rows never leave the cache. Every slot is filled.
+ * Calls on one backend may come from several threads; each forward pass leases its own workspace.
+ */
+#ifndef AIMO_BACKEND_BACKEND_H
+#define AIMO_BACKEND_BACKEND_H
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "gemm/gemm.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct aimo_backend aimo_backend;
+/* A packed weight matrix in the form that the backend multiplies with. */
+typedef struct aimo_backend_matrix aimo_backend_matrix;
+
+typedef enum {
+    AIMO_POOL_MEAN,
+    AIMO_POOL_CLS,
+    AIMO_POOL_MAX,
+    AIMO_POOL_MEAN_SQRT_LEN, /* sum / sqrt(length) */
+    AIMO_POOL_WEIGHTED_MEAN, /* weights 1, 2, ..., length */
+    AIMO_POOL_LAST_TOKEN,
+} aimo_pooling;
+enum { AIMO_POOLING_COUNT = AIMO_POOL_LAST_TOKEN + 1 };
+
+/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis */
+typedef struct {
+    const float *weight, *bias; /* device, [hidden] */
+    float epsilon;
+} aimo_layer_norm;
+
+/* out[t] = layer_norm(word[ids[t]] + position[t - its sequence's begin + first_position] + type) */
+typedef struct {
+    aimo_dtype dtype;      /* of the tables */
+    const void *word;      /* device, [vocabulary, hidden] */
+    const void *position;  /* device, [positions, hidden] */
+    const void *type;      /* device, [hidden]: the first token type, or NULL */
+    const int32_t *ids;    /* host, [tokens], checked by the caller */
+    const size_t *offsets; /* host, [batch + 1] */
+    size_t batch, hidden, first_position;
+    aimo_layer_norm norm;
+    float *out; /* device, [tokens, hidden] */
+} aimo_embed_args;
+
+/* y = activation(x @ w^T + bias), and then, with a norm, y = layer_norm(y + residual) */
+typedef struct {
+    const aimo_backend_matrix *w; /* [n, k] */
+    const float *bias;            /* device, [n] or NULL */
+    const float *x;               /* device, [m, k], not overlapping y */
+    size_t m;
+    aimo_activation activation;
+    const aimo_layer_norm *norm; /* NULL: neither residual nor norm */
+    const float *residual;       /* device, [m, n]; y may be the same memory */
+    float *scratch;              /* device, [m, n], needed with a norm */
+    float *y;                    /* device, [m, n] */
+} aimo_linear_args;
+
+/* Scaled dot-product self-attention inside each sequence; blocked by the sequence's length alone.
+ */
+typedef struct {
+    const float *qkv;      /* device, [tokens, 3 * hidden]: queries, keys, values, each by head */
+    const size_t *offsets; /* host, [batch + 1] */
+    size_t batch, heads, head_dim;
+    float *out; /* device, [tokens, heads * head_dim] */
+} aimo_attention_args;
+
+/* One vector per sequence; an L2 norm below 1e-12 divides by 1e-12 instead. */
+typedef struct {
+    const float *x;        /* device, [tokens, hidden] */
+    const size_t *offsets; /* host, [batch + 1] */
+    size_t batch, hidden;
+    aimo_pooling pooling;
+    bool normalize;
+    float *out; /* host, [batch, hidden] */
+} aimo_pool_args;
+
+typedef struct {
+    const char *name; /* "cpu", "cuda" */
+    /* Tokens that one forward pass should take at a time. */
+    size_t (*chunk_tokens)(const aimo_backend *, size_t total_tokens);
+    /* Runs body(context, i) for i in [0, count), at once where the backend can. */
+    void (*for_each_chunk)(aimo_backend *, size_t count, void (*body)(void *, size_t), void *);
+
+    /* *out = a device copy of `bytes` host bytes, or the host memory itself, which must then
+     * outlive it. */
+    aimo_status (*constant_new)(aimo_backend *, const void *host, size_t bytes, const void **out,
+                                aimo_error *);
+    void (*constant_free)(aimo_backend *, const void *device);
+    /* Panels as packed by gemm.h; they must outlive the matrix. */
+    aimo_status (*matrix_new)(aimo_backend *, aimo_dtype, size_t n, size_t k, const void *panels,
+                              aimo_backend_matrix **out, aimo_error *);
+    void (*matrix_free)(aimo_backend *, aimo_backend_matrix *);
+    aimo_status (*workspace_lease)(aimo_backend *, size_t bytes, void **out, aimo_error *);
+    void (*workspace_return)(aimo_backend *, void *workspace);
+
+    aimo_status (*embed)(aimo_backend *, const aimo_embed_args *, aimo_error *);
+    aimo_status (*linear)(aimo_backend *, const aimo_linear_args *, aimo_error *);
+    aimo_status (*attention)(aimo_backend *, const aimo_attention_args *, aimo_error *);
+    aimo_status (*pool)(aimo_backend *, const aimo_pool_args *, aimo_error *);
+    void (*free)(aimo_backend *);
+} aimo_backend_ops;
+
+struct aimo_backend {
+    const aimo_backend_ops *ops;
+};
+
+/* The processor, with the strongest row of kernels that `features` (aimo_cpu_features) allows. */
+AIMO_MUST_CHECK aimo_status aimo_backend_cpu_new(unsigned features, aimo_backend **out,
+                                                 aimo_error *err);
+
+#endif

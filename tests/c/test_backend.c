@@ -1,0 +1,201 @@
+/* backend: the operations beside the matrix product, each row against its definition in double. */
+#include "test.h"
+
+#include "backend/backend.h"
+#include "backend/cpu/cpu_kernels.h"
+#include "half/half_scalar.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool row_runs(const aimo_cpu_kernels *row)
+{
+    if ((row->required & ~aimo_cpu_available()) == 0)
+        return true;
+    test_skip(row->isa);
+    return false;
+}
+
+static void fill(float *x, size_t n, uint64_t *random)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = test_random_normal(random);
+}
+
+/* rounding: sums of n terms in f32, and a division. */
+static bool close_to(float got, double expected, size_t n)
+{
+    return fabs((double)got - expected) <= (double)(n + 16) * 0x1p-23 * (1.0 + fabs(expected));
+}
+
+static double layer_norm_exactly(const double *x, size_t n, size_t i, const aimo_layer_norm *norm)
+{
+    double mean = 0.0, variance = 0.0;
+    for (size_t j = 0; j < n; j++)
+        mean += x[j] / (double)n;
+    for (size_t j = 0; j < n; j++)
+        variance += (x[j] - mean) * (x[j] - mean) / (double)n;
+    return (x[i] - mean) / sqrt(variance + (double)norm->epsilon) * (double)norm->weight[i] +
+           (double)norm->bias[i];
+}
+
+TEST(backend_residual_layer_norm_matches_its_definition)
+{
+    enum { MOST = 130, ROWS = 3 };
+    uint64_t random = 3;
+    for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
+        const aimo_cpu_kernels *row = aimo_cpu_kernels_row(r);
+        if (!row_runs(row))
+            continue;
+        for (size_t n = 1; n <= MOST; n += n < 40 ? 1 : 9) {
+            float x[ROWS * MOST], residual[ROWS * MOST + 1], weight[MOST], bias[MOST];
+            double sums[ROWS * MOST];
+            fill(x, ROWS * n, &random);
+            fill(residual, ROWS * n, &random);
+            fill(weight, n, &random);
+            fill(bias, n, &random);
+            residual[ROWS * n] = 12345.0f; /* canary */
+            for (size_t i = 0; i < ROWS * n; i++)
+                sums[i] = (double)x[i] + (double)residual[i];
+            const aimo_layer_norm norm = {weight, bias, 1e-5f};
+            row->residual_layer_norm(x, residual, &norm, residual, ROWS, n); /* in place */
+            CHECK(residual[ROWS * n] == 12345.0f);
+            for (size_t i = 0; i < ROWS * n; i++) {
+                const double expected = layer_norm_exactly(sums + i / n * n, n, i % n, &norm);
+                CHECK_MSG(fabs((double)residual[i] - expected) <= 2e-5 * (1.0 + fabs(expected)),
+                          "%s n %zu element %zu: %g, not %g", row->isa, n, i, (double)residual[i],
+                          expected);
+            }
+        }
+    }
+}
+
+static double attention_exactly(const aimo_attention_args *a, size_t begin, size_t length,
+                                size_t query, size_t column)
+{
+    const size_t hidden = a->heads * a->head_dim, head = column / a->head_dim * a->head_dim;
+    const float *q = a->qkv + (begin + query) * 3 * hidden + head;
+    double sum = 0.0, total = 0.0;
+    for (size_t key = 0; key < length; key++) {
+        const float *row = a->qkv + (begin + key) * 3 * hidden;
+        double score = 0.0;
+        for (size_t d = 0; d < a->head_dim; d++)
+            score += (double)q[d] * (double)row[hidden + head + d];
+        const double e = exp(score / sqrt((double)a->head_dim));
+        total += e;
+        sum += e * (double)row[2 * hidden + column];
+    }
+    return sum / total;
+}
+
+TEST(backend_attention_matches_its_definition)
+{
+    static const struct {
+        size_t heads, head_dim, lengths[2];
+    } cases[] = {{1, 1, {1, 2}},    {3, 4, {5, 16}},     {2, 32, {17, 130}}, {1, 36, {15, 33}},
+                 {1, 150, {2, 20}}, {2, 64, {128, 129}}, {5, 16, {257, 1}}};
+    uint64_t random = 5;
+    for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
+        const aimo_cpu_kernels *row = aimo_cpu_kernels_row(r);
+        if (!row_runs(row))
+            continue;
+        for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+            const size_t hidden = cases[c].heads * cases[c].head_dim;
+            const size_t offsets[] = {0, cases[c].lengths[0],
+                                      cases[c].lengths[0] + cases[c].lengths[1]};
+            const size_t tokens = offsets[2], padding = 64;
+            float *qkv = malloc((tokens * 3 * hidden + padding) * sizeof *qkv);
+            float *out = malloc((tokens * hidden + 1) * sizeof *out);
+            fill(qkv, tokens * 3 * hidden + padding, &random);
+            out[tokens * hidden] = 12345.0f;
+            const aimo_attention_args args = {qkv, offsets, 2, cases[c].heads, cases[c].head_dim,
+                                              out};
+            for (size_t i = 0; i < 2 * args.heads; i++)
+                row->attention(&args, i / args.heads, i % args.heads);
+            bool right = out[tokens * hidden] == 12345.0f;
+            for (size_t t = 0; t < tokens; t++) {
+                const size_t s = t >= offsets[1];
+                for (size_t i = 0; i < hidden; i++) {
+                    const double expected = attention_exactly(
+                        &args, offsets[s], offsets[s + 1] - offsets[s], t - offsets[s], i);
+                    right &= fabs((double)out[t * hidden + i] - expected) <= 2e-5;
+                }
+            }
+            free(qkv);
+            free(out);
+            CHECK_MSG(right, "%s case %zu", row->isa, c);
+        }
+    }
+}
+
+static double pool_exactly(const float *x, size_t length, size_t n, size_t i, aimo_pooling pooling)
+{
+    double sum = 0.0, weights = 0.0, most = -INFINITY;
+    for (size_t t = 0; t < length; t++) {
+        const double weight = pooling == AIMO_POOL_WEIGHTED_MEAN ? (double)(t + 1) : 1.0;
+        sum += weight * (double)x[t * n + i];
+        weights += weight;
+        most = fmax(most, (double)x[t * n + i]);
+    }
+    switch (pooling) {
+    case AIMO_POOL_CLS:
+        return (double)x[i];
+    case AIMO_POOL_LAST_TOKEN:
+        return (double)x[(length - 1) * n + i];
+    case AIMO_POOL_MAX:
+        return most;
+    case AIMO_POOL_MEAN_SQRT_LEN:
+        return sum / sqrt((double)length);
+    default:
+        return sum / weights;
+    }
+}
+
+TEST(backend_pooling_matches_its_definition)
+{
+    enum { N = 37, TOKENS = 23 };
+    uint64_t random = 9;
+    const size_t offsets[] = {0, 1, 9, TOKENS};
+    float x[TOKENS * N], out[3 * N];
+    fill(x, TOKENS * N, &random);
+    for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
+        const aimo_cpu_kernels *row = aimo_cpu_kernels_row(r);
+        if (!row_runs(row))
+            continue;
+        for (int pooling = 0; pooling < AIMO_POOLING_COUNT; pooling++) {
+            for (int normalize = 0; normalize < 2; normalize++) {
+                const aimo_pool_args args = {
+                    x, offsets, 3, N, (aimo_pooling)pooling, normalize != 0, out};
+                for (size_t s = 0; s < 3; s++) {
+                    row->pool(&args, s);
+                    double expected[N], squares = 0.0;
+                    for (size_t i = 0; i < N; i++) {
+                        expected[i] = pool_exactly(x + offsets[s] * N, offsets[s + 1] - offsets[s],
+                                                   N, i, args.pooling);
+                        squares += expected[i] * expected[i];
+                    }
+                    for (size_t i = 0; i < N; i++)
+                        CHECK_MSG(close_to(out[s * N + i],
+                                           expected[i] / (normalize ? sqrt(squares) : 1.0), N),
+                                  "%s pooling %d sequence %zu element %zu", row->isa, pooling, s,
+                                  i);
+                }
+            }
+        }
+    }
+}
+
+TEST(backend_pooling_of_zeros_stays_zero)
+{
+    const float x[20] = {0.0f};
+    float out[20];
+    const size_t offsets[] = {0, 1};
+    const aimo_pool_args args = {x, offsets, 1, 20, AIMO_POOL_MEAN, true, out};
+    for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
+        if (!row_runs(aimo_cpu_kernels_row(r)))
+            continue;
+        aimo_cpu_kernels_row(r)->pool(&args, 0);
+        for (size_t i = 0; i < 20; i++)
+            CHECK(out[i] == 0.0f);
+    }
+}
