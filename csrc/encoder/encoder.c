@@ -1,0 +1,339 @@
+/* The forward pass, written once over the backend.
+ *
+ * A batch is cut into chunks of whole sequences; each chunk leases one workspace and runs from
+ * token ids to pooled vectors without touching the others. Inside a chunk all tokens lie one after
+ * another: only attention and pooling look at where sequences begin. */
+#include "encoder/encoder.h"
+
+#include "base/cpu.h"
+#include "base/memory.h"
+#include "encoder/weights.h"
+
+#include <stdatomic.h>
+
+/* Rows of f32 that one chunk works on; named by what they hold, sized for its tokens. */
+typedef struct {
+    float *x;            /* [tokens, hidden] the residual stream */
+    float *qkv;          /* [tokens, 3 * hidden]; later the output of a linear before its norm */
+    float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
+    size_t *offsets;     /* [sequences + 1], from the chunk's first token */
+} workspace;
+
+typedef struct {
+    size_t first, batch; /* sequences [first, first + batch) */
+} chunk;
+
+typedef struct {
+    const aimo_encoder *encoder;
+    const int32_t *token_ids;
+    const int64_t *offsets;
+    bool normalize;
+    float *out;
+    const chunk *chunks;
+    size_t workspace_bytes;
+    /* The first failure; written by whoever sets `failed` first. */
+    atomic_bool failed;
+    aimo_status status;
+    aimo_error *err;
+} encode_call;
+
+static size_t widest(const aimo_encoder_config *c)
+{
+    return c->intermediate > c->hidden ? c->intermediate : c->hidden;
+}
+
+static size_t align_up(size_t bytes)
+{
+    return (bytes + AIMO_CACHE_LINE - 1) / AIMO_CACHE_LINE * AIMO_CACHE_LINE;
+}
+
+/* A cache line is left behind the last row, because tiles may read to the end of their vectors. */
+static size_t workspace_size(const aimo_encoder_config *c, size_t tokens, size_t sequences)
+{
+    return 4 * align_up(tokens * c->hidden * sizeof(float)) +
+           align_up(tokens * widest(c) * sizeof(float)) +
+           align_up((sequences + 1) * sizeof(size_t)) + AIMO_CACHE_LINE;
+}
+
+static workspace workspace_at(void *memory, const aimo_encoder_config *c, size_t tokens)
+{
+    const size_t x = align_up(tokens * c->hidden * sizeof(float));
+    char *qkv = (char *)memory + x, *intermediate = qkv + 3 * x;
+    char *offsets = intermediate + align_up(tokens * widest(c) * sizeof(float));
+    return (workspace){memory, (float *)qkv, (float *)intermediate, (size_t *)offsets};
+}
+
+static aimo_layer_norm norm_of(const aimo_encoder *e, const aimo_weight *weight,
+                               const aimo_weight *bias)
+{
+    return (aimo_layer_norm){weight->device, bias->device, e->config.layer_norm_epsilon};
+}
+
+static aimo_status run_embedding(const aimo_encoder *e, const int32_t *ids, size_t batch,
+                                 const workspace *w, aimo_error *err)
+{
+    const aimo_embedding_weights *t = &e->embeddings;
+    const aimo_embed_args args = {
+        .dtype = e->config.dtype,
+        .word = t->word.device,
+        .position = t->position.device,
+        .type = t->type.device,
+        .ids = ids,
+        .offsets = w->offsets,
+        .batch = batch,
+        .hidden = e->config.hidden,
+        .first_position = e->config.first_position,
+        .norm = norm_of(e, &t->norm, &t->norm_bias),
+        .out = w->x,
+    };
+    return e->backend->ops->embed(e->backend, &args, err);
+}
+
+/* x = layer_norm(x + attention(x)) */
+static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights *l, size_t batch,
+                                 const workspace *w, aimo_error *err)
+{
+    aimo_backend *b = e->backend;
+    const size_t tokens = w->offsets[batch], heads = e->config.heads;
+    const aimo_layer_norm norm = norm_of(e, &l->attention_norm, &l->attention_norm_bias);
+    const aimo_linear_args qkv = {
+        .w = l->qkv.matrix, .bias = l->qkv_bias.device, .x = w->x, .m = tokens, .y = w->qkv};
+    const aimo_attention_args attention = {
+        .qkv = w->qkv,
+        .offsets = w->offsets,
+        .batch = batch,
+        .heads = heads,
+        .head_dim = e->config.hidden / heads,
+        .out = w->intermediate,
+    };
+    const aimo_linear_args output = {
+        .w = l->attention.matrix,
+        .bias = l->attention_bias.device,
+        .x = w->intermediate,
+        .m = tokens,
+        .norm = &norm,
+        .residual = w->x,
+        .scratch = w->qkv,
+        .y = w->x,
+    };
+    AIMO_TRY(b->ops->linear(b, &qkv, err));
+    AIMO_TRY(b->ops->attention(b, &attention, err));
+    return b->ops->linear(b, &output, err);
+}
+
+/* x = layer_norm(x + down(activation(up(x)))) */
+static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weights *l,
+                                    size_t batch, const workspace *w, aimo_error *err)
+{
+    aimo_backend *b = e->backend;
+    const size_t tokens = w->offsets[batch];
+    const aimo_layer_norm norm = norm_of(e, &l->output_norm, &l->output_norm_bias);
+    const aimo_linear_args up = {
+        .w = l->up.matrix,
+        .bias = l->up_bias.device,
+        .x = w->x,
+        .m = tokens,
+        .activation = e->config.activation,
+        .y = w->intermediate,
+    };
+    const aimo_linear_args down = {
+        .w = l->down.matrix,
+        .bias = l->down_bias.device,
+        .x = w->intermediate,
+        .m = tokens,
+        .norm = &norm,
+        .residual = w->x,
+        .scratch = w->qkv,
+        .y = w->x,
+    };
+    AIMO_TRY(b->ops->linear(b, &up, err));
+    return b->ops->linear(b, &down, err);
+}
+
+static aimo_status run_chunk(const encode_call *call, const chunk *c, const workspace *w,
+                             aimo_error *err)
+{
+    const aimo_encoder *e = call->encoder;
+    const int64_t begin = call->offsets[c->first];
+    for (size_t i = 0; i <= c->batch; i++)
+        w->offsets[i] = (size_t)(call->offsets[c->first + i] - begin);
+    AIMO_TRY(run_embedding(e, call->token_ids + begin, c->batch, w, err));
+    for (size_t layer = 0; layer < e->config.layers; layer++) {
+        AIMO_TRY(run_attention(e, &e->layers[layer], c->batch, w, err));
+        AIMO_TRY(run_feed_forward(e, &e->layers[layer], c->batch, w, err));
+    }
+    const aimo_pool_args pool = {
+        .x = w->x,
+        .offsets = w->offsets,
+        .batch = c->batch,
+        .hidden = e->config.hidden,
+        .pooling = e->config.pooling,
+        .normalize = call->normalize,
+        .out = call->out + c->first * e->config.hidden,
+    };
+    return e->backend->ops->pool(e->backend, &pool, err);
+}
+
+static void chunk_index(void *context, size_t index)
+{
+    encode_call *call = context;
+    aimo_backend *b = call->encoder->backend;
+    const chunk *c = &call->chunks[index];
+    if (atomic_load(&call->failed))
+        return;
+    void *memory;
+    aimo_error err;
+    aimo_status status = b->ops->workspace_lease(b, call->workspace_bytes, &memory, &err);
+    if (status == AIMO_OK) {
+        const size_t tokens =
+            (size_t)(call->offsets[c->first + c->batch] - call->offsets[c->first]);
+        const workspace w = workspace_at(memory, &call->encoder->config, tokens);
+        status = run_chunk(call, c, &w, &err);
+        b->ops->workspace_return(b, memory);
+    }
+    if (status != AIMO_OK && !atomic_exchange(&call->failed, true)) {
+        call->status = status;
+        if (call->err != NULL)
+            *call->err = err;
+    }
+}
+
+static aimo_status check_batch(const aimo_encoder *e, const int32_t *token_ids,
+                               const int64_t *offsets, size_t batch, aimo_error *err)
+{
+    const int64_t longest = (int64_t)aimo_encoder_max_length(e);
+    if (!e->sealed)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "the encoder is not sealed");
+    if (offsets[0] != 0)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "offsets: expected to begin with 0, got %lld",
+                         (long long)offsets[0]);
+    for (size_t i = 0; i < batch; i++) {
+        const int64_t length = offsets[i + 1] - offsets[i];
+        if (length < 1 || length > longest)
+            return aimo_fail(err, AIMO_ERR_ARGUMENT,
+                             "offsets: sequence %zu has %lld tokens, expected 1 to %lld", i,
+                             (long long)length, (long long)longest);
+    }
+    for (int64_t t = 0; t < offsets[batch]; t++)
+        if (token_ids[t] < 0 || (size_t)token_ids[t] >= e->config.vocabulary)
+            return aimo_fail(err, AIMO_ERR_ARGUMENT,
+                             "token_ids: %d at index %lld, expected 0 to %zu", (int)token_ids[t],
+                             (long long)t, e->config.vocabulary - 1);
+    return AIMO_OK;
+}
+
+/* Cuts the batch into chunks of about `target` tokens; returns how many. *bytes = the workspace
+ * that serves each of them, and any batch of ordinary chunks, so that it is never replaced. */
+static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, size_t target,
+                  chunk *chunks, size_t *bytes)
+{
+    size_t count = 0, most_tokens = target, most_sequences = target;
+    for (size_t first = 0; first < batch;) {
+        size_t end = first + 1;
+        while (end < batch && (size_t)(offsets[end + 1] - offsets[first]) <= target)
+            end++;
+        const size_t tokens = (size_t)(offsets[end] - offsets[first]);
+        most_tokens = tokens > most_tokens ? tokens : most_tokens;
+        most_sequences = end - first > most_sequences ? end - first : most_sequences;
+        chunks[count++] = (chunk){first, end - first};
+        first = end;
+    }
+    *bytes = workspace_size(&e->config, most_tokens, most_sequences);
+    return count;
+}
+
+aimo_status aimo_encoder_encode(const aimo_encoder *encoder, const int32_t *token_ids,
+                                const int64_t *offsets, size_t batch, bool normalize, float *out,
+                                aimo_error *err)
+{
+    AIMO_TRY(check_batch(encoder, token_ids, offsets, batch, err));
+    aimo_backend *b = encoder->backend;
+    chunk *chunks;
+    AIMO_TRY(aimo_memory_new((void **)&chunks, batch, sizeof *chunks, "chunks", err));
+    encode_call call = {
+        .encoder = encoder,
+        .token_ids = token_ids,
+        .offsets = offsets,
+        .normalize = normalize,
+        .out = out,
+        .chunks = chunks,
+        .err = err,
+    };
+    const size_t target = b->ops->chunk_tokens(b, (size_t)offsets[batch]);
+    const size_t count = cut(encoder, offsets, batch, target, chunks, &call.workspace_bytes);
+    b->ops->for_each_chunk(b, count, chunk_index, &call);
+    aimo_memory_free(chunks);
+    return call.status;
+}
+
+static aimo_status check_config(const aimo_encoder_config *c, aimo_error *err)
+{
+    const struct {
+        const char *name;
+        size_t value;
+    } positive[] = {{"layers", c->layers},         {"hidden", c->hidden},
+                    {"heads", c->heads},           {"intermediate", c->intermediate},
+                    {"vocabulary", c->vocabulary}, {"positions", c->positions}};
+    for (size_t i = 0; i < sizeof positive / sizeof positive[0]; i++)
+        if (positive[i].value == 0 || positive[i].value > INT32_MAX)
+            return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: expected 1 to %d, got %zu",
+                             positive[i].name, INT32_MAX, positive[i].value);
+    if (c->hidden % c->heads != 0)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "heads: %zu does not divide the hidden size %zu",
+                         c->heads, c->hidden);
+    if (c->first_position >= c->positions)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "first_position: %zu leaves none of %zu positions",
+                         c->first_position, c->positions);
+    if (!(c->layer_norm_epsilon > 0.0f && c->layer_norm_epsilon < 1.0f))
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "layer_norm_epsilon: expected 0 to 1, got %g",
+                         (double)c->layer_norm_epsilon);
+    return AIMO_OK;
+}
+
+aimo_status aimo_encoder_new(const aimo_encoder_config *config, aimo_encoder **out, aimo_error *err)
+{
+    AIMO_TRY(check_config(config, err));
+    aimo_encoder *encoder;
+    AIMO_TRY(aimo_memory_new_zero((void **)&encoder, 1, sizeof *encoder, "encoder", err));
+    encoder->config = *config;
+    const aimo_status status = aimo_weights_new(encoder, err);
+    if (status != AIMO_OK) {
+        aimo_encoder_free(encoder);
+        return status;
+    }
+    *out = encoder;
+    return AIMO_OK;
+}
+
+aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error *err)
+{
+    if (encoder->backend != NULL)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "the encoder is sealed already");
+    AIMO_TRY(aimo_weights_check_complete(encoder, err));
+    AIMO_TRY(aimo_backend_cpu_new(aimo_cpu_enabled(), &encoder->backend, err));
+    AIMO_TRY(aimo_weights_upload(encoder, err));
+    encoder->sealed = true;
+    return AIMO_OK;
+}
+
+void aimo_encoder_free(aimo_encoder *encoder)
+{
+    if (encoder == NULL)
+        return;
+    aimo_weights_free(encoder);
+    if (encoder->backend != NULL)
+        encoder->backend->ops->free(encoder->backend);
+    aimo_memory_free(encoder);
+}
+
+const aimo_encoder_config *aimo_encoder_config_of(const aimo_encoder *encoder)
+{
+    return &encoder->config;
+}
+
+size_t aimo_encoder_max_length(const aimo_encoder *encoder)
+{
+    return encoder->config.positions - encoder->config.first_position;
+}
+
+size_t aimo_encoder_weight_bytes(const aimo_encoder *encoder) { return encoder->weight_bytes; }

@@ -1,0 +1,81 @@
+/* A transformer encoder: packed weights and the forward pass.
+ *
+ * Life: aimo_encoder_new, aimo_encoder_set_tensor for every tensor, aimo_encoder_seal, then
+ * aimo_encoder_encode from any number of threads. A sealed encoder is immutable. */
+#ifndef AIMO_ENCODER_ENCODER_H
+#define AIMO_ENCODER_ENCODER_H
+
+#include "backend/backend.h"
+#include "base/dtype.h"
+#include "base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct aimo_encoder aimo_encoder;
+
+/* What distinguishes one model from another. So far: learned absolute positions, norm after the
+ * residual sum, one feed-forward path; BERT and its relatives. */
+typedef struct {
+    aimo_dtype dtype; /* of matrices and tables; biases and norms are f32 */
+    size_t layers, hidden, heads, intermediate;
+    size_t vocabulary, positions;
+    size_t token_types;    /* rows of the token type table; 0: the model has none */
+    size_t first_position; /* the position of a sequence's first token (RoBERTa: 2) */
+    float layer_norm_epsilon;
+    aimo_activation activation;
+    aimo_pooling pooling;
+} aimo_encoder_config;
+
+/* AIMO_ERR_ARGUMENT names the first field that makes no sense. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_new(const aimo_encoder_config *config, aimo_encoder **out,
+                                             aimo_error *err);
+/* NULL is ignored. No thread may be encoding. */
+void aimo_encoder_free(aimo_encoder *encoder);
+
+/* The tensors of an encoder, by index: their names, and whether there is one for each layer.
+ * NULL after the last. */
+const char *aimo_encoder_tensor_name(size_t tensor, bool *per_layer);
+
+/* Shape of a tensor in this encoder: columns is 0 for a vector; rows is 0 when the configuration
+ * has no such tensor. */
+void aimo_encoder_tensor_shape(const aimo_encoder *encoder, size_t tensor, size_t *rows,
+                               size_t *columns);
+
+/* Copies data [rows, columns] (or [rows]) f32 into its packed place, rounding to nearest even.
+ * AIMO_ERR_ARGUMENT: no such tensor or layer, another shape, or the encoder is sealed.
+ * AIMO_ERR_FORMAT: a value is not finite or too large for the dtype. The text names the tensor. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_set_tensor(aimo_encoder *encoder, size_t tensor,
+                                                    size_t layer, const float *data, size_t rows,
+                                                    size_t columns, aimo_error *err);
+
+/* data [rows, columns] f32 = the tensor as stored; exact. The shape must match. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_get_tensor(const aimo_encoder *encoder, size_t tensor,
+                                                    size_t layer, float *data, size_t rows,
+                                                    size_t columns, aimo_error *err);
+
+/* Checks that every tensor was set and makes the encoder ready on the CPU. AIMO_ERR_FORMAT names
+ * the first tensor that is missing. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error *err);
+
+/* out [batch, hidden] f32 = one vector per sequence.
+ *
+ *   token_ids [offsets[batch]]   sequence i is token_ids[offsets[i]] ... token_ids[offsets[i + 1] -
+ * 1] offsets   [batch + 1]        rising from 0, no sequence empty or longer than
+ * aimo_encoder_max_length
+ *
+ * A vector depends on its own sequence alone, bit for bit. AIMO_ERR_ARGUMENT says which offset or
+ * token id is wrong, before any work; AIMO_ERR_MEMORY leaves out undefined. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_encode(const aimo_encoder *encoder,
+                                                const int32_t *token_ids, const int64_t *offsets,
+                                                size_t batch, bool normalize, float *out,
+                                                aimo_error *err);
+
+const aimo_encoder_config *aimo_encoder_config_of(const aimo_encoder *encoder);
+/* Tokens of the longest sequence: positions - first_position. */
+size_t aimo_encoder_max_length(const aimo_encoder *encoder);
+/* Bytes of weights held. */
+size_t aimo_encoder_weight_bytes(const aimo_encoder *encoder);
+
+#endif

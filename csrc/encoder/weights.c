@@ -1,0 +1,276 @@
+/* The encoder's tensors: one table says, for each, its name, its kind, its shape and its place. */
+#include "encoder/weights.h"
+
+#include "base/memory.h"
+#include "half/half.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef enum { MATRIX, TABLE, VECTOR } kind;
+
+/* Sizes that shapes are made of. */
+typedef enum { NONE, HIDDEN, INTERMEDIATE, VOCABULARY, POSITIONS, TOKEN_TYPES } extent;
+
+typedef struct {
+    const char *name;
+    kind kind;
+    extent rows, columns;
+    size_t offset; /* of the aimo_weight in aimo_layer_weights or aimo_embedding_weights */
+    bool per_layer;
+    size_t part, parts; /* which of how many equal row blocks of the weight this tensor is */
+} tensor;
+
+#define LAYER(field) offsetof(aimo_layer_weights, field), true
+#define EMBEDDING(field) offsetof(aimo_embedding_weights, field), false
+
+static const tensor tensors[] = {
+    {"word_embeddings", TABLE, VOCABULARY, HIDDEN, EMBEDDING(word), 0, 1},
+    {"position_embeddings", TABLE, POSITIONS, HIDDEN, EMBEDDING(position), 0, 1},
+    {"token_type_embeddings", TABLE, TOKEN_TYPES, HIDDEN, EMBEDDING(type), 0, 1},
+    {"embedding_norm.weight", VECTOR, HIDDEN, NONE, EMBEDDING(norm), 0, 1},
+    {"embedding_norm.bias", VECTOR, HIDDEN, NONE, EMBEDDING(norm_bias), 0, 1},
+    {"query.weight", MATRIX, HIDDEN, HIDDEN, LAYER(qkv), 0, 3},
+    {"key.weight", MATRIX, HIDDEN, HIDDEN, LAYER(qkv), 1, 3},
+    {"value.weight", MATRIX, HIDDEN, HIDDEN, LAYER(qkv), 2, 3},
+    {"query.bias", VECTOR, HIDDEN, NONE, LAYER(qkv_bias), 0, 3},
+    {"key.bias", VECTOR, HIDDEN, NONE, LAYER(qkv_bias), 1, 3},
+    {"value.bias", VECTOR, HIDDEN, NONE, LAYER(qkv_bias), 2, 3},
+    {"attention_output.weight", MATRIX, HIDDEN, HIDDEN, LAYER(attention), 0, 1},
+    {"attention_output.bias", VECTOR, HIDDEN, NONE, LAYER(attention_bias), 0, 1},
+    {"attention_norm.weight", VECTOR, HIDDEN, NONE, LAYER(attention_norm), 0, 1},
+    {"attention_norm.bias", VECTOR, HIDDEN, NONE, LAYER(attention_norm_bias), 0, 1},
+    {"up.weight", MATRIX, INTERMEDIATE, HIDDEN, LAYER(up), 0, 1},
+    {"up.bias", VECTOR, INTERMEDIATE, NONE, LAYER(up_bias), 0, 1},
+    {"down.weight", MATRIX, HIDDEN, INTERMEDIATE, LAYER(down), 0, 1},
+    {"down.bias", VECTOR, HIDDEN, NONE, LAYER(down_bias), 0, 1},
+    {"output_norm.weight", VECTOR, HIDDEN, NONE, LAYER(output_norm), 0, 1},
+    {"output_norm.bias", VECTOR, HIDDEN, NONE, LAYER(output_norm_bias), 0, 1},
+};
+enum { TENSOR_COUNT = sizeof tensors / sizeof tensors[0] };
+_Static_assert(TENSOR_COUNT <= 32, "the sets of tensors are 32-bit masks");
+
+static size_t extent_of(const aimo_encoder_config *c, extent e)
+{
+    switch (e) {
+    case NONE:
+        return 0;
+    case HIDDEN:
+        return c->hidden;
+    case INTERMEDIATE:
+        return c->intermediate;
+    case VOCABULARY:
+        return c->vocabulary;
+    case POSITIONS:
+        return c->positions;
+    case TOKEN_TYPES:
+        return c->token_types;
+    }
+    return 0;
+}
+
+static aimo_weight *weight_of(const aimo_encoder *encoder, const tensor *t, size_t layer)
+{
+    char *base = t->per_layer ? (char *)&encoder->layers[layer] : (char *)&encoder->embeddings;
+    return (aimo_weight *)(base + t->offset);
+}
+
+/* Calls one(encoder, t, layer, err) for every weight once, through the tensor that comes first in
+ * it; stops at a failure. */
+static aimo_status for_each_weight(aimo_encoder *encoder,
+                                   aimo_status (*one)(aimo_encoder *, const tensor *, aimo_weight *,
+                                                      aimo_error *),
+                                   aimo_error *err)
+{
+    for (size_t i = 0; i < TENSOR_COUNT; i++) {
+        const tensor *t = &tensors[i];
+        const size_t layers = t->per_layer ? encoder->config.layers : 1;
+        if (t->part != 0 || extent_of(&encoder->config, t->rows) == 0)
+            continue;
+        for (size_t layer = 0; layer < layers; layer++)
+            AIMO_TRY(one(encoder, t, weight_of(encoder, t, layer), err));
+    }
+    return AIMO_OK;
+}
+
+const char *aimo_encoder_tensor_name(size_t index, bool *per_layer)
+{
+    if (index >= TENSOR_COUNT)
+        return NULL;
+    *per_layer = tensors[index].per_layer;
+    return tensors[index].name;
+}
+
+void aimo_encoder_tensor_shape(const aimo_encoder *encoder, size_t index, size_t *rows,
+                               size_t *columns)
+{
+    *rows = extent_of(&encoder->config, tensors[index].rows);
+    *columns = extent_of(&encoder->config, tensors[index].columns);
+}
+
+static aimo_status allocate(aimo_encoder *encoder, const tensor *t, aimo_weight *w, aimo_error *err)
+{
+    const aimo_encoder_config *c = &encoder->config;
+    const size_t rows = extent_of(c, t->rows) * t->parts, columns = extent_of(c, t->columns);
+    if (t->kind == MATRIX) {
+        AIMO_TRY(aimo_panels_size(c->dtype, rows, columns, &w->bytes, err));
+    } else {
+        const size_t element = t->kind == VECTOR ? sizeof(float) : aimo_dtype_size(c->dtype);
+        AIMO_TRY(aimo_size_mul(rows, t->kind == VECTOR ? 1 : columns, &w->bytes, t->name, err));
+        AIMO_TRY(aimo_size_mul(w->bytes, element, &w->bytes, t->name, err));
+    }
+    AIMO_TRY(aimo_memory_new_zero(&w->data, w->bytes, 1, t->name, err));
+    encoder->weight_bytes += w->bytes;
+    return AIMO_OK;
+}
+
+aimo_status aimo_weights_new(aimo_encoder *encoder, aimo_error *err)
+{
+    const size_t layers = encoder->config.layers;
+    AIMO_TRY(aimo_memory_new_zero((void **)&encoder->layers, layers, sizeof *encoder->layers,
+                                  "layers", err));
+    AIMO_TRY(aimo_memory_new_zero((void **)&encoder->layers_set, layers,
+                                  sizeof *encoder->layers_set, "layers", err));
+    return for_each_weight(encoder, allocate, err);
+}
+
+static aimo_status upload(aimo_encoder *encoder, const tensor *t, aimo_weight *w, aimo_error *err)
+{
+    const aimo_encoder_config *c = &encoder->config;
+    aimo_backend *b = encoder->backend;
+    if (t->kind == MATRIX)
+        return b->ops->matrix_new(b, c->dtype, extent_of(c, t->rows) * t->parts,
+                                  extent_of(c, t->columns), w->data, &w->matrix, err);
+    return b->ops->constant_new(b, w->data, w->bytes, &w->device, err);
+}
+
+aimo_status aimo_weights_upload(aimo_encoder *encoder, aimo_error *err)
+{
+    return for_each_weight(encoder, upload, err);
+}
+
+static aimo_status release(aimo_encoder *encoder, const tensor *t, aimo_weight *w, aimo_error *err)
+{
+    (void)t, (void)err;
+    aimo_backend *b = encoder->backend;
+    if (b != NULL && w->matrix != NULL)
+        b->ops->matrix_free(b, w->matrix);
+    if (b != NULL && w->device != NULL)
+        b->ops->constant_free(b, w->device);
+    aimo_memory_free(w->data);
+    return AIMO_OK;
+}
+
+void aimo_weights_free(aimo_encoder *encoder)
+{
+    if (encoder->layers != NULL)
+        (void)for_each_weight(encoder, release, NULL);
+    aimo_memory_free(encoder->layers);
+    aimo_memory_free(encoder->layers_set);
+}
+
+aimo_status aimo_weights_check_complete(const aimo_encoder *encoder, aimo_error *err)
+{
+    for (size_t i = 0; i < TENSOR_COUNT; i++) {
+        const tensor *t = &tensors[i];
+        if (extent_of(&encoder->config, t->rows) == 0)
+            continue;
+        if (!t->per_layer && (encoder->embeddings_set >> i & 1) == 0)
+            return aimo_fail(err, AIMO_ERR_FORMAT, "missing tensor: %s", t->name);
+        for (size_t layer = 0; t->per_layer && layer < encoder->config.layers; layer++)
+            if ((encoder->layers_set[layer] >> i & 1) == 0)
+                return aimo_fail(err, AIMO_ERR_FORMAT, "missing tensor: %s of layer %zu", t->name,
+                                 layer);
+    }
+    return AIMO_OK;
+}
+
+static aimo_status check_tensor(const aimo_encoder *encoder, size_t index, size_t layer,
+                                size_t rows, size_t columns, aimo_error *err)
+{
+    if (index >= TENSOR_COUNT)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "no tensor has the index %zu", index);
+    const tensor *t = &tensors[index];
+    if (layer >= (t->per_layer ? encoder->config.layers : 1))
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: there is no layer %zu", t->name, layer);
+    const size_t expected_rows = extent_of(&encoder->config, t->rows);
+    const size_t expected_columns = extent_of(&encoder->config, t->columns);
+    if (rows != expected_rows || columns != expected_columns)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: expected shape (%zu, %zu), got (%zu, %zu)",
+                         t->name, expected_rows, expected_columns, rows, columns);
+    return AIMO_OK;
+}
+
+static aimo_status check_values(const aimo_encoder *encoder, const tensor *t, size_t layer,
+                                const float *data, size_t count, aimo_error *err)
+{
+    /* The first f32 that rounds to infinity. */
+    const bool narrow = t->kind != VECTOR && encoder->config.dtype == AIMO_F16;
+    const float limit = narrow ? 65520.0f : INFINITY;
+    for (size_t i = 0; i < count; i++) {
+        if (fabsf(data[i]) < limit)
+            continue;
+        const char *problem = isfinite(data[i]) ? "does not fit f16" : "is not finite";
+        return aimo_fail(err, AIMO_ERR_FORMAT, "%s of layer %zu: value %g at index %zu %s", t->name,
+                         layer, (double)data[i], i, problem);
+    }
+    return AIMO_OK;
+}
+
+static void table_pack(aimo_dtype dtype, const float *src, void *dst, size_t n)
+{
+    if (dtype == AIMO_F32)
+        memcpy(dst, src, n * sizeof *src);
+    else if (dtype == AIMO_F16)
+        aimo_f32_to_f16(src, dst, n);
+    else
+        aimo_f32_to_bf16(src, dst, n);
+}
+
+static void table_unpack(aimo_dtype dtype, const void *src, float *dst, size_t n)
+{
+    if (dtype == AIMO_F32)
+        memcpy(dst, src, n * sizeof *dst);
+    else if (dtype == AIMO_F16)
+        aimo_f16_to_f32(src, dst, n);
+    else
+        aimo_bf16_to_f32(src, dst, n);
+}
+
+aimo_status aimo_encoder_set_tensor(aimo_encoder *encoder, size_t index, size_t layer,
+                                    const float *data, size_t rows, size_t columns, aimo_error *err)
+{
+    AIMO_TRY(check_tensor(encoder, index, layer, rows, columns, err));
+    const tensor *t = &tensors[index];
+    if (encoder->backend != NULL)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: the encoder is sealed", t->name);
+    const size_t count = t->kind == VECTOR ? rows : rows * columns;
+    AIMO_TRY(check_values(encoder, t, layer, data, count, err));
+
+    const aimo_dtype dtype = encoder->config.dtype;
+    aimo_weight *w = weight_of(encoder, t, layer);
+    if (t->kind == MATRIX)
+        aimo_panels_pack(dtype, rows * t->parts, columns, w->data, data, rows * t->part, rows);
+    else if (t->kind == TABLE)
+        table_pack(dtype, data, w->data, count);
+    else
+        memcpy((float *)w->data + rows * t->part, data, count * sizeof *data);
+    *(t->per_layer ? &encoder->layers_set[layer] : &encoder->embeddings_set) |= 1u << index;
+    return AIMO_OK;
+}
+
+aimo_status aimo_encoder_get_tensor(const aimo_encoder *encoder, size_t index, size_t layer,
+                                    float *data, size_t rows, size_t columns, aimo_error *err)
+{
+    AIMO_TRY(check_tensor(encoder, index, layer, rows, columns, err));
+    const tensor *t = &tensors[index];
+    const aimo_dtype dtype = encoder->config.dtype;
+    const aimo_weight *w = weight_of(encoder, t, layer);
+    if (t->kind == MATRIX)
+        aimo_panels_unpack(dtype, rows * t->parts, columns, w->data, data, rows * t->part, rows);
+    else if (t->kind == TABLE)
+        table_unpack(dtype, w->data, data, rows * columns);
+    else
+        memcpy(data, (const float *)w->data + rows * t->part, rows * sizeof *data);
+    return AIMO_OK;
+}

@@ -1,0 +1,50 @@
+/* Where an encoder keeps its tensors. Private to csrc/encoder. */
+#ifndef AIMO_ENCODER_WEIGHTS_H
+#define AIMO_ENCODER_WEIGHTS_H
+
+#include "encoder/encoder.h"
+
+/* One allocation: a matrix in panels, a table of rows, or an f32 vector. Several tensors may share
+ * one (query, key and value are one matrix). */
+typedef struct {
+    void *data;
+    size_t bytes;
+    const void *device;          /* tables and vectors, after sealing */
+    aimo_backend_matrix *matrix; /* matrices, after sealing */
+} aimo_weight;
+
+typedef struct {
+    aimo_weight qkv, qkv_bias;                       /* [3 * hidden, hidden], [3 * hidden] */
+    aimo_weight attention, attention_bias;           /* [hidden, hidden], [hidden] */
+    aimo_weight attention_norm, attention_norm_bias; /* [hidden] */
+    aimo_weight up, up_bias;                         /* [intermediate, hidden], [intermediate] */
+    aimo_weight down, down_bias;                     /* [hidden, intermediate], [hidden] */
+    aimo_weight output_norm, output_norm_bias;       /* [hidden] */
+} aimo_layer_weights;
+
+typedef struct {
+    aimo_weight word, position, type; /* [vocabulary | positions | token_types, hidden] */
+    aimo_weight norm, norm_bias;      /* [hidden] */
+} aimo_embedding_weights;
+
+struct aimo_encoder {
+    aimo_encoder_config config;
+    aimo_embedding_weights embeddings;
+    aimo_layer_weights *layers; /* [config.layers] */
+    uint32_t embeddings_set;    /* bit i: tensor i was set */
+    uint32_t *layers_set;       /* [config.layers] */
+    size_t weight_bytes;
+    aimo_backend *backend; /* NULL until sealing begins */
+    bool sealed;
+};
+
+/* Allocates every weight, zeroed. */
+AIMO_MUST_CHECK aimo_status aimo_weights_new(aimo_encoder *encoder, aimo_error *err);
+/* AIMO_ERR_FORMAT names the first tensor that was not set. */
+AIMO_MUST_CHECK aimo_status aimo_weights_check_complete(const aimo_encoder *encoder,
+                                                        aimo_error *err);
+/* Hands every weight to encoder->backend. */
+AIMO_MUST_CHECK aimo_status aimo_weights_upload(aimo_encoder *encoder, aimo_error *err);
+void aimo_weights_free(aimo_encoder *encoder);
+
+#endif
