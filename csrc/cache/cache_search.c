@@ -1,0 +1,409 @@
+/* Searching: what the bounds leave is compared in f32, what that leaves in f64, and what f64 cannot
+ * tell apart in exact arithmetic.
+ *
+ * A tile is the queries of one context that walk its chunks together, so that a chunk is read from
+ * memory once for all of them. The best score that is already found raises the bar for the rest. */
+#include "cache/cache.h"
+
+#include "base/scratch.h"
+#include "base/threads.h"
+#include "cache/cache_exact.h"
+#include "cache/cache_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    TILE_QUERIES = 64,
+    SCREEN_QUERIES = 4, /* that a screen takes at once */
+    CHUNK_BLOCKS = CHUNK_ROWS / AIMO_HEAD_BLOCK,
+};
+
+typedef struct {
+    double score;
+    uint64_t birth;
+    uint32_t slot;
+} hit;
+
+/* One query on its way through the chunks. */
+typedef struct {
+    const float *query; /* [dim], the caller's */
+    float *unit;        /* [dim], normalised */
+    double inverse_norm;
+    hit *hits; /* [k], best first */
+    size_t hit_count;
+    double bar; /* a row below it is not wanted */
+    aimo_query_codes codes;
+} seeker;
+
+/* What a tile's queries share. */
+typedef struct {
+    aimo_cache *cache;
+    const directory *store;
+    uint64_t version;
+    double threshold;
+    size_t k;
+    double f32_error, f64_error;
+    const aimo_basis *basis; /* that the seekers' codes belong to */
+    seeker *seekers;
+    size_t count;
+    aimo_head_query *heads; /* [SCREEN_QUERIES] */
+    int16_t *dots;          /* [SCREEN_QUERIES, CHUNK_ROWS] */
+    uint16_t *masks;        /* [SCREEN_QUERIES, CHUNK_BLOCKS] */
+    uint16_t *candidates;   /* [CHUNK_ROWS] */
+} tile;
+
+/* ---- one row ------------------------------------------------------------------------------- */
+
+static double cosine_f64(const tile *t, const seeker *s, const void *row, double inverse_norm)
+{
+    const aimo_similarity_kernels *kernels = t->cache->kernels;
+    const double dot = t->cache->type == AIMO_ROWS_F16
+                           ? kernels->dot_f16_f64(s->query, row, t->cache->dim)
+                           : kernels->dot_i8_f64(s->query, row, t->cache->dim);
+    return dot * s->inverse_norm * inverse_norm;
+}
+
+static double cosine_f32(const tile *t, const seeker *s, const void *row, double inverse_norm)
+{
+    const aimo_similarity_kernels *kernels = t->cache->kernels;
+    const float dot = t->cache->type == AIMO_ROWS_F16
+                          ? kernels->dot_f16(s->unit, row, t->cache->dim)
+                          : kernels->dot_i8(s->unit, row, t->cache->dim);
+    return (double)dot * inverse_norm;
+}
+
+static bool reaches_threshold(const tile *t, const seeker *s, const void *row, double score)
+{
+    if (fabs(score - t->threshold) > t->f64_error)
+        return score > t->threshold;
+    return aimo_exact_against_threshold(s->query, row, t->cache->type, t->cache->dim,
+                                        t->threshold) >= 0;
+}
+
+/* Whether `a`, whose bytes are `row`, comes before `b`. */
+static bool comes_before(const tile *t, const seeker *s, const hit *a, const void *row,
+                         const hit *b)
+{
+    if (fabs(a->score - b->score) > 2.0 * t->f64_error)
+        return a->score > b->score;
+    const aimo_cache *cache = t->cache;
+    const void *other = aimo_store_row(cache, t->store, b->slot);
+    int order = 0;
+    if (memcmp(row, other, cache->row_bytes) != 0)
+        order = aimo_exact_order(s->query, row, other, cache->type, cache->dim);
+    return order != 0 ? order > 0 : a->birth < b->birth;
+}
+
+/* Inserts the hit when it is one of the k best; most come last, so look from there. */
+static void insert_hit(const tile *t, seeker *s, const hit *h, const void *row)
+{
+    size_t place = s->hit_count;
+    while (place > 0 && comes_before(t, s, h, row, &s->hits[place - 1]))
+        place--;
+    if (place == t->k)
+        return;
+    const size_t kept = s->hit_count < t->k ? s->hit_count : t->k - 1;
+    memmove(&s->hits[place + 1], &s->hits[place], (kept - place) * sizeof *h);
+    s->hits[place] = *h;
+    s->hit_count = kept + 1;
+    if (s->hit_count == t->k)
+        s->bar = fmax(t->threshold, s->hits[t->k - 1].score - 2.0 * t->f64_error);
+}
+
+static void consider(const tile *t, seeker *s, const chunk *c, size_t position)
+{
+    if (c->births[position] > t->version ||
+        atomic_load_explicit(&c->deaths[position], memory_order_acquire) <= t->version)
+        return;
+    const uint32_t slot = c->slots[position];
+    const void *row = aimo_store_row(t->cache, t->store, slot);
+    const double inverse_norm = aimo_store_inverse_norm(t->store, slot);
+    if (cosine_f32(t, s, row, inverse_norm) + t->f32_error < s->bar)
+        return;
+    const hit h = {
+        .score = cosine_f64(t, s, row, inverse_norm), .birth = c->births[position], .slot = slot};
+    if (h.score + t->f64_error >= s->bar && reaches_threshold(t, s, row, h.score))
+        insert_hit(t, s, &h, row);
+}
+
+/* ---- one chunk ----------------------------------------------------------------------------- */
+
+/* The rows whose bits are set, in order. */
+static size_t list_candidates(const uint16_t *masks, size_t blocks, uint16_t *candidates)
+{
+    size_t count = 0;
+    for (size_t b = 0; b < blocks; b++)
+        for (unsigned mask = masks[b]; mask != 0; mask &= mask - 1)
+            candidates[count++] = (uint16_t)(b * AIMO_HEAD_BLOCK + (unsigned)__builtin_ctz(mask));
+    return count;
+}
+
+static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeker *group,
+                         size_t count)
+{
+    const double head_error = atomic_load_explicit(&c->head_error, memory_order_relaxed);
+    const double tail_error = atomic_load_explicit(&c->tail_error, memory_order_relaxed);
+    for (size_t j = 0; j < count; j++) {
+        aimo_query_set_head_bar(c->basis, &group[j].codes, group[j].bar, head_error);
+        t->heads[j] = group[j].codes.head;
+    }
+    const aimo_similarity_kernels *kernels = t->cache->kernels;
+    kernels->screen(heads, t->heads, count, t->dots, t->masks);
+    for (size_t j = 0; j < count; j++) {
+        size_t left = list_candidates(t->masks + j * heads->blocks, heads->blocks, t->candidates);
+        if (left == 0)
+            continue;
+        aimo_query_prepare_tail(c->basis, kernels, group[j].unit, &group[j].codes);
+        aimo_query_set_tail_bar(c->basis, &group[j].codes, group[j].bar, tail_error);
+        left = kernels->refine(c->tails, t->dots + j * heads->blocks * AIMO_HEAD_BLOCK,
+                               &group[j].codes.tail, t->candidates, left);
+        for (size_t i = 0; i < left; i++)
+            consider(t, &group[j], c, t->candidates[i]);
+    }
+}
+
+/* Positions before the one returned are done with. */
+static size_t screen_blocks(tile *t, const chunk *c)
+{
+    const aimo_heads heads = {
+        .codes = c->codes,
+        .rests = c->rests,
+        .blocks = atomic_load_explicit(&c->blocks, memory_order_acquire),
+        .groups = c->basis->head / AIMO_HEAD_GROUP,
+    };
+    if (heads.blocks == 0)
+        return 0;
+    if (t->basis != c->basis) {
+        t->basis = c->basis;
+        for (size_t i = 0; i < t->count; i++)
+            aimo_query_prepare(c->basis, t->cache->kernels, t->seekers[i].unit,
+                               &t->seekers[i].codes);
+    }
+    for (size_t i = 0; i < t->count; i += SCREEN_QUERIES) {
+        const size_t left = t->count - i;
+        screen_group(t, c, &heads, &t->seekers[i], left < SCREEN_QUERIES ? left : SCREEN_QUERIES);
+    }
+    return heads.blocks * AIMO_HEAD_BLOCK;
+}
+
+static void search_chunk(tile *t, const chunk *c)
+{
+    const size_t screened = c->basis != NULL ? screen_blocks(t, c) : 0;
+    const size_t count = atomic_load_explicit(&c->count, memory_order_acquire);
+    for (size_t position = screened; position < count; position++)
+        for (size_t i = 0; i < t->count; i++)
+            consider(t, &t->seekers[i], c, position);
+}
+
+/* ---- one tile ------------------------------------------------------------------------------ */
+
+/* The context's list and a version such that the list has every row that is there in that version:
+ * when the list is still the same after the version was read, no chunk had been left out. */
+static const list *snapshot(tile *t, int64_t context)
+{
+    const list *before, *after = aimo_cache_find(t->cache, context);
+    do {
+        before = after;
+        t->version = atomic_load(&t->cache->version);
+        after = aimo_cache_find(t->cache, context);
+    } while (after != before);
+    t->store = atomic_load_explicit(&t->cache->store, memory_order_acquire);
+    return after;
+}
+
+static void search_tile(tile *t, int64_t context)
+{
+    pin *p = aimo_cache_pin(t->cache);
+    const list *l = snapshot(t, context);
+    for (uint32_t i = 0; l != NULL && i < l->chunk_count; i++)
+        search_chunk(t, l->chunks[i]);
+    aimo_cache_unpin(p);
+}
+
+static void seeker_init(seeker *s, const float *query, size_t dim, double threshold)
+{
+    double square = 0.0;
+    for (size_t i = 0; i < dim; i++)
+        square += (double)query[i] * (double)query[i];
+    s->query = query;
+    s->inverse_norm = 1.0 / sqrt(square);
+    for (size_t i = 0; i < dim; i++)
+        s->unit[i] = (float)((double)query[i] * s->inverse_norm);
+    s->hit_count = 0;
+    s->bar = threshold;
+}
+
+/* Rounding may have left a score on the wrong side of what was decided exactly. */
+static void write_hits(const seeker *s, double threshold, size_t k, int64_t *slots, double *scores)
+{
+    double highest = 1.0;
+    for (size_t i = 0; i < k; i++) {
+        const bool there = i < s->hit_count;
+        if (there)
+            highest = fmax(threshold, fmin(highest, s->hits[i].score));
+        slots[i] = there ? (int64_t)s->hits[i].slot : NO_SLOT;
+        scores[i] = there ? highest : 0.0;
+    }
+}
+
+/* ---- all queries --------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t context;
+    size_t index;
+} order_entry;
+
+typedef struct {
+    aimo_cache *cache;
+    const float *queries;
+    double threshold;
+    size_t k;
+    int64_t *slots;
+    double *scores;
+    order_entry *order; /* [n], by context, then index */
+    size_t *starts;     /* [tiles + 1] into order */
+    size_t tiles;
+    atomic_size_t next;   /* the tile that is taken next */
+    char *working_memory; /* [workers, tile_bytes] */
+    size_t tile_queries, tile_bytes;
+} job;
+
+static size_t lines(size_t bytes)
+{
+    return (bytes + AIMO_CACHE_LINE - 1) / AIMO_CACHE_LINE * AIMO_CACHE_LINE;
+}
+
+/* Carves the next `bytes` from *memory. */
+static void *carve(char **memory, size_t bytes)
+{
+    void *block = *memory;
+    *memory += lines(bytes);
+    return block;
+}
+
+static size_t tile_bytes(const aimo_cache *cache, size_t queries, size_t k)
+{
+    return lines(queries * sizeof(seeker)) + queries * lines(cache->dim * sizeof(float)) +
+           queries * lines((k + 1) * sizeof(hit)) +
+           lines(SCREEN_QUERIES * sizeof(aimo_head_query)) +
+           lines(SCREEN_QUERIES * CHUNK_ROWS * sizeof(int16_t)) +
+           lines(SCREEN_QUERIES * CHUNK_BLOCKS * sizeof(uint16_t)) +
+           lines(CHUNK_ROWS * sizeof(uint16_t));
+}
+
+static void run_tile(const job *j, size_t index, char *memory)
+{
+    aimo_cache *cache = j->cache;
+    const size_t start = j->starts[index], count = j->starts[index + 1] - start;
+    tile t = {
+        .cache = cache,
+        .threshold = j->threshold,
+        .k = j->k,
+        .f32_error = aimo_dot_noise(cache->dim) + 0x1p-22,
+        .f64_error = (double)(2 * cache->dim + 32) * 0x1p-53,
+        .count = count,
+        .seekers = carve(&memory, j->tile_queries * sizeof(seeker)),
+        .heads = carve(&memory, SCREEN_QUERIES * sizeof(aimo_head_query)),
+        .dots = carve(&memory, SCREEN_QUERIES * CHUNK_ROWS * sizeof(int16_t)),
+        .masks = carve(&memory, SCREEN_QUERIES * CHUNK_BLOCKS * sizeof(uint16_t)),
+        .candidates = carve(&memory, CHUNK_ROWS * sizeof(uint16_t)),
+    };
+    for (size_t i = 0; i < count; i++) {
+        seeker *s = &t.seekers[i];
+        s->unit = carve(&memory, cache->dim * sizeof(float));
+        s->hits = carve(&memory, (j->k + 1) * sizeof(hit));
+        seeker_init(s, j->queries + j->order[start + i].index * cache->dim, cache->dim,
+                    j->threshold);
+    }
+    search_tile(&t, j->order[start].context);
+    for (size_t i = 0; i < count; i++) {
+        const size_t to = j->order[start + i].index * j->k;
+        write_hits(&t.seekers[i], j->threshold, j->k, j->slots + to, j->scores + to);
+    }
+}
+
+static void run_worker(void *context, size_t worker)
+{
+    job *j = context;
+    size_t index;
+    while ((index = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed)) < j->tiles)
+        run_tile(j, index, j->working_memory + worker * j->tile_bytes);
+}
+
+static int by_context(const void *a, const void *b)
+{
+    const order_entry *x = a, *y = b;
+    if (x->context != y->context)
+        return x->context < y->context ? -1 : 1;
+    return (x->index > y->index) - (x->index < y->index);
+}
+
+/* Cuts the sorted queries into tiles of one context each; returns how many. */
+static size_t cut_tiles(const order_entry *order, size_t n, size_t most, size_t *starts)
+{
+    size_t tiles = 0;
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || order[i].context != order[i - 1].context || i - starts[tiles - 1] == most)
+            starts[tiles++] = i;
+    starts[tiles] = n;
+    return tiles;
+}
+
+/* A tile each for the threads; fewer queries in one when many hits are wanted. */
+static size_t queries_per_tile(size_t n, size_t k)
+{
+    const size_t threads = aimo_thread_count();
+    size_t most = (n + threads - 1) / threads;
+    if (most > TILE_QUERIES)
+        most = TILE_QUERIES;
+    while (most > 1 && most * k > 65536)
+        most /= 2;
+    return most;
+}
+
+static aimo_status check_arguments(const aimo_cache *cache, const float *queries, size_t n,
+                                   double threshold, size_t k, aimo_error *err)
+{
+    if (!(threshold >= -1.0 && threshold <= 1.0))
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "threshold: expected -1 to 1, got %g", threshold);
+    if (k == 0 || k > UINT32_MAX)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "k: expected 1 to 2^32 - 1, got %zu", k);
+    return aimo_cache_check_vectors(queries, n, cache->dim, "query", err);
+}
+
+aimo_status aimo_cache_search(aimo_cache *cache, const float *queries, const int64_t *contexts,
+                              size_t n, double threshold, size_t k, int64_t *slots, double *scores,
+                              aimo_error *err)
+{
+    AIMO_TRY(check_arguments(cache, queries, n, threshold, k, err));
+    if (n == 0)
+        return AIMO_OK;
+    const size_t threads = aimo_thread_count(), workers = n < threads ? n : threads;
+    job j = {.cache = cache,
+             .queries = queries,
+             .threshold = threshold,
+             .k = k,
+             .slots = slots,
+             .scores = scores,
+             .tile_queries = queries_per_tile(n, k)};
+    j.tile_bytes = tile_bytes(cache, j.tile_queries, k);
+    const size_t order_bytes = lines(n * sizeof(order_entry));
+    const size_t starts_bytes = lines((n + 1) * sizeof(size_t));
+    char *memory;
+    AIMO_TRY(aimo_scratch_lease((void **)&memory,
+                                order_bytes + starts_bytes + workers * j.tile_bytes, err));
+    void *const leased = memory;
+    j.order = carve(&memory, order_bytes);
+    j.starts = carve(&memory, starts_bytes);
+    j.working_memory = memory;
+    for (size_t i = 0; i < n; i++)
+        j.order[i] = (order_entry){.context = contexts[i], .index = i};
+    if (n > 1)
+        qsort(j.order, n, sizeof *j.order, by_context);
+    j.tiles = cut_tiles(j.order, n, j.tile_queries, j.starts);
+    aimo_parallel_for(j.tiles < workers ? j.tiles : workers, run_worker, &j);
+    aimo_scratch_return(leased);
+    return AIMO_OK;
+}
