@@ -1,0 +1,372 @@
+/* The wrapped allocators, and what happens when one of their calls meets a sample.
+ *
+ * Almost every call must pass at the cost of a few instructions. Two numbers decide: an allocation
+ * counts its bytes down and is a sample when the count falls below zero; a freed block is looked up
+ * only when the filter counts a sampled block in the same 512 bytes of address space (modulo its
+ * reach). While the hook is off the count is out of reach and the filter is empty, so the wrappers,
+ * which cannot always be taken out (somebody may have wrapped them), need no switch of their own.
+ *
+ * Poisson sampling: distances between sample points in the stream of allocated bytes are
+ * exponential with mean R, so a block of s bytes is sampled with p = 1 - exp(-s / R) whatever came
+ * before, and 1/p, s/p are unbiased counts of blocks and bytes (a fixed distance would resonate
+ * with loops). Its part of the variance of the sum is s^2 (1 - p) / p^2.
+ *
+ * The filter is indexed by plain address bits, not by a hash: blocks freed together are neighbours,
+ * so their counters share a cache line; a hashed filter of this size missed the first cache at
+ * every free. */
+#include "memhook/memhook.h"
+
+#include "memhook/memhook_sites.h"
+#include "memhook/memhook_table.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+enum { FILTER_SLOTS = 1 << 18, FILTER_SHIFT = 9, FILTER_STUCK = UINT8_MAX };
+
+#define MAX_SAMPLE_BYTES ((size_t)1 << 40)
+#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+
+/* Protected by the GIL, as is everything static here; see memhook.h. */
+static aimo_allocator below_domain[AIMO_MEMHOOK_DOMAINS];
+static int64_t bytes_left = INT64_MAX; /* to the next sample */
+static uint8_t filter[FILTER_SLOTS];
+
+static struct {
+    aimo_memhook_config config;
+    bool active;
+    uint64_t random;
+    size_t dropped_samples, cut_stacks;
+    bool probing;
+    int64_t bytes_left_before_probe;
+} hook;
+
+/* Set while the table or the tree changes. The GIL makes it superfluous; against threads that
+ * allocate without it, it turns a corrupt table into a lost sample. */
+static atomic_flag changing = ATOMIC_FLAG_INIT;
+
+/* Sampling */
+
+static uint64_t next_random(void)
+{
+    hook.random ^= hook.random >> 12;
+    hook.random ^= hook.random << 25;
+    hook.random ^= hook.random >> 27;
+    return hook.random * 0x2545f4914f6cdd1du;
+}
+
+/* Any seed gives a usable, well mixed state: xorshift needs it not to be zero. */
+static void seed_random(uint64_t seed)
+{
+    hook.random = (seed ^ seed >> 31) * 0x9e3779b97f4a7c15u | 1;
+    next_random();
+}
+
+static int64_t draw_distance(void)
+{
+    const double uniform = (double)((next_random() >> 11) + 1) * 0x1p-53; /* in (0, 1] */
+    return (int64_t)(-log(uniform) * (double)hook.config.sample_bytes);
+}
+
+static aimo_memhook_stats stats_of_sample(size_t size)
+{
+    const double s = (double)size;
+    const double p = -expm1(-s / (double)hook.config.sample_bytes);
+    return (aimo_memhook_stats){
+        .bytes = s / p, .blocks = 1.0 / p, .variance = s * s * (1.0 - p) / (p * p), .samples = 1};
+}
+
+/* The count fell below zero with an allocation of `size` bytes: whether that is a sample. */
+static bool take_sample(size_t size)
+{
+    if (hook.probing) {
+        hook.probing = false;
+        bytes_left = hook.bytes_left_before_probe;
+        return false;
+    }
+    if (!hook.active) {
+        bytes_left = INT64_MAX;
+        return false;
+    }
+    if (!hook.config.owner()) { /* the bytes were not ours to count */
+        bytes_left += (int64_t)size;
+        return false;
+    }
+    bytes_left = draw_distance();
+    return true;
+}
+
+/* The filter */
+
+static uint8_t *filter_slot(uintptr_t address)
+{
+    return &filter[address >> FILTER_SHIFT & (FILTER_SLOTS - 1)];
+}
+
+static void filter_add(uintptr_t address)
+{
+    uint8_t *slot = filter_slot(address);
+    if (*slot != FILTER_STUCK)
+        ++*slot;
+}
+
+/* A counter that reached its maximum has lost count and stays: looking up in vain is harmless. */
+static void filter_subtract(uintptr_t address)
+{
+    uint8_t *slot = filter_slot(address);
+    if (*slot != FILTER_STUCK)
+        --*slot;
+}
+
+static void filter_clear(void)
+{
+    for (size_t i = 0; i < FILTER_SLOTS; i++)
+        filter[i] = 0;
+}
+
+/* Live blocks; all with `changing` set. */
+
+static void forget(aimo_live_block block)
+{
+    const aimo_memhook_stats stats = stats_of_sample(block.size);
+    aimo_sites_subtract((uint32_t)block.site, &stats);
+    filter_subtract(block.address);
+}
+
+static void remember(aimo_live_block block)
+{
+    /* An entry of the same address is of a block that was freed where the hook could not see. */
+    const aimo_live_block stale = aimo_table_remove(block.address);
+    if (stale.address != 0)
+        forget(stale);
+    if (!aimo_table_insert(block)) {
+        hook.dropped_samples++;
+        return;
+    }
+    const aimo_memhook_stats stats = stats_of_sample(block.size);
+    aimo_sites_add((uint32_t)block.site, &stats);
+    filter_add(block.address);
+}
+
+static void note_allocated(void *block, size_t size)
+{
+    aimo_frame frames[AIMO_MEMHOOK_MAX_FRAMES];
+    if (atomic_flag_test_and_set_explicit(&changing, memory_order_acquire))
+        return;
+    const size_t depth = hook.config.frames != 0 ? hook.config.walk(frames, hook.config.frames) : 0;
+    bool cut;
+    const uint32_t site = aimo_sites_intern(frames, depth, hook.config.retain, &cut);
+    hook.cut_stacks += cut;
+    remember((aimo_live_block){.address = (uintptr_t)block, .size = size, .site = site});
+    atomic_flag_clear_explicit(&changing, memory_order_release);
+}
+
+/* Returns what was known of the block, address 0 when nothing. */
+static aimo_live_block note_freed(void *block)
+{
+    aimo_live_block known = {0};
+    if (block == NULL || !hook.active || !hook.config.owner() ||
+        atomic_flag_test_and_set_explicit(&changing, memory_order_acquire))
+        return known;
+    known = aimo_table_remove((uintptr_t)block);
+    if (known.address != 0)
+        forget(known);
+    atomic_flag_clear_explicit(&changing, memory_order_release);
+    return known;
+}
+
+static void note_not_freed(aimo_live_block known)
+{
+    if (known.address == 0 || atomic_flag_test_and_set_explicit(&changing, memory_order_acquire))
+        return;
+    remember(known);
+    atomic_flag_clear_explicit(&changing, memory_order_release);
+}
+
+/* The wrappers. Their context is the allocator below; the rare cases are functions of their own, so
+ * that the common ones need no stack frame and end in a jump. */
+
+static __attribute__((noinline)) void *sampled_malloc(const aimo_allocator *below, size_t size)
+{
+    const bool sampled = take_sample(size);
+    void *block = below->malloc(below->context, size);
+    if (sampled && block != NULL)
+        note_allocated(block, size);
+    return block;
+}
+
+static void *hook_malloc(void *context, size_t size)
+{
+    const aimo_allocator *below = context;
+    bytes_left -= (int64_t)size;
+    if (UNLIKELY(bytes_left < 0))
+        return sampled_malloc(below, size);
+    return below->malloc(below->context, size);
+}
+
+static __attribute__((noinline)) void *sampled_calloc(const aimo_allocator *below, size_t count,
+                                                      size_t size)
+{
+    const bool sampled = take_sample(count * size);
+    void *block = below->calloc(below->context, count, size);
+    if (sampled && block != NULL)
+        note_allocated(block, count * size);
+    return block;
+}
+
+static void *hook_calloc(void *context, size_t count, size_t size)
+{
+    const aimo_allocator *below = context;
+    bytes_left -= (int64_t)(count * size); /* fits: the callers of allocators have checked it */
+    if (UNLIKELY(bytes_left < 0))
+        return sampled_calloc(below, count, size);
+    return below->calloc(below->context, count, size);
+}
+
+/* The old block is forgotten before the call, because its address may belong to somebody else right
+ * after it; the new one is a new allocation of its whole size. */
+static __attribute__((noinline)) void *sampled_realloc(const aimo_allocator *below, void *block,
+                                                       size_t size, bool counted_out)
+{
+    const bool sampled = counted_out && take_sample(size);
+    const aimo_live_block known = note_freed(block);
+    void *moved = below->realloc(below->context, block, size);
+    if (moved == NULL)
+        note_not_freed(known);
+    else if (sampled)
+        note_allocated(moved, size);
+    return moved;
+}
+
+static void *hook_realloc(void *context, void *block, size_t size)
+{
+    const aimo_allocator *below = context;
+    bytes_left -= (int64_t)size;
+    const bool counted_out = bytes_left < 0;
+    if (UNLIKELY(counted_out || *filter_slot((uintptr_t)block) != 0))
+        return sampled_realloc(below, block, size, counted_out);
+    return below->realloc(below->context, block, size);
+}
+
+static __attribute__((noinline)) void filtered_free(const aimo_allocator *below, void *block)
+{
+    note_freed(block);
+    below->free(below->context, block);
+}
+
+static void hook_free(void *context, void *block)
+{
+    const aimo_allocator *below = context;
+    if (UNLIKELY(*filter_slot((uintptr_t)block) != 0)) {
+        filtered_free(below, block);
+        return;
+    }
+    below->free(below->context, block);
+}
+
+aimo_allocator aimo_memhook_wrap(size_t domain, const aimo_allocator *below)
+{
+    below_domain[domain] = *below;
+    return (aimo_allocator){&below_domain[domain], hook_malloc, hook_calloc, hook_realloc,
+                            hook_free};
+}
+
+aimo_allocator aimo_memhook_below(size_t domain) { return below_domain[domain]; }
+
+/* Start, stop, fork */
+
+/* A child of fork has the parent's memory, so its table is right as it is, unless the fork came
+ * from a thread without the GIL in the middle of a change. */
+static void after_fork_in_child(void)
+{
+    if (!hook.active)
+        return;
+    if (atomic_flag_test_and_set(&changing)) {
+        aimo_table_clear();
+        aimo_sites_abandon();
+        filter_clear();
+    }
+    atomic_flag_clear(&changing);
+    seed_random(hook.random ^ (uint64_t)getpid());
+}
+
+static void install_fork_handler(void)
+{
+    static bool installed;
+    if (!installed)
+        installed = pthread_atfork(NULL, NULL, after_fork_in_child) == 0;
+}
+
+aimo_status aimo_memhook_start(const aimo_memhook_config *config, aimo_error *err)
+{
+    if (hook.active)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "allocation sampling has started already");
+    if (config->sample_bytes < 1 || config->sample_bytes > MAX_SAMPLE_BYTES)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "sample_bytes: expected 1 to %zu, got %zu",
+                         MAX_SAMPLE_BYTES, config->sample_bytes);
+    if (config->frames > AIMO_MEMHOOK_MAX_FRAMES)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "frames: expected 0 to %d, got %zu",
+                         AIMO_MEMHOOK_MAX_FRAMES, config->frames);
+    install_fork_handler();
+    hook.config = *config;
+    hook.dropped_samples = hook.cut_stacks = 0;
+    seed_random(config->seed);
+    bytes_left = draw_distance();
+    hook.active = true;
+    return AIMO_OK;
+}
+
+void aimo_memhook_stop(void)
+{
+    if (!hook.active)
+        return;
+    hook.active = false;
+    bytes_left = INT64_MAX;
+    if (aimo_table_count() != 0)
+        filter_clear();
+    aimo_table_clear();
+    aimo_sites_collect(true);
+}
+
+void aimo_memhook_probe_begin(void)
+{
+    hook.probing = true;
+    hook.bytes_left_before_probe = bytes_left;
+    bytes_left = -1;
+}
+
+bool aimo_memhook_probe_end(void)
+{
+    const bool reached = !hook.probing;
+    if (!reached)
+        bytes_left = hook.bytes_left_before_probe;
+    hook.probing = false;
+    return reached;
+}
+
+void aimo_memhook_summarize(aimo_memhook_summary *summary)
+{
+    *summary = (aimo_memhook_summary){.active = hook.active,
+                                      .sample_bytes = hook.config.sample_bytes,
+                                      .frames = hook.config.frames,
+                                      .dropped_samples = hook.dropped_samples,
+                                      .cut_stacks = hook.cut_stacks};
+    aimo_sites_totals(&summary->live, &summary->peak_bytes);
+}
+
+size_t aimo_memhook_copy_nodes(aimo_memhook_node *out, size_t capacity)
+{
+    return aimo_sites_copy(out, capacity);
+}
+
+void aimo_memhook_collect(void) { aimo_sites_collect(false); }
+
+void *aimo_memhook_next_release(void) { return aimo_sites_next_release(); }
+
+size_t aimo_memhook_memory_bytes(void)
+{
+    return sizeof filter + sizeof below_domain + sizeof hook + aimo_table_memory_bytes() +
+           aimo_sites_memory_bytes();
+}

@@ -1,0 +1,227 @@
+/* A tree, because stacks share their outer frames: one node per frame, interned by (parent, code,
+ * instruction), so a stack of eight costs a node or two and two stacks are equal when their nodes
+ * are.
+ *
+ * What each site held at the peak is kept without copying: when the total reaches a new peak the
+ * epoch rises, and a site saves its numbers the first time it changes afterwards. A site that has
+ * not changed since still has its peak numbers in `live`. */
+#include "memhook/memhook_sites.h"
+
+#include <string.h>
+
+enum { BUCKETS = 2 * AIMO_MEMHOOK_MAX_NODES, ROOT = 0, NIL = 0 };
+
+typedef struct {
+    aimo_memhook_node n;
+    uint32_t next;        /* in the bucket, the free list or the list of codes to release */
+    uint32_t saved_epoch; /* n.at_peak holds the numbers of this epoch */
+    bool needed;          /* used by aimo_sites_collect */
+} node;
+
+static node nodes[AIMO_MEMHOOK_MAX_NODES];
+static uint32_t buckets[BUCKETS];
+static uint32_t used = 1;  /* nodes below it have been used at some time */
+static uint32_t free_list; /* nodes to use again */
+static uint32_t to_release;
+static uint32_t epoch;
+static aimo_memhook_stats total;
+static double peak_bytes;
+
+static uint32_t *bucket_of(uint32_t parent, aimo_frame frame)
+{
+    uint64_t hash = (uint64_t)(uintptr_t)frame.code >> 4;
+    hash = (hash ^ (uint64_t)parent << 40 ^ (uint64_t)(uint32_t)frame.instruction << 20) *
+           0x9e3779b97f4a7c15u;
+    return &buckets[(hash >> 40) % BUCKETS];
+}
+
+static uint32_t find_child(uint32_t parent, aimo_frame frame)
+{
+    uint32_t i = *bucket_of(parent, frame);
+    while (i != NIL && (nodes[i].n.parent != parent || nodes[i].n.frame.code != frame.code ||
+                        nodes[i].n.frame.instruction != frame.instruction))
+        i = nodes[i].next;
+    return i;
+}
+
+/* NIL when there is none left. */
+static uint32_t take_node(void)
+{
+    if (free_list != NIL) {
+        const uint32_t i = free_list;
+        free_list = nodes[i].next;
+        return i;
+    }
+    return used < AIMO_MEMHOOK_MAX_NODES ? used++ : NIL;
+}
+
+static uint32_t new_child(uint32_t parent, aimo_frame frame)
+{
+    const uint32_t i = take_node();
+    if (i == NIL)
+        return NIL;
+    uint32_t *bucket = bucket_of(parent, frame);
+    nodes[i] = (node){.n = {.frame = frame, .parent = parent}, .next = *bucket};
+    nodes[i].saved_epoch = epoch; /* it held nothing at the peak */
+    *bucket = i;
+    return i;
+}
+
+uint32_t aimo_sites_intern(const aimo_frame *frames, size_t depth, void (*retain)(void *),
+                           bool *cut)
+{
+    uint32_t site = ROOT;
+    *cut = false;
+    for (size_t i = depth; i-- > 0;) {
+        uint32_t child = find_child(site, frames[i]);
+        if (child == NIL) {
+            child = new_child(site, frames[i]);
+            if (child == NIL) {
+                *cut = true;
+                return site;
+            }
+            retain(frames[i].code);
+        }
+        site = child;
+    }
+    return site;
+}
+
+static void save_peak(node *site)
+{
+    if (site->saved_epoch != epoch) {
+        site->n.at_peak = site->n.live;
+        site->saved_epoch = epoch;
+    }
+}
+
+static void stats_add(aimo_memhook_stats *sum, const aimo_memhook_stats *block)
+{
+    sum->bytes += block->bytes;
+    sum->blocks += block->blocks;
+    sum->variance += block->variance;
+    sum->samples++;
+}
+
+static void stats_subtract(aimo_memhook_stats *sum, const aimo_memhook_stats *block)
+{
+    sum->samples--;
+    if (sum->samples == 0) { /* exactly nothing, whatever rounding has gathered */
+        *sum = (aimo_memhook_stats){0};
+        return;
+    }
+    sum->bytes -= block->bytes;
+    sum->blocks -= block->blocks;
+    sum->variance -= block->variance;
+}
+
+void aimo_sites_add(uint32_t site, const aimo_memhook_stats *block)
+{
+    save_peak(&nodes[site]);
+    stats_add(&nodes[site].n.live, block);
+    stats_add(&total, block);
+    if (total.bytes > peak_bytes) {
+        peak_bytes = total.bytes;
+        epoch++;
+    }
+}
+
+void aimo_sites_subtract(uint32_t site, const aimo_memhook_stats *block)
+{
+    save_peak(&nodes[site]);
+    stats_subtract(&nodes[site].n.live, block);
+    stats_subtract(&total, block);
+}
+
+void aimo_sites_totals(aimo_memhook_stats *live, double *peak)
+{
+    *live = total;
+    *peak = peak_bytes;
+}
+
+size_t aimo_sites_copy(aimo_memhook_node *out, size_t capacity)
+{
+    for (uint32_t i = 0; i < used && i < capacity; i++) {
+        out[i] = nodes[i].n;
+        if (i != ROOT && nodes[i].n.parent == i)
+            out[i] = (aimo_memhook_node){0}; /* waits to be released */
+        if (nodes[i].saved_epoch != epoch)
+            out[i].at_peak = nodes[i].n.live;
+    }
+    return used;
+}
+
+static void forget_statistics(void)
+{
+    for (uint32_t i = 0; i < used; i++) {
+        nodes[i].n.live = nodes[i].n.at_peak = (aimo_memhook_stats){0};
+        nodes[i].saved_epoch = 0;
+    }
+    total = (aimo_memhook_stats){0};
+    peak_bytes = 0.0;
+    epoch = 0;
+}
+
+static void mark_needed(void)
+{
+    for (uint32_t i = 0; i < used; i++)
+        nodes[i].needed = false;
+    for (uint32_t i = 1; i < used; i++) {
+        save_peak(&nodes[i]);
+        if (nodes[i].n.live.samples == 0 && nodes[i].n.at_peak.samples == 0)
+            continue;
+        for (uint32_t up = i; up != ROOT && !nodes[up].needed; up = nodes[up].n.parent)
+            nodes[up].needed = true;
+    }
+}
+
+static void retire(uint32_t i)
+{
+    uint32_t *link = bucket_of(nodes[i].n.parent, nodes[i].n.frame);
+    while (*link != i)
+        link = &nodes[*link].next;
+    *link = nodes[i].next;
+    nodes[i].next = to_release;
+    to_release = i;
+}
+
+/* A node waits in to_release with its code; without one it is in the free list. The frame of a
+ * waiting node must not be found again, so its parent becomes itself. */
+void aimo_sites_collect(bool all)
+{
+    if (all)
+        forget_statistics();
+    mark_needed();
+    for (uint32_t i = 1; i < used; i++) {
+        if (nodes[i].needed || nodes[i].n.frame.code == NULL || nodes[i].n.parent == i)
+            continue;
+        retire(i);
+        nodes[i].n.parent = i;
+    }
+}
+
+void *aimo_sites_next_release(void)
+{
+    const uint32_t i = to_release;
+    if (i == NIL)
+        return NULL;
+    void *code = nodes[i].n.frame.code;
+    to_release = nodes[i].next;
+    nodes[i].n.frame.code = NULL;
+    nodes[i].next = free_list;
+    free_list = i;
+    return code;
+}
+
+void aimo_sites_abandon(void)
+{
+    memset(buckets, 0, sizeof buckets);
+    memset(nodes, 0, sizeof nodes[0]);
+    used = 1;
+    free_list = to_release = NIL;
+    total = (aimo_memhook_stats){0};
+    peak_bytes = 0.0;
+    epoch = 0;
+}
+
+size_t aimo_sites_memory_bytes(void) { return sizeof nodes + sizeof buckets; }
