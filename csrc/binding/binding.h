@@ -1,0 +1,36 @@
+/* What the files of the binding share. _core is private: parse, view, call, wrap, nothing else. */
+#ifndef AIMO_BINDING_BINDING_H
+#define AIMO_BINDING_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define PY_ARRAY_UNIQUE_SYMBOL aimo_numpy_api
+#ifndef AIMO_BINDING_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "base/status.h"
+
+/* The exception types, from ai_model_optimizations.errors; index by aimo_status. */
+typedef struct {
+    PyObject *exceptions[AIMO_ERR_DEVICE + 1];
+} aimo_py_state;
+
+/* The state of the module that defines `type`, or that `module` is. */
+aimo_py_state *aimo_py_state_of(PyObject *module);
+aimo_py_state *aimo_py_state_of_type(PyTypeObject *type);
+
+/* Raises the exception that belongs to `status`; returns NULL. */
+PyObject *aimo_py_raise(const aimo_py_state *state, aimo_status status, const aimo_error *err);
+
+/* Each capability adds its functions and types to the module; -1 with an exception on failure. */
+int aimo_py_add_half(PyObject *module);
+int aimo_py_add_encoder(PyObject *module);
+int aimo_py_add_memhook(PyObject *module);
+int aimo_py_add_census(PyObject *module);
+int aimo_py_add_process(PyObject *module);
+int aimo_py_add_cache(PyObject *module);
+
+#endif

@@ -1,0 +1,453 @@
+/* EmbeddingIndex: stored embeddings and exact lookup over numpy arrays. Which contexts there are,
+ * how many rows, and what belongs to them is Python's. */
+#include "binding/binding.h"
+
+#include "cache/cache.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+typedef struct {
+    PyObject_HEAD aimo_cache *cache;
+} index_object;
+
+static aimo_cache *cache_of(PyObject *self) { return ((index_object *)self)->cache; }
+
+static PyObject *raise_for(PyObject *self, aimo_status status, const aimo_error *err)
+{
+    return aimo_py_raise(aimo_py_state_of_type(Py_TYPE(self)), status, err);
+}
+
+/* `argument` as a C-contiguous array of shape (rows, dim), or (dim,) when rows is NULL. */
+static PyArrayObject *vectors_from(PyObject *self, PyObject *argument, npy_intp *rows)
+{
+    const int dimensions = rows != NULL ? 2 : 1;
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_FROM_OTF(argument, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY);
+    if (array == NULL)
+        return NULL;
+    const npy_intp dim = (npy_intp)aimo_cache_dim(cache_of(self));
+    if (PyArray_NDIM(array) == dimensions && PyArray_DIM(array, dimensions - 1) == dim) {
+        if (rows != NULL)
+            *rows = PyArray_DIM(array, 0);
+        return array;
+    }
+    PyErr_Format(PyExc_ValueError, "expected an array of shape (%s%zd), got %d dimensions%s",
+                 rows != NULL ? "n, " : "", (Py_ssize_t)dim, PyArray_NDIM(array),
+                 PyArray_NDIM(array) == dimensions ? " of another size" : "");
+    Py_DECREF(array);
+    return NULL;
+}
+
+/* `argument` as a C-contiguous array of `rows` int64. */
+static PyArrayObject *integers_from(PyObject *argument, npy_intp rows, const char *what)
+{
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_FROM_OTF(argument, NPY_INT64, NPY_ARRAY_IN_ARRAY);
+    if (array == NULL || (PyArray_NDIM(array) == 1 && PyArray_DIM(array, 0) == rows))
+        return array;
+    PyErr_Format(PyExc_ValueError, "%s: expected an array of shape (%zd,)", what, (Py_ssize_t)rows);
+    Py_DECREF(array);
+    return NULL;
+}
+
+/* ---- life ---------------------------------------------------------------------------------- */
+
+static int parse_row_type(const char *name, aimo_row_type *type)
+{
+    *type = AIMO_ROWS_F16;
+    if (name == NULL || strcmp(name, "f16") == 0)
+        return 0;
+    *type = AIMO_ROWS_INT8;
+    if (strcmp(name, "int8") == 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "row_dtype: expected 'f16' or 'int8', got '%s'", name);
+    return -1;
+}
+
+/* EmbeddingIndex(dim: int, /, *, row_dtype: str = "f16") */
+static PyObject *index_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"", "row_dtype", NULL};
+    Py_ssize_t dim;
+    const char *row_dtype = NULL;
+    aimo_row_type row_type;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n|$s:EmbeddingIndex", names, &dim,
+                                     &row_dtype) ||
+        parse_row_type(row_dtype, &row_type) != 0)
+        return NULL;
+    aimo_cache *cache;
+    aimo_error err;
+    const aimo_status status = aimo_cache_new(&cache, dim < 0 ? 0 : (size_t)dim, row_type, &err);
+    if (status != AIMO_OK)
+        return aimo_py_raise(aimo_py_state_of_type(type), status, &err);
+    PyObject *self = type->tp_alloc(type, 0);
+    if (self == NULL) {
+        aimo_cache_free(cache);
+        return NULL;
+    }
+    ((index_object *)self)->cache = cache;
+    return self;
+}
+
+static void index_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    aimo_cache_free(cache_of(self));
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static Py_ssize_t index_length(PyObject *self)
+{
+    return (Py_ssize_t)aimo_cache_count(cache_of(self));
+}
+
+/* ---- changes ------------------------------------------------------------------------------- */
+
+/* add(vector: ndarray[float32], context: int, /) -> int */
+static PyObject *index_add(PyObject *self, PyObject *args)
+{
+    PyObject *argument;
+    long long context;
+    if (!PyArg_ParseTuple(args, "OL:add", &argument, &context))
+        return NULL;
+    PyArrayObject *vector = vectors_from(self, argument, NULL);
+    if (vector == NULL)
+        return NULL;
+    aimo_cache *cache = cache_of(self);
+    const float *data = PyArray_DATA(vector);
+    const int64_t where = context;
+    int64_t slot;
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_cache_add(cache, data, &where, 1, &slot, &err);
+    Py_END_ALLOW_THREADS Py_DECREF(vector);
+    return status == AIMO_OK ? PyLong_FromLongLong(slot) : raise_for(self, status, &err);
+}
+
+/* add_many(vectors: ndarray[float32], contexts: ndarray[int64], /) -> ndarray[int64] */
+static PyObject *index_add_many(PyObject *self, PyObject *args)
+{
+    PyObject *argument, *context_argument;
+    npy_intp n;
+    if (!PyArg_ParseTuple(args, "OO:add_many", &argument, &context_argument))
+        return NULL;
+    PyArrayObject *contexts = NULL, *slots = NULL, *vectors = vectors_from(self, argument, &n);
+    if (vectors == NULL || (contexts = integers_from(context_argument, n, "contexts")) == NULL ||
+        (slots = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_INT64)) == NULL)
+        goto done;
+    aimo_cache *cache = cache_of(self);
+    const float *data = PyArray_DATA(vectors);
+    const int64_t *where = PyArray_DATA(contexts);
+    int64_t *out = PyArray_DATA(slots);
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_cache_add(cache, data, where, (size_t)n, out, &err);
+    Py_END_ALLOW_THREADS if (status != AIMO_OK)
+    {
+        Py_CLEAR(slots);
+        raise_for(self, status, &err);
+    }
+done:
+    Py_XDECREF(vectors);
+    Py_XDECREF(contexts);
+    return (PyObject *)slots;
+}
+
+/* remove(slot: int, /) -> None */
+static PyObject *index_remove(PyObject *self, PyObject *argument)
+{
+    const long long slot = PyLong_AsLongLong(argument);
+    if (slot == -1 && PyErr_Occurred())
+        return NULL;
+    aimo_cache *cache = cache_of(self);
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_cache_remove(cache, slot, &err);
+    Py_END_ALLOW_THREADS if (status != AIMO_OK) return raise_for(self, status, &err);
+    Py_RETURN_NONE;
+}
+
+/* optimize() -> None */
+static PyObject *index_optimize(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    aimo_cache *cache = cache_of(self);
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_cache_optimize(cache, &err);
+    Py_END_ALLOW_THREADS if (status != AIMO_OK) return raise_for(self, status, &err);
+    Py_RETURN_NONE;
+}
+
+/* ---- lookup -------------------------------------------------------------------------------- */
+
+/* Searches for `n` queries; the results have shape (n, k), or (hits,) for one. */
+static PyObject *search(PyObject *self, PyArrayObject *queries, const int64_t *contexts, npy_intp n,
+                        double threshold, Py_ssize_t k, bool one)
+{
+    npy_intp shape[2] = {n, k};
+    PyArrayObject *slots = (PyArrayObject *)PyArray_SimpleNew(2 - one, shape + one, NPY_INT64);
+    PyArrayObject *scores = (PyArrayObject *)PyArray_SimpleNew(2 - one, shape + one, NPY_FLOAT64);
+    if (slots == NULL || scores == NULL)
+        goto fail;
+    aimo_cache *cache = cache_of(self);
+    const float *data = PyArray_DATA(queries);
+    int64_t *out_slots = PyArray_DATA(slots);
+    double *out_scores = PyArray_DATA(scores);
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_cache_search(cache, data, contexts, (size_t)n, threshold,
+                                                      (size_t)k, out_slots, out_scores, &err);
+    Py_END_ALLOW_THREADS if (status != AIMO_OK)
+    {
+        raise_for(self, status, &err);
+        goto fail;
+    }
+    return Py_BuildValue("(NN)", slots, scores);
+fail:
+    Py_XDECREF(slots);
+    Py_XDECREF(scores);
+    return NULL;
+}
+
+static int check_k(Py_ssize_t k)
+{
+    if (k > 0)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "k: expected at least 1, got %zd", k);
+    return -1;
+}
+
+/* The hits of a single query end where the slots do. */
+static PyObject *cut(PyObject *found, Py_ssize_t k)
+{
+    if (found == NULL)
+        return NULL;
+    const int64_t *slots = PyArray_DATA((PyArrayObject *)PyTuple_GET_ITEM(found, 0));
+    Py_ssize_t hits = 0;
+    while (hits < k && slots[hits] >= 0)
+        hits++;
+    if (hits == k)
+        return found;
+    PyObject *cut_slots = PySequence_GetSlice(PyTuple_GET_ITEM(found, 0), 0, hits);
+    PyObject *cut_scores = PySequence_GetSlice(PyTuple_GET_ITEM(found, 1), 0, hits);
+    Py_DECREF(found);
+    if (cut_slots == NULL || cut_scores == NULL) {
+        Py_XDECREF(cut_slots);
+        Py_XDECREF(cut_scores);
+        return NULL;
+    }
+    return Py_BuildValue("(NN)", cut_slots, cut_scores);
+}
+
+/* search(query: ndarray[float32], context: int, threshold: float, k: int, /)
+ *     -> (ndarray[int64], ndarray[float64]) */
+static PyObject *index_search(PyObject *self, PyObject *args)
+{
+    PyObject *argument;
+    long long context;
+    double threshold;
+    Py_ssize_t k;
+    if (!PyArg_ParseTuple(args, "OLdn:search", &argument, &context, &threshold, &k) ||
+        check_k(k) != 0)
+        return NULL;
+    PyArrayObject *query = vectors_from(self, argument, NULL);
+    if (query == NULL)
+        return NULL;
+    const int64_t where = context;
+    PyObject *found = search(self, query, &where, 1, threshold, k, true);
+    Py_DECREF(query);
+    return cut(found, k);
+}
+
+/* search_many(queries: ndarray[float32], contexts: ndarray[int64], threshold: float, k: int, /)
+ *     -> (ndarray[int64], ndarray[float64]) */
+static PyObject *index_search_many(PyObject *self, PyObject *args)
+{
+    PyObject *argument, *context_argument, *found = NULL;
+    double threshold;
+    Py_ssize_t k;
+    npy_intp n;
+    if (!PyArg_ParseTuple(args, "OOdn:search_many", &argument, &context_argument, &threshold, &k) ||
+        check_k(k) != 0)
+        return NULL;
+    PyArrayObject *contexts = NULL, *queries = vectors_from(self, argument, &n);
+    if (queries != NULL && (contexts = integers_from(context_argument, n, "contexts")) != NULL)
+        found = search(self, queries, PyArray_DATA(contexts), n, threshold, k, false);
+    Py_XDECREF(queries);
+    Py_XDECREF(contexts);
+    return found;
+}
+
+/* vector(slot: int, /) -> ndarray[float32] */
+static PyObject *index_vector(PyObject *self, PyObject *argument)
+{
+    const long long slot = PyLong_AsLongLong(argument);
+    if (slot == -1 && PyErr_Occurred())
+        return NULL;
+    npy_intp dim = (npy_intp)aimo_cache_dim(cache_of(self));
+    PyArrayObject *vector = (PyArrayObject *)PyArray_SimpleNew(1, &dim, NPY_FLOAT32);
+    if (vector == NULL)
+        return NULL;
+    aimo_error err;
+    aimo_cache *cache = cache_of(self);
+    float *out = PyArray_DATA(vector);
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_cache_vector(cache, slot, out, &err);
+    Py_END_ALLOW_THREADS if (status == AIMO_OK) return (PyObject *)vector;
+    Py_DECREF(vector);
+    return raise_for(self, status, &err);
+}
+
+/* ---- saving -------------------------------------------------------------------------------- */
+
+static int row_typenum(PyObject *self)
+{
+    return aimo_cache_row_type(cache_of(self)) == AIMO_ROWS_F16 ? NPY_UINT16 : NPY_INT8;
+}
+
+/* export() -> (rows: ndarray[uint16 | int8], slots: ndarray[int64], contexts: ndarray[int64]) */
+static PyObject *index_export(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    aimo_cache *cache = cache_of(self);
+    aimo_cache_snapshot *snapshot;
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_cache_snapshot_open(cache, &snapshot, &err);
+    Py_END_ALLOW_THREADS if (status != AIMO_OK) return raise_for(self, status, &err);
+    npy_intp shape[2] = {(npy_intp)aimo_cache_snapshot_count(snapshot),
+                         (npy_intp)aimo_cache_dim(cache)};
+    PyArrayObject *rows = (PyArrayObject *)PyArray_SimpleNew(2, shape, row_typenum(self));
+    PyArrayObject *slots = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_INT64);
+    PyArrayObject *contexts = (PyArrayObject *)PyArray_SimpleNew(1, shape, NPY_INT64);
+    PyObject *result = NULL;
+    if (rows != NULL && slots != NULL && contexts != NULL) {
+        void *row_data = PyArray_DATA(rows);
+        int64_t *slot_data = PyArray_DATA(slots), *context_data = PyArray_DATA(contexts);
+        Py_BEGIN_ALLOW_THREADS aimo_cache_snapshot_read(snapshot, row_data, slot_data,
+                                                        context_data);
+        Py_END_ALLOW_THREADS result = PyTuple_Pack(3, rows, slots, contexts);
+    }
+    aimo_cache_snapshot_close(snapshot);
+    Py_XDECREF(rows);
+    Py_XDECREF(slots);
+    Py_XDECREF(contexts);
+    return result;
+}
+
+static aimo_status restore_arrays(PyObject *self, PyArrayObject *rows, PyArrayObject *slots,
+                                  PyArrayObject *contexts, aimo_error *err)
+{
+    aimo_cache *cache = cache_of(self);
+    const void *row_data = PyArray_DATA(rows);
+    const int64_t *slot_data = PyArray_DATA(slots), *context_data = PyArray_DATA(contexts);
+    const size_t n = (size_t)PyArray_DIM(rows, 0);
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status =
+        aimo_cache_restore(cache, row_data, slot_data, context_data, n, err);
+    Py_END_ALLOW_THREADS return status;
+}
+
+/* restore(rows: ndarray[uint16 | int8], slots: ndarray[int64], contexts: ndarray[int64], /)
+ *     -> None */
+static PyObject *index_restore(PyObject *self, PyObject *args)
+{
+    PyObject *row_argument, *slot_argument, *context_argument, *result = NULL;
+    if (!PyArg_ParseTuple(args, "OOO:restore", &row_argument, &slot_argument, &context_argument))
+        return NULL;
+    PyArrayObject *slots = NULL, *contexts = NULL;
+    PyArrayObject *rows =
+        (PyArrayObject *)PyArray_FROM_OTF(row_argument, row_typenum(self), NPY_ARRAY_IN_ARRAY);
+    if (rows == NULL)
+        return NULL;
+    if (PyArray_NDIM(rows) != 2 ||
+        PyArray_DIM(rows, 1) != (npy_intp)aimo_cache_dim(cache_of(self))) {
+        PyErr_Format(PyExc_ValueError, "rows: expected an array of shape (n, %zu)",
+                     aimo_cache_dim(cache_of(self)));
+        goto done;
+    }
+    const npy_intp n = PyArray_DIM(rows, 0);
+    if ((slots = integers_from(slot_argument, n, "slots")) == NULL ||
+        (contexts = integers_from(context_argument, n, "contexts")) == NULL)
+        goto done;
+    aimo_error err;
+    const aimo_status status = restore_arrays(self, rows, slots, contexts, &err);
+    result = status == AIMO_OK ? Py_NewRef(Py_None) : raise_for(self, status, &err);
+done:
+    Py_DECREF(rows);
+    Py_XDECREF(slots);
+    Py_XDECREF(contexts);
+    return result;
+}
+
+/* ---- attributes ---------------------------------------------------------------------------- */
+
+static PyObject *get_dim(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(aimo_cache_dim(cache_of(self)));
+}
+
+static PyObject *get_row_dtype(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyUnicode_FromString(aimo_cache_row_type(cache_of(self)) == AIMO_ROWS_F16 ? "f16"
+                                                                                     : "int8");
+}
+
+static PyObject *get_memory_bytes(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(aimo_cache_bytes(cache_of(self)));
+}
+
+static PyGetSetDef attributes[] = {
+    {"dim", get_dim, NULL, "Elements of a vector.", NULL},
+    {"row_dtype", get_row_dtype, NULL, "How rows are stored: 'f16' or 'int8'.", NULL},
+    {"memory_bytes", get_memory_bytes, NULL, "Bytes held.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef methods[] = {
+    {"add", index_add, METH_VARARGS, "add(vector, context, /)\n--\n\nStore a vector."},
+    {"add_many", index_add_many, METH_VARARGS,
+     "add_many(vectors, contexts, /)\n--\n\nStore vectors, all or none."},
+    {"remove", index_remove, METH_O, "remove(slot, /)\n--\n\nForget a row."},
+    {"search", index_search, METH_VARARGS,
+     "search(query, context, threshold, k, /)\n--\n\nThe best rows, exactly."},
+    {"search_many", index_search_many, METH_VARARGS,
+     "search_many(queries, contexts, threshold, k, /)\n--\n\nThe same for many queries."},
+    {"vector", index_vector, METH_O, "vector(slot, /)\n--\n\nThe stored row."},
+    {"optimize", index_optimize, METH_NOARGS,
+     "optimize()\n--\n\nLearn the rows' directions; changes no answer."},
+    {"export", index_export, METH_NOARGS, "export()\n--\n\nAll rows, oldest first."},
+    {"restore", index_restore, METH_VARARGS,
+     "restore(rows, slots, contexts, /)\n--\n\nThe inverse of export, into an unused index."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot type_slots[] = {
+    {Py_tp_doc, "EmbeddingIndex(dim, /, *, row_dtype='f16')\n--\n\n"
+                "Stored embeddings and exact lookup by cosine similarity."},
+    {Py_tp_new, index_new},
+    {Py_tp_dealloc, index_dealloc},
+    {Py_sq_length, index_length},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, attributes},
+    {0, NULL},
+};
+
+static PyType_Spec type_spec = {
+    .name = "ai_model_optimizations._core.EmbeddingIndex",
+    .basicsize = sizeof(index_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = type_slots,
+};
+
+int aimo_py_add_cache(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &type_spec, NULL);
+    if (type == NULL)
+        return -1;
+    const int status = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
+    return status;
+}

@@ -1,0 +1,304 @@
+/* encoder: the type _core.Encoder. */
+#include "binding/binding.h"
+
+#include "encoder/encoder.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+typedef struct {
+    PyObject_HEAD aimo_encoder *encoder; /* NULL when __init__ did not succeed */
+} encoder_object;
+
+static const char *const activations[AIMO_ACTIVATION_COUNT] = {
+    "none", "gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"};
+static const char *const poolings[AIMO_POOLING_COUNT] = {
+    "mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last_token"};
+
+/* The index of `name` in `names`; -1 with a ValueError when it is not there. */
+static int find_name(const char *what, const char *name, const char *const *names, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(name, names[i]) == 0)
+            return i;
+    PyErr_Format(PyExc_ValueError, "%s: unknown value '%s'", what, name);
+    return -1;
+}
+
+static int find_dtype(const char *name)
+{
+    const char *names[AIMO_DTYPE_COUNT];
+    for (int i = 0; i < AIMO_DTYPE_COUNT; i++)
+        names[i] = aimo_dtype_name((aimo_dtype)i);
+    return find_name("dtype", name, names, AIMO_DTYPE_COUNT);
+}
+
+static aimo_py_state *state_of(encoder_object *self)
+{
+    return aimo_py_state_of_type(Py_TYPE(self));
+}
+
+static PyObject *fail(encoder_object *self, aimo_status status, const aimo_error *err)
+{
+    return aimo_py_raise(state_of(self), status, err);
+}
+
+static int encoder_init(encoder_object *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dtype",      "layers",       "hidden",
+                            "heads",      "intermediate", "vocabulary",
+                            "positions",  "token_types",  "first_position",
+                            "activation", "pooling",      "layer_norm_epsilon",
+                            NULL};
+    const char *dtype, *activation, *pooling;
+    Py_ssize_t n[8];
+    float epsilon;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$snnnnnnnnssf", names, &dtype, &n[0], &n[1],
+                                     &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &activation,
+                                     &pooling, &epsilon))
+        return -1;
+    const int dtype_index = find_dtype(dtype);
+    const int activation_index =
+        find_name("activation", activation, activations, AIMO_ACTIVATION_COUNT);
+    const int pooling_index = find_name("pooling", pooling, poolings, AIMO_POOLING_COUNT);
+    if (dtype_index < 0 || activation_index < 0 || pooling_index < 0)
+        return -1;
+    const aimo_encoder_config config = {
+        .dtype = (aimo_dtype)dtype_index,
+        .layers = (size_t)n[0],
+        .hidden = (size_t)n[1],
+        .heads = (size_t)n[2],
+        .intermediate = (size_t)n[3],
+        .vocabulary = (size_t)n[4],
+        .positions = (size_t)n[5],
+        .token_types = (size_t)n[6],
+        .first_position = (size_t)n[7],
+        .layer_norm_epsilon = epsilon,
+        .activation = (aimo_activation)activation_index,
+        .pooling = (aimo_pooling)pooling_index,
+    };
+    if (self->encoder != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "Encoder.__init__ was called twice");
+        return -1;
+    }
+    aimo_error err;
+    const aimo_status status = aimo_encoder_new(&config, &self->encoder, &err);
+    if (status != AIMO_OK) {
+        fail(self, status, &err);
+        return -1;
+    }
+    return 0;
+}
+
+static void encoder_dealloc(encoder_object *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    aimo_encoder_free(self->encoder);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+/* False with a RuntimeError when __init__ did not run; every method asks first. */
+static bool is_ready(encoder_object *self)
+{
+    if (self->encoder != NULL)
+        return true;
+    PyErr_SetString(PyExc_RuntimeError, "Encoder was not initialised");
+    return false;
+}
+
+/* The tensor called `name`; -1 with a ValueError. */
+static Py_ssize_t find_tensor(const char *name)
+{
+    bool per_layer;
+    const char *candidate;
+    for (size_t i = 0; (candidate = aimo_encoder_tensor_name(i, &per_layer)) != NULL; i++)
+        if (strcmp(candidate, name) == 0)
+            return (Py_ssize_t)i;
+    PyErr_Format(PyExc_ValueError, "unknown tensor '%s'", name);
+    return -1;
+}
+
+/* set_tensor(name: str, layer: int, data: ndarray[float32], /) -> None */
+static PyObject *set_tensor(encoder_object *self, PyObject *args)
+{
+    const char *name;
+    Py_ssize_t layer;
+    PyObject *data;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "snO", &name, &layer, &data))
+        return NULL;
+    const Py_ssize_t index = find_tensor(name);
+    if (index < 0)
+        return NULL;
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_FROMANY(data, NPY_FLOAT32, 1, 2, NPY_ARRAY_IN_ARRAY);
+    if (array == NULL)
+        return NULL;
+    const size_t rows = (size_t)PyArray_DIM(array, 0);
+    const size_t columns = PyArray_NDIM(array) == 2 ? (size_t)PyArray_DIM(array, 1) : 0;
+    const float *values = PyArray_DATA(array);
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_encoder_set_tensor(
+        self->encoder, (size_t)index, (size_t)layer, values, rows, columns, &err);
+    Py_END_ALLOW_THREADS Py_DECREF(array);
+    if (status != AIMO_OK)
+        return fail(self, status, &err);
+    Py_RETURN_NONE;
+}
+
+/* tensor(name: str, layer: int, /) -> ndarray[float32], as stored */
+static PyObject *get_tensor(encoder_object *self, PyObject *args)
+{
+    const char *name;
+    Py_ssize_t layer;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "sn", &name, &layer))
+        return NULL;
+    const Py_ssize_t index = find_tensor(name);
+    if (index < 0)
+        return NULL;
+    size_t rows, columns;
+    aimo_encoder_tensor_shape(self->encoder, (size_t)index, &rows, &columns);
+    const npy_intp shape[2] = {(npy_intp)rows, (npy_intp)columns};
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_SimpleNew(columns != 0 ? 2 : 1, shape, NPY_FLOAT32);
+    if (array == NULL)
+        return NULL;
+    aimo_error err;
+    const aimo_status status = aimo_encoder_get_tensor(self->encoder, (size_t)index, (size_t)layer,
+                                                       PyArray_DATA(array), rows, columns, &err);
+    if (status != AIMO_OK) {
+        Py_DECREF(array);
+        return fail(self, status, &err);
+    }
+    return (PyObject *)array;
+}
+
+/* seal() -> None */
+static PyObject *seal(encoder_object *self, PyObject *Py_UNUSED(unused))
+{
+    if (!is_ready(self))
+        return NULL;
+    aimo_error err;
+    const aimo_status status = aimo_encoder_seal(self->encoder, &err);
+    if (status != AIMO_OK)
+        return fail(self, status, &err);
+    Py_RETURN_NONE;
+}
+
+/* encode(token_ids: ndarray[int32], offsets: ndarray[int64], normalize: bool, /)
+ * -> ndarray[float32] of shape (batch, hidden) */
+static PyObject *encode(encoder_object *self, PyObject *args)
+{
+    PyObject *ids_arg, *offsets_arg, *result = NULL;
+    int normalize;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "OOp", &ids_arg, &offsets_arg, &normalize))
+        return NULL;
+    PyArrayObject *ids =
+        (PyArrayObject *)PyArray_FROMANY(ids_arg, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+    PyArrayObject *offsets =
+        (PyArrayObject *)PyArray_FROMANY(offsets_arg, NPY_INT64, 1, 1, NPY_ARRAY_IN_ARRAY);
+    if (ids == NULL || offsets == NULL)
+        goto done;
+    const npy_intp batch = PyArray_SIZE(offsets) - 1;
+    const int64_t *begins = PyArray_DATA(offsets);
+    if (batch < 0 || begins[batch] != PyArray_SIZE(ids)) {
+        PyErr_SetString(PyExc_ValueError, "offsets: expected to end with the number of token_ids");
+        goto done;
+    }
+    const npy_intp shape[2] = {batch, (npy_intp)aimo_encoder_config_of(self->encoder)->hidden};
+    result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (result == NULL)
+        goto done;
+    const int32_t *tokens = PyArray_DATA(ids);
+    float *out = PyArray_DATA((PyArrayObject *)result);
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status =
+        aimo_encoder_encode(self->encoder, tokens, begins, (size_t)batch, normalize, out, &err);
+    Py_END_ALLOW_THREADS if (status != AIMO_OK)
+    {
+        Py_CLEAR(result);
+        fail(self, status, &err);
+    }
+done:
+    Py_XDECREF(ids);
+    Py_XDECREF(offsets);
+    return result;
+}
+
+static PyObject *get_weight_bytes(encoder_object *self, void *Py_UNUSED(closure))
+{
+    return is_ready(self) ? PyLong_FromSize_t(aimo_encoder_weight_bytes(self->encoder)) : NULL;
+}
+
+static PyObject *get_max_length(encoder_object *self, void *Py_UNUSED(closure))
+{
+    return is_ready(self) ? PyLong_FromSize_t(aimo_encoder_max_length(self->encoder)) : NULL;
+}
+
+/* tensor_names() -> list[tuple[str, bool]]: name, and whether there is one for each layer */
+static PyObject *tensor_names(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    PyObject *names = PyList_New(0);
+    bool per_layer;
+    const char *name;
+    for (size_t i = 0; names && (name = aimo_encoder_tensor_name(i, &per_layer)) != NULL; i++) {
+        PyObject *item = Py_BuildValue("(sO)", name, per_layer ? Py_True : Py_False);
+        if (item == NULL || PyList_Append(names, item) != 0)
+            Py_CLEAR(names);
+        Py_XDECREF(item);
+    }
+    return names;
+}
+
+static PyMethodDef encoder_methods[] = {
+    {"set_tensor", (PyCFunction)set_tensor, METH_VARARGS,
+     "set_tensor($self, name, layer, data, /)\n--\n\nPack one tensor."},
+    {"tensor", (PyCFunction)get_tensor, METH_VARARGS,
+     "tensor($self, name, layer, /)\n--\n\nA tensor as stored, widened to float32."},
+    {"seal", (PyCFunction)seal, METH_NOARGS,
+     "seal($self, /)\n--\n\nCheck that nothing is missing and make ready."},
+    {"encode", (PyCFunction)encode, METH_VARARGS,
+     "encode($self, token_ids, offsets, normalize, /)\n--\n\nEmbed packed sequences."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef encoder_getset[] = {
+    {"weight_bytes", (getter)get_weight_bytes, NULL, "Bytes of weights held.", NULL},
+    {"max_length", (getter)get_max_length, NULL, "Tokens of the longest sequence.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot encoder_slots[] = {
+    {Py_tp_doc, "An encoder's packed weights and its forward pass. Private."},
+    {Py_tp_init, encoder_init},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, encoder_dealloc},
+    {Py_tp_methods, encoder_methods},
+    {Py_tp_getset, encoder_getset},
+    {0, NULL},
+};
+
+static PyType_Spec encoder_spec = {
+    .name = "ai_model_optimizations._core.Encoder",
+    .basicsize = sizeof(encoder_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = encoder_slots,
+};
+
+static PyMethodDef functions[] = {
+    {"encoder_tensor_names", tensor_names, METH_NOARGS,
+     "encoder_tensor_names()\n--\n\nThe tensors that set_tensor knows."},
+    {NULL, NULL, 0, NULL},
+};
+
+int aimo_py_add_encoder(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &encoder_spec, NULL);
+    if (type == NULL)
+        return -1;
+    const int added = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
+    return added == 0 ? PyModule_AddFunctions(module, functions) : -1;
+}

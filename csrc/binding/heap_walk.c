@@ -1,0 +1,54 @@
+/* The collector's own lists are read. gc.get_objects would make a list of everything: megabytes, a
+ * reference to each object, and perhaps a collection, with finalizers, on the monitor's thread.
+ * PyUnstable_GC_VisitObjects (3.12) leaves out frozen objects, and after gc.freeze in the parent of
+ * forked workers those are most of the heap.
+ *
+ * The layouts are those of the headers this file is compiled with, and the versions are those whose
+ * tests ran; on any other aimo_heap_missing says so. */
+#define Py_BUILD_CORE 1 /* the collector's lists, the size of a dict */
+#include "binding/heap_walk.h"
+
+#if defined(Py_GIL_DISABLED) || PY_VERSION_HEX < 0x030a0000 || PY_VERSION_HEX >= 0x030e0000
+
+const char *const aimo_heap_missing = "the heap can be walked on CPython 3.10 to 3.13 with the GIL";
+
+void aimo_heap_walk(aimo_heap_visitor visit, void *context)
+{
+    (void)visit;
+    (void)context;
+}
+
+size_t aimo_heap_dict_bytes(PyObject *dict)
+{
+    (void)dict;
+    return 0;
+}
+
+#else
+
+#include <internal/pycore_interp.h>
+#if PY_VERSION_HEX >= 0x030d0000
+#include <internal/pycore_dict.h>
+#endif
+
+const char *const aimo_heap_missing = NULL;
+
+static void walk_generation(struct gc_generation *generation, aimo_heap_visitor visit,
+                            void *context)
+{
+    PyGC_Head *head = &generation->head;
+    for (PyGC_Head *gc = _PyGCHead_NEXT(head); gc != head; gc = _PyGCHead_NEXT(gc))
+        visit((PyObject *)(gc + 1), context);
+}
+
+void aimo_heap_walk(aimo_heap_visitor visit, void *context)
+{
+    struct _gc_runtime_state *gc = &PyInterpreterState_Get()->gc;
+    for (int i = 0; i < NUM_GENERATIONS; i++)
+        walk_generation(&gc->generations[i], visit, context);
+    walk_generation(&gc->permanent_generation, visit, context);
+}
+
+size_t aimo_heap_dict_bytes(PyObject *dict) { return (size_t)_PyDict_SizeOf((PyDictObject *)dict); }
+
+#endif
