@@ -1,0 +1,628 @@
+"""Merges what many callers want embedded into batches that the model runs at full speed.
+
+The class here is what users see: coroutines and plain calls, checks, windows over large inputs,
+timeouts. Batches are formed and run in :mod:`.dispatcher`, the order is kept in
+:mod:`.request_queue`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._environment import disabled
+from ..errors import ClosedError, QueueFull
+from .dispatcher import Dispatcher
+from .engine import Embedder, load_by_name, model_loader
+from .metrics import PrometheusCollector
+from .request_queue import PRIORITY_SHARES, Call, Priority
+from .settings import read_settings
+
+_MIB: Final = 2**20
+# A large call is fed to the queue in windows, two at a time: the queue never runs dry between
+# them, other callers find room, and a million texts need no more memory than their vectors.
+_WINDOW_BATCHES: Final = 8
+_WINDOWS_IN_FLIGHT: Final = 2
+_CHECKED_AT_ONCE: Final = 65_536  # texts, about a millisecond of the event loop
+_WARM_UP_TEXT: Final = "The first batches after a start are slower, so none of them is a user's."
+
+
+class BatchEmbeddingProcessor:
+    """Embeds the texts of concurrent callers in shared batches.
+
+    >>> processor = BatchEmbeddingProcessor(batch_size=32)
+    >>> vectors = await processor.process_batch(["first text", "second text"])   # (2, dim) float32
+
+    A batch starts as soon as a worker is free and takes everything that waits, within its bounds;
+    while it runs, the next one gathers. Equal texts in flight are computed once, and vectors of
+    exact texts are kept in a cache. One processor serves any number of event loops and threads.
+
+    Parameters
+    ----------
+    batch_size : texts in one call of the model, at most
+    max_wait_time : seconds that a batch waits, at most, for as many callers as the last batch
+        answered; a lone caller and an idle processor never wait
+    model : an object with ``encode(texts)`` (an EmbeddingModel, a SentenceTransformer, ...), a
+        function that returns one, or a model's name or path; the default model when None. It is
+        loaded once, in a worker thread, by the first batch or by :meth:`warmup`.
+    max_tokens : estimated tokens in one call of the model, at most; a longer text runs alone
+    max_queue : texts that may wait; beyond it callers get QueueFull
+    timeout : seconds without a new vector after which a caller gets TimeoutError; a large call may
+        take longer as long as it advances. A model that takes as long for one batch is given up
+        and called from a new thread. None waits for ever.
+    workers : batches that run at a time, each in its own thread; the model must allow it
+    cache_mb : memory for vectors of exact texts, in MiB; 0 for none
+
+    Notes
+    -----
+    With ``AIMO_DISABLE=batch`` in the environment texts go to the model directly.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        max_wait_time: float = 0.002,
+        *,
+        model: Embedder | Callable[[], Embedder] | str | os.PathLike[str] | None = None,
+        max_tokens: int = 16384,
+        max_queue: int = 4096,
+        timeout: float | None = 30.0,
+        workers: int = 1,
+        cache_mb: float = 32.0,
+    ) -> None:
+        _check_count("batch_size", batch_size)
+        _check_count("max_tokens", max_tokens)
+        _check_count("max_queue", max_queue)
+        _check_count("workers", workers)
+        _check_number("max_wait_time", max_wait_time, at_least_zero=True)
+        _check_number("cache_mb", cache_mb, at_least_zero=True)
+        if timeout is not None:
+            _check_number("timeout", timeout, at_least_zero=False)
+        self.batch_size = batch_size
+        self.timeout = timeout
+        self._workers = workers
+        self._window = max(1, min(_WINDOW_BATCHES * batch_size, max_queue))
+        self._bypass = disabled("batch")
+        self._direct_calls = threading.BoundedSemaphore(workers)
+        self._dispatcher = Dispatcher(
+            model_loader(model, "model"),
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            max_wait_time=max_wait_time,
+            max_queue=max_queue,
+            hang_timeout=timeout,
+            workers=workers,
+            cache_bytes=int(cache_mb * _MIB),
+        )
+        finalizer = weakref.finalize(self, _close_in_background, self._dispatcher)
+        finalizer.atexit = False  # the dispatchers close themselves then
+
+    @classmethod
+    def from_config(
+        cls, path: str | os.PathLike[str] | None = None, **arguments: Any
+    ) -> BatchEmbeddingProcessor:
+        """Make a processor from a file that ``ai-model-optimizations tune`` wrote.
+
+        Parameters
+        ----------
+        path
+            A TOML file; the one that ``AIMO_CONFIG`` names when None, and the defaults when it
+            names none.
+        **arguments
+            Arguments of the class that take precedence over the file.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the file cannot be read, or a key in it is unknown or of the wrong type.
+        """
+        settings = read_settings(path)
+        settings.apply_threads()
+        load = functools.partial(load_by_name, settings.model, settings.dtype)
+        return cls(**{"model": load, **settings.batching, **arguments})
+
+    # ---- embedding ----
+
+    async def embed(self, text: str, *, priority: Priority = "normal") -> NDArray[np.float32]:
+        """Embed one text.
+
+        Returns
+        -------
+        (dim,) float32
+
+        Raises
+        ------
+        TypeError
+            If `text` is no string.
+        QueueFull, ClosedError
+            If the processor takes no more work, now or at all.
+        TimeoutError
+            If no vector comes for `timeout` seconds.
+        Exception
+            What the model raised for this text.
+        """
+        self._check_text(text)
+        vectors = await self._embed_all([text], priority, None, self.timeout)
+        return cast(NDArray[np.float32], vectors[0])
+
+    async def process_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        priority: Priority = "normal",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed many texts, together with those of other callers.
+
+        Parameters
+        ----------
+        texts
+            Any number of them; a million in one call are fed to the queue piece by piece.
+        priority
+            "high", "normal" or "low": their shares are 16, 4 and 1 when all wait.
+        progress
+            Called with (texts done, texts in all) as pieces are done.
+
+        Returns
+        -------
+        (len(texts), dim) float32, in the order of `texts`
+
+        Raises
+        ------
+        TypeError
+            If `texts` is no sequence of strings; the message names the first that is none.
+        QueueFull, ClosedError, TimeoutError, Exception
+            As :meth:`embed`; the first text that fails fails the call.
+        """
+        checked = self._as_list(texts)
+        for start in range(0, len(checked), _CHECKED_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            self._check_texts(checked, start)
+        return await self._embed_all(checked, priority, progress, self.timeout)
+
+    def embed_sync(self, text: str, *, priority: Priority = "normal") -> NDArray[np.float32]:
+        """As :meth:`embed`, for callers without an event loop; blocks the thread."""
+        self._check_text(text)
+        vectors = self._embed_all_sync([text], priority, None, self.timeout)
+        return cast(NDArray[np.float32], vectors[0])
+
+    def process_batch_sync(
+        self,
+        texts: Sequence[str],
+        *,
+        priority: Priority = "normal",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> NDArray[np.float32]:
+        """As :meth:`process_batch`, for callers without an event loop; blocks the thread."""
+        checked = self._as_list(texts)
+        for start in range(0, len(checked), _CHECKED_AT_ONCE):
+            self._check_texts(checked, start)
+        return self._embed_all_sync(checked, priority, progress, self.timeout)
+
+    # ---- state ----
+
+    async def warmup(self) -> None:
+        """Load the model and run a full batch, so that the first caller finds it warm."""
+        await self._embed_all(self._warm_up_texts(), "high", None, None)
+
+    def warmup_sync(self) -> None:
+        """As :meth:`warmup`; blocks the thread."""
+        self._embed_all_sync(self._warm_up_texts(), "high", None, None)
+
+    def ready(self) -> bool:
+        """Whether the model is loaded and work is taken."""
+        return self._dispatcher.engine is not None and not self._dispatcher.closing
+
+    @property
+    def space_id(self) -> str | None:
+        """The space of the vectors; None before the model is loaded or when it does not say."""
+        engine = self._dispatcher.engine
+        return None if engine is None else engine.space_id
+
+    @property
+    def dimension(self) -> int | None:
+        """The vectors' dimension; None before the model is known."""
+        engine = self._dispatcher.engine
+        return None if engine is None else engine.dimension
+
+    def metrics(self) -> dict[str, Any]:
+        """Return counts, rates and latency quantiles as plain numbers, ready for JSON.
+
+        Tokens are estimates, corrected by the model's own counts where it offers them.
+        """
+        dispatcher = self._dispatcher
+        cache = dispatcher.cache
+        return {
+            **dispatcher.metrics.snapshot(),
+            "queue_texts": dispatcher.waiting_texts,
+            "queue_tokens": dispatcher.waiting_tokens,
+            "running_texts": dispatcher.running_texts,
+            "ready": self.ready(),
+            "cache": {
+                "entries": len(cache),
+                "bytes": cache.bytes,
+                "max_bytes": cache.max_bytes,
+                "hits": cache.hits,
+                "misses": cache.misses,
+            },
+        }
+
+    def prometheus_collector(self, **labels: str) -> PrometheusCollector:
+        """Return a collector for ``prometheus_client.REGISTRY.register``.
+
+        Parameters
+        ----------
+        labels : put on every sample, for example ``model="minilm"``; two processors in one
+            registry need them to differ
+        """
+        return PrometheusCollector(functools.partial(self._prometheus_families, labels))
+
+    def clear_cache(self) -> None:
+        """Forget the vectors of exact texts."""
+        self._dispatcher.cache.clear()
+
+    async def aclose(self, *, drain: bool = True, timeout: float | None = 30.0) -> None:
+        """As :meth:`close`, without blocking the event loop."""
+        close = functools.partial(self.close, drain=drain, timeout=timeout)
+        # A thread of its own: the loop's executor may be full of callers waiting for answers.
+        closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                closed.set_result(close())
+            except BaseException as error:
+                closed.set_exception(error)
+
+        threading.Thread(target=run, name="aimo-batch-close", daemon=True).start()
+        await asyncio.wrap_future(closed)
+
+    def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> None:
+        """Take no more work and end the threads; harmless when repeated.
+
+        Parameters
+        ----------
+        drain
+            Answer what waits first; otherwise those callers get ClosedError.
+        timeout
+            Seconds for all of it; callers left then get ClosedError.
+        """
+        self._dispatcher.close(drain=drain, timeout=timeout)
+
+    def __enter__(self) -> BatchEmbeddingProcessor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    async def __aenter__(self) -> BatchEmbeddingProcessor:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose(drain=error is None)
+
+    # ---- the way of a call ----
+
+    async def _embed_all(
+        self,
+        texts: list[str],
+        priority: Priority,
+        progress: Callable[[int, int], object] | None,
+        timeout: float | None,
+    ) -> NDArray[np.float32]:
+        self._check_priority(priority)
+        if self._bypass:
+            return await self._embed_directly(texts, timeout)
+        loop = asyncio.get_running_loop()
+        if not texts:
+            return np.empty((0, await self._known_dimension(priority, timeout)), np.float32)
+        if len(texts) <= self._window:
+            return await self._answer(self._begin(texts, loop, priority), loop, timeout)
+        pending: deque[Call] = deque()
+        steps = self._windows(texts, loop, priority, progress, pending)
+        try:
+            call = next(steps)
+            while True:
+                call = steps.send(await self._answer(call, loop, timeout))
+        except StopIteration as end:
+            return cast(NDArray[np.float32], end.value)
+        except (Exception, asyncio.CancelledError):
+            # Not after GeneratorExit: the garbage collector may raise it in any thread, even in
+            # one that holds the dispatcher's lock.
+            self._forget(pending)
+            raise
+
+    def _embed_all_sync(
+        self,
+        texts: list[str],
+        priority: Priority,
+        progress: Callable[[int, int], object] | None,
+        timeout: float | None,
+    ) -> NDArray[np.float32]:
+        self._check_priority(priority)
+        if self._bypass:
+            return self._run_directly(texts)
+        if not texts:
+            return np.empty((0, self._known_dimension_sync(priority, timeout)), np.float32)
+        if len(texts) <= self._window:
+            return self._answer_sync(self._begin(texts, None, priority), timeout)
+        pending: deque[Call] = deque()
+        steps = self._windows(texts, None, priority, progress, pending)
+        try:
+            call = next(steps)
+            while True:
+                call = steps.send(self._answer_sync(call, timeout))
+        except StopIteration as end:
+            return cast(NDArray[np.float32], end.value)
+        except BaseException:
+            self._forget(pending)
+            raise
+
+    def _windows(
+        self,
+        texts: list[str],
+        loop: asyncio.AbstractEventLoop | None,
+        priority: Priority,
+        progress: Callable[[int, int], object] | None,
+        pending: deque[Call],
+    ) -> Generator[Call, NDArray[np.float32], NDArray[np.float32]]:
+        """Feed a large input: yields each call to wait for, is sent its answer, returns all."""
+        vectors: NDArray[np.float32] | None = None
+        starts = range(0, len(texts), self._window)
+        unsent = iter(starts)
+        for done in starts:
+            for start in itertools.islice(unsent, _WINDOWS_IN_FLIGHT - len(pending)):
+                part = texts[start : start + self._window]
+                pending.append(self._begin(part, loop, priority, continues=start > 0))
+            answer = yield pending[0]
+            pending.popleft()
+            if vectors is None:
+                vectors = np.empty((len(texts), answer.shape[1]), np.float32)
+            vectors[done : done + len(answer)] = answer
+            if progress is not None:
+                progress(done + len(answer), len(texts))
+        return cast(NDArray[np.float32], vectors)
+
+    def _begin(
+        self,
+        texts: list[str],
+        loop: asyncio.AbstractEventLoop | None,
+        priority: Priority,
+        *,
+        continues: bool = False,
+    ) -> Call:
+        """Answer from the cache what is there and queue the rest, shortest first."""
+        dispatcher = self._dispatcher
+        if dispatcher.closing:
+            raise ClosedError("the batch processor is closed")
+        call = Call(len(texts), loop, time.perf_counter())
+        missing: list[int] = []
+        for position, vector in enumerate(dispatcher.cache.get_many(texts)):
+            if vector is None:
+                missing.append(position)
+            else:
+                call.place(position, vector)
+        if not missing:
+            call.resolve()
+            dispatcher.metrics.served_from_cache()
+            return call
+        estimate = dispatcher.tokens.estimate
+        tokens = [estimate(text) for text in texts]
+        missing.sort(key=tokens.__getitem__)  # models that pad waste less on batches of one length
+        try:
+            dispatcher.submit(call, texts, tokens, missing, priority, beyond_limit=continues)
+        except QueueFull:
+            dispatcher.metrics.refused("overloaded")
+            raise
+        return call
+
+    async def _answer(
+        self, call: Call, loop: asyncio.AbstractEventLoop, timeout: float | None
+    ) -> NDArray[np.float32]:
+        future = cast("asyncio.Future[NDArray[np.float32]]", call.future)
+        if future.done():
+            return future.result()
+        deadline = None
+        if timeout is not None:
+            deadline = _Deadline(loop, call, timeout, self._expire)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._dispatcher.abandon(call, "cancelled")
+            raise
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+
+    def _answer_sync(self, call: Call, timeout: float | None) -> NDArray[np.float32]:
+        future = cast("concurrent.futures.Future[NDArray[np.float32]]", call.future)
+        if future.done():
+            return future.result()
+        call.progressed = time.perf_counter()
+        try:
+            if timeout is not None:
+                while not future.done():
+                    left = _seconds_left(call, timeout)
+                    if left <= 0:
+                        self._expire(call, timeout)
+                        break
+                    concurrent.futures.wait([future], left)
+            return future.result()
+        except BaseException:  # KeyboardInterrupt, most of all
+            self._dispatcher.abandon(call, "cancelled")
+            raise
+
+    def _expire(self, call: Call, timeout: float) -> None:
+        if self._dispatcher.abandon(call, "timeout"):
+            call.error = TimeoutError(
+                f"no vector for {timeout} s ({self._dispatcher.waiting_texts} texts wait)"
+            )
+            call.resolve()
+
+    def _forget(self, calls: Iterable[Call]) -> None:
+        """Give up calls that nobody awaits any more, and whatever errors they may have."""
+        for call in calls:
+            self._dispatcher.abandon(call, "cancelled")
+            if call.loop is not None and not call.future.cancel() and not call.future.cancelled():
+                call.future.exception()  # retrieved, so that asyncio does not log it
+
+    async def _known_dimension(self, priority: Priority, timeout: float | None) -> int:
+        if self.dimension is None:
+            await self._embed_all([_WARM_UP_TEXT], priority, None, timeout)
+        return cast(int, self.dimension)
+
+    def _known_dimension_sync(self, priority: Priority, timeout: float | None) -> int:
+        if self.dimension is None:
+            self._embed_all_sync([_WARM_UP_TEXT], priority, None, timeout)
+        return cast(int, self.dimension)
+
+    def _warm_up_texts(self) -> list[str]:
+        return [f"{i} {_WARM_UP_TEXT}" for i in range(self.batch_size)]
+
+    # ---- AIMO_DISABLE=batch ----
+
+    async def _embed_directly(self, texts: list[str], timeout: float | None) -> NDArray[np.float32]:
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(None, self._run_directly, texts)
+        done, _ = await asyncio.wait([running], timeout=timeout)
+        if not done:
+            running.cancel()
+            raise TimeoutError(f"no vector within {timeout} s")
+        return running.result()
+
+    def _run_directly(self, texts: list[str]) -> NDArray[np.float32]:
+        if self._dispatcher.closing:
+            raise ClosedError("the batch processor is closed")
+        engine = self._dispatcher.load()
+        with self._direct_calls:
+            if not texts and engine.dimension is None:
+                engine.encode([_WARM_UP_TEXT])
+            parts = [
+                engine.encode(texts[start : start + self.batch_size])
+                for start in range(0, len(texts), self.batch_size)
+            ]
+        vectors = np.concatenate(parts) if parts else np.empty((0, cast(int, engine.dimension)))
+        if not np.isfinite(vectors).all():
+            raise ValueError("the model returned NaN or infinity")
+        return vectors.astype(np.float32, copy=False)
+
+    # ---- checks ----
+
+    def _check_priority(self, priority: object) -> None:
+        if priority not in PRIORITY_SHARES:
+            self._refuse()
+            raise ValueError(
+                f"priority: expected one of {', '.join(PRIORITY_SHARES)}, got {priority!r}"
+            )
+
+    def _check_text(self, text: object) -> None:
+        if not isinstance(text, str):
+            self._refuse()
+            raise TypeError(f"text: expected str, got {type(text).__name__}")
+
+    def _as_list(self, texts: object) -> list[str]:
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, (Sequence, np.ndarray)):
+            self._refuse()
+            hint = "; use embed() for one text" if isinstance(texts, str) else ""
+            raise TypeError(
+                f"texts: expected a sequence of strings, got {type(texts).__name__}{hint}"
+            )
+        return list(texts)  # the caller may change its own while we work
+
+    def _check_texts(self, texts: list[str], start: int) -> None:
+        part = texts[start : start + _CHECKED_AT_ONCE]
+        if set(map(type, part)) <= {str}:
+            return
+        for i, text in enumerate(part, start):
+            if not isinstance(text, str):
+                self._refuse()
+                raise TypeError(f"texts[{i}]: expected str, got {type(text).__name__}")
+
+    def _refuse(self) -> None:
+        self._dispatcher.metrics.refused("validation")
+
+    def _prometheus_families(self, labels: Mapping[str, str]) -> Iterable[Any]:
+        dispatcher = self._dispatcher
+        gauges = {
+            "queue_size": ("Texts that wait", float(dispatcher.waiting_texts)),
+            "queue_tokens": ("Tokens that wait", float(dispatcher.waiting_tokens)),
+            "vector_cache_bytes": ("Bytes of cached vectors", float(dispatcher.cache.bytes)),
+        }
+        return dispatcher.metrics.prometheus(gauges, labels)
+
+
+class _Deadline:
+    """Ends the call of a coroutine that has got no vector for `timeout` seconds."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        call: Call,
+        timeout: float,
+        expire: Callable[[Call, float], None],
+    ) -> None:
+        self._loop = loop
+        self._call = call
+        self._timeout = timeout
+        self._expire = expire
+        # The call may have waited behind others of the same input: time begins to count now.
+        call.progressed = time.perf_counter()
+        self._timer = loop.call_later(timeout, self._check)
+
+    def _check(self) -> None:
+        left = _seconds_left(self._call, self._timeout)
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check)
+        else:
+            self._expire(self._call, self._timeout)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+def _seconds_left(call: Call, timeout: float) -> float:
+    return timeout - (time.perf_counter() - call.progressed)
+
+
+def _close_in_background(dispatcher: Dispatcher) -> None:
+    """Close without taking the lock here: a finalizer may run in a thread that holds it."""
+    close = functools.partial(dispatcher.close, drain=False, timeout=1.0)
+    threading.Thread(target=close, name="aimo-batch-close", daemon=True).start()
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def _check_number(name: str, value: object, *, at_least_zero: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not np.isfinite(value) or value < 0 or (value == 0 and not at_least_zero):
+        bound = "at least 0" if at_least_zero else "above 0"
+        raise ValueError(f"{name}: expected a finite number {bound}, got {value}")

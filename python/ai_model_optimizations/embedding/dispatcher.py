@@ -1,0 +1,470 @@
+"""The threads that turn waiting texts into batches and batches into answers.
+
+A worker takes what waits, runs the model without the lock, and answers every caller of a loop with
+one wake-up. While it runs, the next batch gathers by itself; an idle worker starts at once. A
+watchdog gives up a worker whose model hangs and starts another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import copy
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ClosedError
+from .engine import Embedder, Engine, ShapeError
+from .metrics import BatchMetrics, Failure
+from .request_queue import Call, Item, Priority, RequestQueue, State
+from .token_estimate import TokenEstimator
+from .vector_cache import VectorCache
+
+logger = logging.getLogger("ai_model_optimizations")
+
+_EXIT_SECONDS: Final = 2.0  # that a running batch gets at interpreter exit
+_LEAST_TRUST: Final = 1 / 16
+
+_names = itertools.count()
+_dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+
+
+class Worker:
+    """One thread and the batch that it runs. Protected by the dispatcher's lock."""
+
+    __slots__ = ("abandoned", "batch", "since", "thread")
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.batch: list[Item] = []
+        self.since = 0.0  # when the model was called, by time.monotonic(); 0 outside of it
+        self.abandoned = False  # given up by the watchdog; another one took its place
+
+
+class Dispatcher:
+    """Owns the queue, the worker threads and the model; knows nothing of coroutines.
+
+    Parameters
+    ----------
+    load_model : called once, in a worker thread, at the first batch
+    batch_size, max_tokens : bounds of a batch
+    max_wait_time : seconds that a batch may wait for callers who were just answered
+    max_queue : texts that may wait
+    hang_timeout : seconds after which one call of the model counts as hung; None is never
+    workers : threads, so batches that run at a time
+    cache_bytes : budget of the exact-text vector cache
+    """
+
+    def __init__(
+        self,
+        load_model: Callable[[], Embedder],
+        *,
+        batch_size: int,
+        max_tokens: int,
+        max_wait_time: float,
+        max_queue: int,
+        hang_timeout: float | None,
+        workers: int,
+        cache_bytes: int,
+    ) -> None:
+        self._load_model = load_model
+        self._batch_size = batch_size
+        self._max_tokens = max_tokens
+        self._max_wait_time = max_wait_time
+        self._max_queue = max_queue
+        self._hang_timeout = hang_timeout
+        self._worker_count = workers
+        self._cache_bytes = cache_bytes
+        self.engine: Engine | None = None
+        self._closing = False
+        self._start_fresh()
+        _dispatchers.add(self)
+
+    def _start_fresh(self) -> None:
+        """Set up everything that a forked child cannot share with its parent's threads."""
+        self.metrics = BatchMetrics()
+        self.cache = VectorCache(self._cache_bytes)
+        self.tokens = TokenEstimator()
+        if self.engine is not None:
+            self.tokens.bind(self.engine.token_counter, self.engine.max_seq_length)
+        self._load_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # parked workers wait here
+        self._company = threading.Condition(self._lock)  # a worker waits for more callers
+        self._over = threading.Condition(self._lock)  # close() waits for the last answer
+        self._alarm = threading.Condition(self._lock)  # the watchdog
+        # All below is protected by the lock.
+        self._queue = RequestQueue(self._max_queue)
+        self._workers: list[Worker] = []
+        self._watchdog: threading.Thread | None = None
+        self._watchdog_sleeps = False
+        self._parked = 0
+        self._gathering = False
+        self._expected = 0  # calls answered by the last batch, who may well come back
+        self._arrived = 0  # calls that came since
+        self._answered_at = 0.0
+        self._trust = 1.0  # share of max_wait_time that waiting for them is worth
+
+    # ---- callers' side ----
+
+    @property
+    def waiting_texts(self) -> int:
+        """Texts in the queue, those of running batches not counted."""
+        return self._queue.texts
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Estimated tokens of the texts in the queue."""
+        return self._queue.tokens
+
+    @property
+    def running_texts(self) -> int:
+        """Texts in batches that run now."""
+        return len(self._queue.in_flight) - self._queue.texts
+
+    @property
+    def closing(self) -> bool:
+        """Whether no more work is taken."""
+        return self._closing
+
+    def submit(
+        self,
+        call: Call,
+        texts: Sequence[str],
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        priority: Priority,
+        *,
+        beyond_limit: bool = False,
+    ) -> None:
+        """Queue the texts at `positions` of a call; its future gets the answer.
+
+        Raises
+        ------
+        ClosedError, QueueFull
+        """
+        with self._lock:
+            if self._closing:
+                raise ClosedError("the batch processor is closed")
+            if len(self._workers) < self._worker_count and not self._parked:
+                self._start_worker()  # first: when it fails, nothing is queued yet
+            known = len(self._queue.in_flight)
+            self._queue.add(call, texts, tokens, positions, priority, beyond_limit=beyond_limit)
+            joined = len(positions) - (len(self._queue.in_flight) - known)
+            self._arrived += 1
+            if self._gathering:
+                if self._patience() <= 0:
+                    self._company.notify()
+            elif self._parked:
+                self._work.notify()
+        self.metrics.accepted(joined)
+
+    def abandon(self, call: Call, kind: Failure) -> bool:
+        """Forget a call whose caller no longer waits; False if it had its outcome already."""
+        with self._lock:
+            if not call.is_open:
+                return False
+            self._queue.drop(call)
+            self._announce_if_over()
+        self.metrics.failed(kind)
+        return True
+
+    def close(self, *, drain: bool, timeout: float | None) -> None:
+        """Take no more work, answer what waits (or fail it with ClosedError), end the threads."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            self._closing = True
+            self._company.notify_all()
+            if drain:
+                self._over.wait_for(lambda: not self._queue.in_flight, timeout)
+            lost = self._fail(self._queue.waiting_calls(), ClosedError("closed before its turn"))
+            self._work.notify_all()
+            self._alarm.notify_all()
+            threads = [worker.thread for worker in self._workers]
+            threads.append(self._watchdog)
+        self._deliver(lost, "closed")
+        for thread in threads:
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def restart_after_fork(self) -> None:
+        """Begin anew in a child process, where none of the threads exist."""
+        self._start_fresh()
+
+    def load(self) -> Engine:
+        """Return the model's engine, loading the model if nobody has yet."""
+        with self._load_lock:
+            if self.engine is None:
+                engine = Engine(self._load_model())
+                self.tokens.bind(engine.token_counter, engine.max_seq_length)
+                self.engine = engine
+            return self.engine
+
+    # ---- workers' side ----
+
+    def _start_worker(self) -> None:
+        worker = Worker()
+        worker.thread = threading.Thread(
+            target=self._work_loop, args=(worker,), name=f"aimo-batch-{next(_names)}", daemon=True
+        )
+        worker.thread.start()  # it waits for the lock, which the caller holds
+        self._workers.append(worker)
+        if self._watchdog is None and self._hang_timeout is not None:
+            self._watchdog = threading.Thread(
+                target=self._watch, args=(self._hang_timeout,), name="aimo-batch-watchdog",
+                daemon=True,
+            )  # fmt: skip
+            self._watchdog.start()
+
+    def _work_loop(self, worker: Worker) -> None:
+        while self._take_batch(worker):
+            try:
+                engine = self.load()
+            except BaseException as error:
+                logger.error("loading the embedding model failed: %s", type(error).__name__)
+                self._settle_failure(worker, worker.batch, error)
+            else:
+                self._run(worker, engine, worker.batch)
+
+    def _take_batch(self, worker: Worker) -> bool:
+        """Wait for work and take it; False when this thread has to end."""
+        with self._lock:
+            worker.batch = []
+            while not worker.abandoned:
+                if not self._queue.texts:
+                    if self._closing:
+                        break
+                    self._parked += 1
+                    self._work.wait()
+                    self._parked -= 1
+                elif (patience := self._patience()) > 0 and not self._gathering:
+                    self._gathering = True
+                    came = self._company.wait(patience)
+                    self._gathering = False
+                    self._trust = 1.0 if came else max(self._trust / 2, _LEAST_TRUST)
+                    self._expected = 0
+                else:
+                    worker.batch = self._queue.take(self._batch_size, self._max_tokens)
+                    now = time.perf_counter()
+                    for item in worker.batch:
+                        for call, _ in item.waiters:
+                            call.started = call.started or now
+                    if self._queue.texts and self._parked:
+                        self._work.notify()
+                    return True
+            return False
+
+    def _patience(self) -> float:
+        """How long the next batch should still wait for more callers.
+
+        Callers that were just answered often come straight back. Starting with the first of them
+        would run one text now and make all others wait for it, so the batch waits until as many
+        calls have come as were answered, within max_wait_time since then, and less when waiting
+        has been in vain. A lone caller is never waited for.
+        """
+        queue = self._queue
+        if (
+            self._arrived >= self._expected
+            or queue.texts >= self._batch_size
+            or queue.tokens >= self._max_tokens
+            or self._closing
+        ):
+            return 0.0
+        waited = time.perf_counter() - self._answered_at
+        return self._max_wait_time * self._trust - waited
+
+    def _run(self, worker: Worker, engine: Engine, batch: list[Item]) -> None:
+        """Run a batch; when the model raises, run its halves, so that one bad text fails alone."""
+        with self._lock:
+            if worker.abandoned:
+                return
+            worker.since = time.monotonic()
+            if self._watchdog_sleeps:
+                self._alarm.notify()
+        texts = [item.text for item in batch]
+        began = time.perf_counter()
+        try:
+            vectors = engine.encode(texts)
+        except ShapeError as error:  # no text is to blame, so smaller batches would not help
+            self._settle_failure(worker, batch, error)
+        except BaseException as error:
+            if len(batch) == 1:
+                self._settle_failure(worker, batch, error)
+                return
+            half = len(batch) // 2
+            self._run(worker, engine, batch[:half])
+            self._run(worker, engine, batch[half:])
+        else:
+            self.metrics.ran(
+                len(batch), sum(item.tokens for item in batch), time.perf_counter() - began
+            )
+            self._settle(worker, batch, vectors)
+            self.tokens.learn(texts)
+
+    def _settle(self, worker: Worker, batch: list[Item], vectors: NDArray[np.float32]) -> None:
+        """Give the rows to their callers and keep them in the cache."""
+        if not np.isfinite(vectors.sum()):  # cheap, and never finite when a number is not
+            finite = np.isfinite(vectors).all(axis=1)
+            bad = [batch[i] for i in np.flatnonzero(~finite)]
+            batch = [batch[i] for i in np.flatnonzero(finite)]
+            vectors = vectors[finite]
+            self._settle_failure(
+                worker, bad, ValueError("the model returned NaN or infinity for this text")
+            )
+        self.cache.put_many([item.text for item in batch], vectors)
+        done: list[Call] = []
+        now = time.perf_counter()
+        with self._lock:
+            worker.since = 0.0
+            if worker.abandoned:
+                return
+            for item, vector in zip(batch, vectors, strict=True):
+                if item.state is State.OVER:
+                    continue
+                self._queue.finish(item)
+                for call, position in item.waiters:
+                    if call.is_open:
+                        call.place(position, vector)
+                        call.progressed = now
+                        if not call.left:
+                            done.append(call)
+            self._note_answers(len(done))
+        self._deliver(done)
+
+    def _settle_failure(self, worker: Worker, batch: list[Item], error: BaseException) -> None:
+        """Fail every caller of these texts."""
+        with self._lock:
+            worker.since = 0.0
+            if worker.abandoned:
+                return
+            lost = self._fail_items(batch, error)
+            self._note_answers(len(lost))
+        self._deliver(lost, "inference")
+
+    def _fail_items(self, items: list[Item], error: BaseException) -> list[Call]:
+        calls: dict[int, Call] = {}
+        for item in items:
+            self._queue.finish(item)
+            calls.update((id(call), call) for call, _ in item.waiters if call.is_open)
+        return self._fail(list(calls.values()), error)
+
+    def _fail(self, calls: list[Call], error: BaseException) -> list[Call]:
+        """End calls with an error; what they alone wanted leaves the queue."""
+        for call in calls:
+            call.error = _for_one_caller(error)
+            self._queue.drop(call)
+        self._announce_if_over()
+        return calls
+
+    def _note_answers(self, calls: int) -> None:
+        self._expected = calls if calls > 1 else 0
+        self._arrived = 0
+        self._answered_at = time.perf_counter()
+        self._announce_if_over()
+
+    def _announce_if_over(self) -> None:
+        if self._closing and not self._queue.in_flight:
+            self._over.notify_all()
+            self._alarm.notify_all()
+
+    def _deliver(self, calls: list[Call], failure: Failure | None = None) -> None:
+        """Resolve the futures: one wake-up for each loop, however many of its callers are done."""
+        if not calls:
+            return
+        if failure is None:
+            now = time.perf_counter()
+            self.metrics.answered(
+                [(call.started - call.submitted, now - call.submitted) for call in calls]
+            )
+        else:
+            self.metrics.failed(failure, len(calls))
+        by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+        for call in calls:
+            if call.loop is None:
+                call.resolve()
+            else:
+                by_loop.setdefault(call.loop, []).append(call)
+        for loop, group in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_resolve_all, group)
+            except RuntimeError:  # the loop was closed; nobody is left to answer
+                self.metrics.undelivered(len(group))
+
+    def _watch(self, hang_timeout: float) -> None:
+        """Give up workers whose model does not come back."""
+        with self._lock:
+            while not (self._closing and not self._queue.in_flight):
+                now = time.monotonic()
+                running = [worker for worker in self._workers if worker.since]
+                hung = [worker for worker in running if now - worker.since >= hang_timeout]
+                if hung:
+                    lost = [call for worker in hung for call in self._replace(worker)]
+                    self._lock.release()
+                    try:
+                        self._deliver(lost, "timeout")
+                    finally:
+                        self._lock.acquire()
+                elif running:
+                    oldest = min(worker.since for worker in running)
+                    self._alarm.wait(oldest + hang_timeout - now)
+                else:
+                    self._watchdog_sleeps = True
+                    self._alarm.wait()
+                    self._watchdog_sleeps = False
+
+    def _replace(self, worker: Worker) -> list[Call]:
+        logger.error(
+            "the embedding model did not return within %s s; its worker thread is given up",
+            self._hang_timeout,
+        )
+        self.metrics.replaced_worker()
+        worker.abandoned = True
+        self._workers.remove(worker)
+        lost = self._fail_items(
+            worker.batch, TimeoutError(f"the model did not return within {self._hang_timeout} s")
+        )
+        if self._queue.texts:
+            self._start_worker()
+        return lost
+
+
+def _resolve_all(calls: list[Call]) -> None:
+    for call in calls:
+        call.resolve()
+
+
+def _for_one_caller(error: BaseException) -> BaseException:
+    """Return an exception that one caller can raise without touching another's traceback."""
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        # A future refuses the first; the others would end the caller's loop or thread.
+        wrapped = RuntimeError(f"the model raised {type(error).__name__}: {error}")
+        wrapped.__cause__ = error
+        return wrapped
+    try:
+        twin = copy.copy(error)
+    except Exception:  # its constructor wants something else
+        return error
+    return twin.with_traceback(error.__traceback__) if type(twin) is type(error) else error
+
+
+def _restart_all_after_fork() -> None:
+    for dispatcher in list(_dispatchers):
+        dispatcher.restart_after_fork()
+
+
+def _close_all_at_exit() -> None:
+    for dispatcher in list(_dispatchers):
+        dispatcher.close(drain=False, timeout=_EXIT_SECONDS)
+
+
+os.register_at_fork(after_in_child=_restart_all_after_fork)
+atexit.register(_close_all_at_exit)

