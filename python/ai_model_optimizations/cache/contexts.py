@@ -1,0 +1,92 @@
+"""Contexts: the walls between tenants, users, languages and conversations.
+
+A context is a string or a tuple of strings, integers, booleans, None and tuples. Inside it is a
+key that keeps types apart: in a dict ``("user", 1)`` and ``("user", True)`` would be one tenant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+Context: TypeAlias = str | tuple[Any, ...]
+ContextKey: TypeAlias = str | tuple[str]
+
+
+def _listed(part: object) -> object:
+    if part is None or isinstance(part, (str, int)):
+        return part
+    if isinstance(part, tuple):
+        return [_listed(item) for item in part]
+    raise TypeError(
+        f"context may hold str, int, bool, None and tuples of them, got {type(part).__name__}"
+    )
+
+
+def context_key(context: Context) -> ContextKey:
+    """The dictionary key of a context: equal only for contexts of equal parts and types."""
+    if isinstance(context, str):
+        return str(context)
+    if isinstance(context, tuple):
+        # The JSON text in a tuple of its own cannot equal any context that is a string.
+        return (json.dumps(_listed(context), ensure_ascii=False),)
+    raise TypeError(f"context must be a string or a tuple, got {type(context).__name__}")
+
+
+def _tupled(part: Any) -> Any:
+    return tuple(_tupled(item) for item in part) if isinstance(part, list) else part
+
+
+def context_from_key(key: ContextKey) -> Context:
+    """The context that `context_key` was given."""
+    if isinstance(key, str):
+        return key
+    restored: tuple[Any, ...] = _tupled(json.loads(key[0]))
+    return restored
+
+
+def has_prefix(context: Context, prefix: Context) -> bool:
+    """Whether a string context starts with a string, or a tuple one with a tuple's items."""
+    if isinstance(prefix, str):
+        return isinstance(context, str) and context.startswith(prefix)
+    return isinstance(context, tuple) and (
+        context_key(context[: len(prefix)]) == context_key(prefix)
+    )
+
+
+def context_of(
+    messages: Iterable[str | Mapping[str, Any]], last: int = 4, scope: Context = ""
+) -> Context:
+    """The context of a question that follows a conversation.
+
+    "And for children?" means something else after each conversation, so it may only meet the
+    answers that were given after the same one.
+
+    Parameters
+    ----------
+    messages : what was said before the question, oldest first: texts, or mappings with ``role``
+        and ``content``. The question itself is not among them.
+    last : how many of the latest messages must agree; 0 ignores the conversation
+    scope : the tenant, user or language to which this conversation belongs
+
+    Returns
+    -------
+    A tuple that begins with `scope`, so ``invalidate(prefix=(scope,))`` ends all of its
+    conversations.
+    """
+    if isinstance(messages, (str, bytes, Mapping)):
+        raise TypeError("messages must be a sequence of messages, not one message")
+    if last < 0:
+        raise ValueError(f"last must not be negative, got {last}")
+    kept = list(messages)[-last:] if last else []
+    spoken = [
+        ["user", message]
+        if isinstance(message, str)
+        else [str(message.get("role", "user")), message.get("content")]
+        for message in kept
+    ]
+    text = json.dumps(spoken, ensure_ascii=False, sort_keys=True)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return (scope, "conversation", digest[:32])

@@ -1,0 +1,45 @@
+"""When the index learns anew in which directions its rows differ.
+
+Lookups are exact without it and fast with it. Learning takes up to a second, so it runs in a
+thread of its own while lookups and puts go on, each time the cache has doubled.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from .._core import EmbeddingIndex
+
+_log = logging.getLogger("ai_model_optimizations")
+
+# Below this reading every row is as fast.
+_FIRST = 256
+
+
+class IndexOptimizer:
+    """Lets one index learn as it grows; one thread at a time."""
+
+    def __init__(self) -> None:
+        self._next = _FIRST
+        self._running = threading.Lock()
+        #: The latest thread, for those who want to wait for it.
+        self.thread: threading.Thread | None = None
+
+    def grown(self, index: EmbeddingIndex | None, rows: int) -> None:
+        """Start learning if the index has doubled since it last did."""
+        if rows < self._next or index is None or not self._running.acquire(blocking=False):
+            return
+        self._next = max(2 * rows, _FIRST)
+        self.thread = threading.Thread(
+            target=self._learn, args=(index,), name="aimo-cache-index", daemon=True
+        )
+        self.thread.start()
+
+    def _learn(self, index: EmbeddingIndex) -> None:
+        try:
+            index.optimize()
+        except MemoryError:
+            _log.warning("no memory to optimize the cache's index; lookups stay exact but slower")
+        finally:
+            self._running.release()

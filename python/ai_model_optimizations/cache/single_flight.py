@@ -1,0 +1,115 @@
+"""One computation per question, however many ask at once, from threads and event loops alike."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import CancelledError, Future
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class _Flight(Generic[T]):
+    """A computation under way and the thread that leads it."""
+
+    __slots__ = ("future", "task", "thread")
+
+    def __init__(self) -> None:
+        self.future: Future[T] = Future()
+        self.thread = threading.get_ident()
+        # The loop holds its tasks weakly; this keeps the computation alive.
+        self.task: asyncio.Task[None] | None = None
+
+
+class SingleFlight(Generic[T]):
+    """Runs a function once per key at a time; others who ask meanwhile get its outcome.
+
+    An exception goes to everyone who waits. A computation that was cancelled is taken over by one
+    of those who wait. A caller who is cancelled leaves the computation running for the others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[Hashable, _Flight[T]] = {}
+
+    def _join(self, key: Hashable) -> tuple[_Flight[T], bool]:
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[key] = _Flight()
+            return flight, True
+
+    def _land(self, key: Hashable) -> None:
+        with self._lock:
+            del self._flights[key]
+
+    def run(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Call `compute`, or wait for the call that is under way for `key`."""
+        while True:
+            flight, leads = self._join(key)
+            if leads:
+                return self._lead(key, flight, compute)
+            if flight.thread == threading.get_ident():
+                # A recursive question, or one from the loop that the leader needs to run:
+                # waiting would be for ever.
+                return compute()
+            try:
+                return flight.future.result()
+            except CancelledError:
+                continue
+
+    def _lead(self, key: Hashable, flight: _Flight[T], compute: Callable[[], T]) -> T:
+        try:
+            result = compute()
+        except BaseException as error:
+            self._fail(key, flight, error)
+            raise
+        self._land(key)
+        flight.future.set_result(result)
+        return result
+
+    def _fail(self, key: Hashable, flight: _Flight[T], error: BaseException) -> None:
+        self._land(key)
+        if isinstance(error, Exception):
+            flight.future.set_exception(error)
+        else:
+            # Ctrl-C and cancellation concern the one who led; another takes over.
+            flight.future.cancel()
+
+    async def run_async(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T:
+        """As `run`, for a coroutine function."""
+        while True:
+            flight, leads = self._join(key)
+            if leads:
+                # A task of its own, so that the caller's cancellation is not everyone's.
+                flight.task = asyncio.create_task(self._lead_async(key, flight, compute))
+            outcome = asyncio.wrap_future(flight.future)
+            outcome.add_done_callback(_retrieve)
+            # `wait` raises only when this caller is cancelled, and leaves the outcome alone.
+            await asyncio.wait([outcome])
+            if not outcome.cancelled():
+                return outcome.result()
+            if leads:
+                raise asyncio.CancelledError
+
+    async def _lead_async(
+        self, key: Hashable, flight: _Flight[T], compute: Callable[[], Awaitable[T]]
+    ) -> None:
+        try:
+            result = await compute()
+        except BaseException as error:
+            self._fail(key, flight, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._land(key)
+            flight.future.set_result(result)
+
+
+def _retrieve(outcome: asyncio.Future[T]) -> None:
+    """Mark an exception as seen: a cancelled caller will not look at it."""
+    if not outcome.cancelled():
+        outcome.exception()
