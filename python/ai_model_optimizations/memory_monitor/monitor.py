@@ -1,0 +1,708 @@
+"""The process's one memory monitor: a daemon thread that reads, and a snapshot that all may read.
+
+There is one per interpreter, whatever is imported twice, reloaded or constructed: the instance lies
+in a dict that the interpreter itself keeps. A request handler never measures anything while the
+monitor runs; it reads what the thread published last.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import logging
+import math
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import _core
+from ..errors import UnsupportedError
+from . import allocations as allocation_hook
+from . import process
+from .alarms import Callbacks, ErrorLog, LevelTracker, ThresholdEvent, pressure
+from .limits import (
+    DEFAULT_THRESHOLD_MB,
+    MIB,
+    checked_threshold,
+    default_threshold_mb,
+    threshold_from_environment,
+)
+from .snapshot import MemorySnapshot, Sampler, megabytes
+from .trend import LEAST_READINGS, GrowingSite, GrowingSites, GrowthTrend
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .breakdown import Breakdown
+
+_logger = logging.getLogger("ai_model_optimizations")
+_Callback = TypeVar("_Callback", bound=Callable[..., Any])
+
+DEFAULT_INTERVAL = 60.0
+DEFAULT_WINDOW = 10
+#: A day of readings at the default interval.
+_HISTORY_LENGTH = 1440
+#: While nobody monitors, a reading older than this is taken anew.
+_STALE_SECONDS = 1.0
+#: Growth below these is never called a leak: 1 MB per minute, and 2 MB over the window.
+_LEAST_LEAK_PER_SECOND = MIB / 60
+_LEAST_LEAK = 2 * MIB
+_SITE_STEPS = 3
+_TOP_SITES = 10
+_SLOT = "memory_monitor"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can be set; ``memory_threshold_mb=None`` follows the container."""
+
+    check_interval: float = DEFAULT_INTERVAL
+    memory_threshold_mb: float | None = None
+    leak_detection_window: int = DEFAULT_WINDOW
+    warmup_readings: int = 5
+    cooldown: float = 300.0
+    gc_on_threshold: bool = False
+    trim_on_threshold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeakEvent:
+    """Memory grows steadily, over a whole window and beyond noise."""
+
+    slope_mb_per_minute: float
+    least_mb_per_minute: float
+    memory_mb: float
+    window: int
+    sites: tuple[GrowingSite, ...]
+
+
+def _checked_seconds(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, got {type(value).__name__}")
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
+    return float(value)
+
+
+def _checked_count(value: object, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not least <= value <= _HISTORY_LENGTH:
+        raise ValueError(f"{name} must be {least} to {_HISTORY_LENGTH}, got {value!r}")
+    return value
+
+
+def _checked_settings(**changes: Any) -> dict[str, Any]:
+    """The arguments that are not None, checked before anything is changed."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    for name in ("check_interval", "cooldown"):
+        if name in given:
+            given[name] = _checked_seconds(given[name], name)
+    if "memory_threshold_mb" in given:
+        given["memory_threshold_mb"] = checked_threshold(given["memory_threshold_mb"])
+    if "leak_detection_window" in given:
+        window = given["leak_detection_window"]
+        _checked_count(window, "leak_detection_window", LEAST_READINGS)
+    if "warmup_readings" in given:
+        _checked_count(given["warmup_readings"], "warmup_readings", 0)
+    return given
+
+
+class MemoryMonitor:
+    """Watches this process's memory; the one instance is ``memory_monitor.memory_monitor``.
+
+    Constructing it again returns that instance with a warning. The arguments of the first
+    construction that gives any take effect; later ones are ignored, and the warning names them. Use
+    :meth:`configure` or :func:`setup_memory_monitoring` to change settings on purpose.
+
+    Parameters
+    ----------
+    check_interval : seconds between readings
+    memory_threshold_mb : alarm above this; 4096 stands for min(4 GiB, 85% of the container's
+        limit), unless ``MEMORY_THRESHOLD_MB`` is set
+    leak_detection_window : readings over which growth is judged, at least 6
+    """
+
+    _settings: Settings
+
+    def __new__(
+        cls,
+        check_interval: float = DEFAULT_INTERVAL,
+        memory_threshold_mb: float = DEFAULT_THRESHOLD_MB,
+        leak_detection_window: int = DEFAULT_WINDOW,
+    ) -> MemoryMonitor:
+        """Return the process's monitor."""
+        given = _checked_settings(
+            check_interval=check_interval,
+            memory_threshold_mb=memory_threshold_mb,
+            leak_detection_window=leak_detection_window,
+        )
+        defaults = {
+            "check_interval": DEFAULT_INTERVAL,
+            "memory_threshold_mb": DEFAULT_THRESHOLD_MB,
+            "leak_detection_window": DEFAULT_WINDOW,
+        }
+        changed = {name: value for name, value in given.items() if value != defaults[name]}
+        monitor = shared_monitor()
+        text = "this process already has its memory monitor, which is returned"
+        if changed and monitor._configured:
+            text += f"; ignored: {', '.join(sorted(changed))}"
+        elif changed:
+            monitor.configure(**changed)
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return monitor
+
+    def _set_up(self) -> None:
+        self._settings = Settings()
+        self._configured = False
+        self._sampler = Sampler()
+        self._errors = ErrorLog()
+        self._threshold_callbacks: Callbacks[ThresholdEvent] = Callbacks(
+            "an on_threshold callback", self._errors
+        )
+        self._leak_callbacks: Callbacks[LeakEvent] = Callbacks("an on_leak callback", self._errors)
+        self._tracked: dict[int, tuple[str, weakref.ref[Any]]] = {}
+        self._start_fresh()
+
+    def _start_fresh(self) -> None:
+        """State of a process that was not watched yet: at creation, and in a forked child."""
+        # Taken to start and stop, and for a reading; never while a callback runs.
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._stop_event = threading.Event()
+        self._revive = False
+        self._history: tuple[MemorySnapshot, ...] = ()
+        self._levels = LevelTracker()
+        self._owns_hook = False
+        self._top_sites: tuple[allocation_hook.Site, ...] = ()
+        self._leak: LeakEvent | None = None
+        self._leak_alarmed_at = -math.inf
+        self._memory_warnings = self._leak_alerts = self._gc_runs = 0
+        self._restart_trend()
+
+    def _restart_trend(self) -> None:
+        settings = self._settings
+        self._trend = GrowthTrend(settings.leak_detection_window, settings.warmup_readings)
+        self._growing_sites = GrowingSites(_SITE_STEPS)
+
+    # ---- one instance ----
+
+    def __copy__(self) -> MemoryMonitor:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryMonitor:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], MemoryMonitor], tuple[()]]:
+        return shared_monitor, ()
+
+    def __repr__(self) -> str:
+        state = "monitoring" if self.monitoring else "stopped"
+        return f"<MemoryMonitor {state}, threshold {self.memory_threshold_mb:.0f} MB>"
+
+    # ---- settings ----
+
+    @property
+    def check_interval(self) -> float:
+        """Seconds between readings."""
+        return self._settings.check_interval
+
+    @property
+    def leak_detection_window(self) -> int:
+        """Readings over which growth is judged."""
+        return self._settings.leak_detection_window
+
+    @property
+    def memory_threshold_mb(self) -> float:
+        """The alarm's threshold: set, or from the environment, or from the container."""
+        return self._threshold_for(self.latest)
+
+    def _threshold_for(self, snapshot: MemorySnapshot) -> float:
+        if self._settings.memory_threshold_mb is not None:
+            return self._settings.memory_threshold_mb
+        try:
+            threshold = threshold_from_environment()
+        except ValueError as error:  # start_monitoring raises it; a reading must go on
+            self._errors.note("reading MEMORY_THRESHOLD_MB", error)
+            threshold = None
+        return default_threshold_mb(snapshot.container) if threshold is None else threshold
+
+    def configure(
+        self,
+        *,
+        check_interval: float | None = None,
+        memory_threshold_mb: float | None = None,
+        leak_detection_window: int | None = None,
+        warmup_readings: int | None = None,
+        cooldown: float | None = None,
+        gc_on_threshold: bool | None = None,
+        trim_on_threshold: bool | None = None,
+    ) -> None:
+        """Change settings; what is None stays. A running monitor follows at once.
+
+        Parameters
+        ----------
+        check_interval, memory_threshold_mb, leak_detection_window : as in the class
+        warmup_readings : readings after the start that do not count for leaks
+        cooldown : seconds before the same alarm is repeated
+        gc_on_threshold : run the garbage collector at an alarm
+        trim_on_threshold : give the allocator's free pages back at an alarm
+        """
+        given = _checked_settings(
+            check_interval=check_interval,
+            memory_threshold_mb=memory_threshold_mb,
+            leak_detection_window=leak_detection_window,
+            warmup_readings=warmup_readings,
+            cooldown=cooldown,
+            gc_on_threshold=gc_on_threshold,
+            trim_on_threshold=trim_on_threshold,
+        )
+        if given.get("memory_threshold_mb") == DEFAULT_THRESHOLD_MB:
+            given["memory_threshold_mb"] = None
+        with self._lock:
+            before = self._settings
+            self._settings = replace(before, **given)
+            self._configured = self._configured or bool(given)
+            if given.keys() & {"leak_detection_window", "warmup_readings"}:
+                self._restart_trend()
+            restart = self._running() and self._settings.check_interval != before.check_interval
+        if restart:
+            self.stop_monitoring()
+            self.start_monitoring()
+
+    def count_connections_with(self, source: Callable[[], int] | None) -> None:
+        """Let `source` say how many connections are active.
+
+        Without one the connected internet sockets of the process are counted, those to databases
+        among them. `source` is called on the monitor's thread.
+        """
+        if source is not None and not callable(source):
+            raise TypeError(f"source must be callable, got {type(source).__name__}")
+        self._sampler.connection_source = source
+
+    # ---- start and stop ----
+
+    @property
+    def monitoring(self) -> bool:
+        """Whether the monitor's thread runs (or will, at the next use, in a forked child)."""
+        return self._revive or self._running()
+
+    def _running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start_monitoring(
+        self, *, allocations: bool = False, sample_bytes: int | None = None
+    ) -> None:
+        """Start the monitor's thread; does nothing more when it runs.
+
+        Parameters
+        ----------
+        allocations : also start the sampling of allocation sites
+        sample_bytes : mean distance of samples in bytes; None for the hook's default
+        """
+        threshold_from_environment()  # a wrong value is refused here, where the user can see it
+        with self._lock:
+            self._revive = False
+            if allocations:
+                self._start_hook(sample_bytes)
+            if self._running():
+                return
+            self._restart_trend()
+            self._stop_event = threading.Event()
+            self._thread = threading.Thread(
+                target=self._run,
+                args=(self._stop_event,),
+                name="aimo-memory-monitor",
+                daemon=True,
+            )
+            self._thread.start()
+
+    def stop_monitoring(self) -> None:
+        """Stop the thread, and the sampling if the monitor started it; may be called again."""
+        with self._lock:
+            self._revive = False
+            thread, self._thread = self._thread, None
+            self._stop_event.set()
+            self._stop_hook()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _start_hook(self, sample_bytes: int | None) -> None:
+        if allocation_hook.status().running:
+            return
+        try:
+            if sample_bytes is None:
+                allocation_hook.start()
+            else:
+                allocation_hook.start(sample_bytes=sample_bytes)
+        except UnsupportedError as error:  # a kill switch must not stop the service's start
+            _logger.warning("memory is monitored without allocation sites: %s", error)
+            return
+        self._owns_hook = True
+        self._growing_sites.clear()
+
+    def _stop_hook(self) -> None:
+        if self._owns_hook:
+            allocation_hook.stop()
+            self._owns_hook = False
+
+    def _after_fork_in_child(self) -> None:
+        """The thread did not come along: forget the parent's readings, start again when used."""
+        revive = self._revive or self._thread is not None
+        self._start_fresh()
+        self._threshold_callbacks.after_fork()
+        self._leak_callbacks.after_fork()
+        self._revive = revive
+
+    def _ensure_started(self) -> None:
+        if self._revive:
+            self.start_monitoring()
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._tick()
+            stop.wait(self._settings.check_interval)
+
+    # ---- reading ----
+
+    def _tick(self) -> None:
+        """One reading and what follows from it; an error is noted and never ends the thread."""
+        try:
+            with self._lock:
+                snapshot = self._read()
+                sites = self._read_sites()
+            self._judge(snapshot, sites)
+        except BaseException as error:
+            self._errors.note("a reading", error)
+
+    def _read(self) -> MemorySnapshot:
+        snapshot = self._sampler.take()
+        self._history = (*self._history[-(_HISTORY_LENGTH - 1) :], snapshot)
+        return snapshot
+
+    def _read_sites(self) -> tuple[GrowingSite, ...]:
+        if not allocation_hook.status().running:
+            self._top_sites = ()
+            return ()
+        sites = allocation_hook.snapshot().sites
+        self._top_sites = sites[:_TOP_SITES]
+        self._growing_sites.add(sites)
+        return tuple(self._growing_sites.growing()[:_TOP_SITES])
+
+    def _judge(self, snapshot: MemorySnapshot, sites: tuple[GrowingSite, ...]) -> None:
+        threshold = self._threshold_for(snapshot)
+        ratio = pressure(snapshot, threshold)
+        if self._levels.update(ratio, snapshot.monotonic, self._settings.cooldown):
+            self._raise_threshold_alarm(snapshot, threshold)
+        self._trend.add(snapshot.monotonic, snapshot.process.counted)
+        self._judge_growth(snapshot, sites)
+
+    def _raise_threshold_alarm(self, snapshot: MemorySnapshot, threshold: float) -> None:
+        self._memory_warnings += 1
+        counted = megabytes(snapshot.process.counted)
+        _logger.warning(
+            "memory is %s: %.0f MB of a threshold of %.0f MB (resident %.0f MB)",
+            self._levels.level,
+            counted,
+            threshold,
+            snapshot.memory_mb,
+        )
+        event = ThresholdEvent(self._levels.level, counted, round(threshold, 2), snapshot)
+        self._threshold_callbacks.deliver(event)
+        if self._settings.gc_on_threshold:
+            self.force_gc()
+        if self._settings.trim_on_threshold:
+            process.give_back_free_pages()
+
+    def _judge_growth(self, snapshot: MemorySnapshot, sites: tuple[GrowingSite, ...]) -> None:
+        slope = self._trend.slope()
+        least = 0.0 if slope is None else slope.low
+        if slope is None or least < _LEAST_LEAK_PER_SECOND or least * slope.seconds < _LEAST_LEAK:
+            self._leak = None
+            return
+        self._leak = LeakEvent(
+            slope_mb_per_minute=megabytes(slope.estimate * 60),
+            least_mb_per_minute=megabytes(slope.low * 60),
+            memory_mb=megabytes(snapshot.process.counted),
+            window=self._settings.leak_detection_window,
+            sites=sites,
+        )
+        if snapshot.monotonic - self._leak_alarmed_at < self._settings.cooldown:
+            return
+        self._leak_alarmed_at = snapshot.monotonic
+        self._leak_alerts += 1
+        _logger.warning(
+            "memory grows by %.1f MB per minute (at least %.1f) over %d readings; growing: %s",
+            self._leak.slope_mb_per_minute,
+            self._leak.least_mb_per_minute,
+            self._leak.window,
+            "; ".join(str(site) for site in sites) or "no sampled site",
+        )
+        self._leak_callbacks.deliver(self._leak)
+
+    # ---- what handlers read ----
+
+    @property
+    def latest(self) -> MemorySnapshot:
+        """The last snapshot; while nobody monitors, one of the last second."""
+        self._ensure_started()
+        history = self._history
+        if history and (
+            self._running() or time.monotonic() - history[-1].monotonic < _STALE_SECONDS
+        ):
+            return history[-1]
+        with self._lock:
+            return self._read()
+
+    @property
+    def snapshots(self) -> list[MemorySnapshot]:
+        """The snapshots of up to a day, oldest first."""
+        return list(self._history)
+
+    @property
+    def level(self) -> str:
+        """``normal``, ``elevated``, ``high`` (the threshold is passed) or ``critical``."""
+        return self._levels.level
+
+    @property
+    def errors(self) -> int:
+        """Errors that were noted while monitoring went on."""
+        return self._errors.count
+
+    @property
+    def leak(self) -> LeakEvent | None:
+        """The growth that is going on, or None."""
+        return self._leak
+
+    def get_stats(self) -> dict[str, Any]:
+        """The figures of now as plain JSON."""
+        snapshot = self.latest
+        return {
+            "current_memory_mb": snapshot.memory_mb,
+            "current_cpu_percent": snapshot.cpu_percent,
+            "active_connections": snapshot.active_connections,
+            "memory_threshold_mb": round(self._threshold_for(snapshot), 2),
+            "monitoring_active": self.monitoring,
+            "total_snapshots": len(self._history),
+            "memory_warnings": self._memory_warnings,
+            "leak_alerts": self._leak_alerts,
+            "total_gc_runs": self._gc_runs,
+            "gc_stats": snapshot.gc_stats(),
+            "top_allocations": [_site_dict(site) for site in self._top_sites],
+        }
+
+    def get_memory_history(self, minutes: float = 60) -> list[dict[str, Any]]:
+        """The readings of the last `minutes`, oldest first, as plain JSON."""
+        if isinstance(minutes, bool) or not isinstance(minutes, (int, float)):
+            raise TypeError(f"minutes must be a number, got {type(minutes).__name__}")
+        if not minutes > 0:
+            raise ValueError(f"minutes must be positive, got {minutes!r}")
+        oldest = self.latest.monotonic - 60.0 * minutes
+        return [entry.history_entry() for entry in self._history if entry.monotonic >= oldest]
+
+    def get_memory_status(self) -> dict[str, Any]:
+        """Everything that a health page shows, as plain JSON."""
+        snapshot = self.latest
+        return {
+            "status": self.level,
+            **self.get_stats(),
+            "memory": snapshot.memory_dict(),
+            "container": snapshot.container_dict(),
+            "leak": _leak_dict(self._leak),
+            "tracked_objects": self.tracked_objects(),
+            "errors": self._errors.count,
+        }
+
+    def breakdown(self, *, objects: bool = True, pss: bool = False) -> Breakdown:
+        """Split the memory by owner; walks the heap when `objects` is true (see `breakdown`)."""
+        from .breakdown import take
+
+        return take(objects=objects, pss=pss)
+
+    # ---- alarms ----
+
+    def on_threshold(
+        self, callback: _Callback, *, loop: asyncio.AbstractEventLoop | None = None
+    ) -> _Callback:
+        """Call `callback(event)` when memory passes the threshold: the place to drain a worker.
+
+        A callback that is registered inside a running event loop (or with `loop`) runs on that
+        loop and may be a coroutine function; any other runs on the monitor's thread. Usable as a
+        decorator.
+        """
+        self._threshold_callbacks.add(callback, loop)
+        return callback
+
+    def on_leak(
+        self, callback: _Callback, *, loop: asyncio.AbstractEventLoop | None = None
+    ) -> _Callback:
+        """Call `callback(event)` when steady growth is found; else like :meth:`on_threshold`."""
+        self._leak_callbacks.add(callback, loop)
+        return callback
+
+    def remove_callback(self, callback: Callable[..., Any]) -> bool:
+        """Forget a callback of either kind; False when it was not registered."""
+        removed = self._threshold_callbacks.remove(callback)
+        return self._leak_callbacks.remove(callback) or removed
+
+    # ---- on request ----
+
+    def force_gc(self) -> dict[str, Any]:
+        """Run the garbage collector, and say what it did. The monitor does so only when asked."""
+        before, start = process.memory(), time.perf_counter()
+        collected = gc.collect()
+        seconds = time.perf_counter() - start
+        self._gc_runs += 1
+        after = process.memory()
+        return {
+            "collected": collected,
+            "memory_before_mb": megabytes(before.rss),
+            "memory_after_mb": megabytes(after.rss),
+            "freed_mb": megabytes(before.rss - after.rss),
+            "seconds": round(seconds, 4),
+        }
+
+    def trim(self) -> bool:
+        """Give the C allocator's free pages back to the system; tens of milliseconds."""
+        return process.give_back_free_pages()
+
+    def track_object(self, obj: object, name: str | None = None) -> None:
+        """Count `obj` among the living until it dies; it is not kept alive.
+
+        Parameters
+        ----------
+        obj : anything that allows weak references
+        name : what to count it as; its type's name by default
+        """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {type(name).__name__}")
+        label = type.__dict__["__name__"].__get__(type(obj)) if name is None else name
+        number, tracked = id(obj), self._tracked
+        try:
+            reference = weakref.ref(obj, lambda _: tracked.pop(number, None))
+        except TypeError:
+            raise TypeError(
+                f"obj: a {label} cannot be tracked, it allows no weak reference"
+            ) from None
+        tracked[number] = (label, reference)
+
+    def untrack_object(self, obj: object) -> bool:
+        """Count `obj` no more; False when it was not tracked."""
+        return self._tracked.pop(id(obj), None) is not None
+
+    def tracked_objects(self) -> dict[str, int]:
+        """How many tracked objects live, by name."""
+        counts: dict[str, int] = {}
+        for label, reference in list(self._tracked.values()):
+            if reference() is not None:
+                counts[label] = counts.get(label, 0) + 1
+        return counts
+
+
+def _site_dict(site: allocation_hook.Site) -> dict[str, Any]:
+    return {
+        "site": str(site),
+        "live_mb": megabytes(site.live_bytes),
+        "live_blocks": int(site.live_blocks),
+    }
+
+
+def _leak_dict(leak: LeakEvent | None) -> dict[str, Any] | None:
+    if leak is None:
+        return None
+    return {
+        "slope_mb_per_minute": leak.slope_mb_per_minute,
+        "least_mb_per_minute": leak.least_mb_per_minute,
+        "window": leak.window,
+        "sites": [
+            {"site": str(site), "grown_mb": megabytes(site.grown_bytes)} for site in leak.sites
+        ],
+    }
+
+
+def shared_monitor() -> MemoryMonitor:
+    """Return the process's monitor; the first call makes it.
+
+    After a reload of this module the instance gets the new class, so that all who hold it run the
+    new code.
+    """
+    slot: dict[str, Any] = _core.interpreter_state()
+    monitor: Any = slot.get(_SLOT)
+    if monitor is None:
+        fresh = object.__new__(MemoryMonitor)
+        fresh._set_up()
+        monitor = slot.setdefault(_SLOT, fresh)
+        os.register_at_fork(after_in_child=lambda: slot[_SLOT]._after_fork_in_child())
+        atexit.register(lambda: slot[_SLOT].stop_monitoring())
+    if type(monitor) is not MemoryMonitor:
+        monitor.__class__ = MemoryMonitor
+    assert isinstance(monitor, MemoryMonitor)
+    return monitor
+
+
+def setup_memory_monitoring(
+    check_interval: float | None = None,
+    memory_threshold_mb: float | None = None,
+    leak_detection_window: int | None = None,
+    *,
+    allocations: bool = False,
+    connections: Callable[[], int] | None = None,
+    warmup_readings: int | None = None,
+    cooldown: float | None = None,
+    gc_on_threshold: bool | None = None,
+    trim_on_threshold: bool | None = None,
+) -> MemoryMonitor:
+    """Configure the process's monitor, start it and return it; may be called any number of times.
+
+    Parameters
+    ----------
+    check_interval, memory_threshold_mb, leak_detection_window : as in :class:`MemoryMonitor`
+    allocations : also sample allocation sites
+    connections : says how many connections are active
+    warmup_readings, cooldown, gc_on_threshold, trim_on_threshold : as in
+        :meth:`MemoryMonitor.configure`
+    """
+    monitor = shared_monitor()
+    monitor.configure(
+        check_interval=check_interval,
+        memory_threshold_mb=memory_threshold_mb,
+        leak_detection_window=leak_detection_window,
+        warmup_readings=warmup_readings,
+        cooldown=cooldown,
+        gc_on_threshold=gc_on_threshold,
+        trim_on_threshold=trim_on_threshold,
+    )
+    if connections is not None:
+        monitor.count_connections_with(connections)
+    monitor.start_monitoring(allocations=allocations)
+    return monitor
+
+
+def start_monitoring(*, allocations: bool = False) -> None:
+    """Start the process's monitor."""
+    shared_monitor().start_monitoring(allocations=allocations)
+
+
+def stop_monitoring() -> None:
+    """Stop the process's monitor."""
+    shared_monitor().stop_monitoring()
+
+
+def get_memory_status() -> dict[str, Any]:
+    """Everything that a health page shows, as plain JSON."""
+    return shared_monitor().get_memory_status()
+
+
+def get_memory_history(minutes: float = 60) -> list[dict[str, Any]]:
+    """The readings of the last `minutes`, oldest first, as plain JSON."""
+    return shared_monitor().get_memory_history(minutes)
+
+
+def force_gc() -> dict[str, Any]:
+    """Run the garbage collector and say what it did."""
+    return shared_monitor().force_gc()

@@ -1,0 +1,144 @@
+"""Memory before and after a piece of work: a context manager and a decorator."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, overload
+
+from . import process
+from .snapshot import megabytes
+
+_logger = logging.getLogger("ai_model_optimizations")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class MemoryTracker:
+    """Measures what the process's memory does while the block runs.
+
+    The figures are the whole process's: what other threads allocate meanwhile is in them. One
+    tracker may be entered again; its figures are those of the last block.
+
+    Parameters
+    ----------
+    name : for the log line and :meth:`to_dict`
+    log_level : the line's level; ``logging.INFO`` to see it in most services
+
+    Examples
+    --------
+    >>> with MemoryTracker("load") as tracker:
+    ...     data = bytes(10_000_000)
+    >>> tracker.delta_mb > 5
+    True
+    """
+
+    def __init__(self, name: str = "block", *, log_level: int = logging.DEBUG) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {type(name).__name__}")
+        self.name = name
+        self._log_level = log_level
+        self._before = self._after = process.memory()
+        self._start = self._seconds = 0.0
+
+    def __enter__(self) -> MemoryTracker:
+        self._before = self._after = process.memory()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._seconds = time.perf_counter() - self._start
+        self._after = process.memory()
+        _logger.log(
+            self._log_level,
+            "%s: %+.1f MB in %.3f s, now %.1f MB",
+            self.name,
+            self.delta_mb,
+            self._seconds,
+            self.after_mb,
+        )
+
+    @property
+    def before_mb(self) -> float:
+        """The resident set at the start."""
+        return megabytes(self._before.rss)
+
+    @property
+    def after_mb(self) -> float:
+        """The resident set at the end."""
+        return megabytes(self._after.rss)
+
+    @property
+    def delta_mb(self) -> float:
+        """What the resident set gained."""
+        return megabytes(self._after.rss - self._before.rss)
+
+    @property
+    def peak_delta_mb(self) -> float:
+        """What the process's peak gained; 0 when the block stayed below an earlier peak."""
+        return megabytes(self._after.peak - self._before.peak)
+
+    @property
+    def seconds(self) -> float:
+        """How long the block ran."""
+        return self._seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain JSON."""
+        return {
+            "name": self.name,
+            "before_mb": self.before_mb,
+            "after_mb": self.after_mb,
+            "delta_mb": self.delta_mb,
+            "peak_delta_mb": self.peak_delta_mb,
+            "seconds": round(self._seconds, 6),
+        }
+
+
+def _tracked(function: Callable[..., Any], name: str | None, log_level: int) -> Callable[..., Any]:
+    label = name if name is not None else getattr(function, "__qualname__", "function")
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def track_coroutine(*args: Any, **kwargs: Any) -> Any:
+            with MemoryTracker(label, log_level=log_level):
+                return await function(*args, **kwargs)
+
+        return track_coroutine
+
+    @functools.wraps(function)
+    def track_call(*args: Any, **kwargs: Any) -> Any:
+        with MemoryTracker(label, log_level=log_level):
+            return function(*args, **kwargs)
+
+    return track_call
+
+
+@overload
+def track_memory(function: Callable[_P, _R], /) -> Callable[_P, _R]: ...
+@overload
+def track_memory(
+    name: str | None = None, /, *, log_level: int = logging.DEBUG
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]: ...
+def track_memory(
+    function: Callable[..., Any] | str | None = None, /, *, log_level: int = logging.DEBUG
+) -> Any:
+    """Log what each call of a function does to the memory; for functions and coroutine functions.
+
+    Use it plain, ``@track_memory``, or with a name and a level, ``@track_memory("load",
+    log_level=logging.INFO)``.
+    """
+    if callable(function):
+        return _tracked(function, None, log_level)
+    if function is not None and not isinstance(function, str):
+        raise TypeError(f"expected a function or a name, got {type(function).__name__}")
+    return functools.partial(_tracked, name=function, log_level=log_level)
