@@ -1,0 +1,29 @@
+"""The command line: info and demo say what they should, errors are one line."""
+
+from pathlib import Path
+
+import pytest
+
+from ai_model_optimizations import __version__, _core
+from ai_model_optimizations.cli import main
+
+
+def test_info_names_version_row_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for expected in (__version__, _core.cpu_info()["row"], "AIMO_CPU", "AIMO_NUM_THREADS"):
+        assert expected in out
+
+
+def test_demo_measures_and_answers(minilm_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--plain", "--texts", "40", "--ask", "How do I print a string?"]
+    assert main(["demo", "--model", str(minilm_path), *options]) == 0
+    out = capsys.readouterr().out
+    assert "40 texts" in out and "ai-model-optimizations f32" in out
+    assert "How do I print a string?" in out
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--model", str(tmp_path / "nothing")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ai-model-optimizations: ") and error.count("\n") == 1
