@@ -1,0 +1,247 @@
+"""all-MiniLM-L6-v2, text in, unit vectors out: ours beside the peers that are installed.
+
+    python benchmarks/bench_encoder.py [--threads N] [--texts N] [--rounds N] [--engines WORD ...]
+
+Every engine has a process of its own, with the same number of threads; only one works at a time, in
+turn. First the vectors are compared with those of sentence-transformers, then the throughput over
+three lengths of text, the time of one short text, and the memory after loading are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import texts as text_sets
+
+REFERENCE = "sentence-transformers fp32"
+
+
+# --- One engine's process ------------------------------------------------------------------------
+
+
+def serve(name: str, channel: int, sets_file: str) -> None:
+    """Load one engine, then embed what the parent asks for; one JSON line each way.
+
+    Answers go to a descriptor of their own: libraries print to stdout.
+    """
+    import encoder_engines
+    import psutil
+
+    answers = os.fdopen(channel, "w", buffering=1)
+    sets: dict[str, list[str]] = json.loads(Path(sets_file).read_text())
+
+    def answer(**fields: Any) -> None:
+        print(json.dumps(fields), file=answers)
+
+    process = psutil.Process()
+    import tokenizers  # noqa: F401  the common base: numpy and tokenizers
+
+    base = process.memory_info().rss
+    start = time.perf_counter()
+    engine = encoder_engines.ENGINES[name]()
+    try:
+        engine.load()
+        engine.encode(["One text, so that what loads lazily is loaded."])
+    except Exception as error:  # a peer may fail in any way: it is left out by name
+        reason = str(error).strip().splitlines() or [""]
+        answer(error=f"{type(error).__name__}: {reason[0]}")
+        return
+    answer(load_seconds=time.perf_counter() - start, rss=process.memory_info().rss - base)
+    for line in sys.stdin:
+        request = json.loads(line)
+        texts = sets[request["set"]]
+        if request["save"]:
+            np.save(request["save"], engine.encode(texts))
+            answer(saved=request["save"])
+        elif request["one_by_one"]:
+            seconds = []
+            for text in texts[:40]:
+                begin = time.perf_counter()
+                engine.encode([text])
+                seconds.append(time.perf_counter() - begin)
+            answer(seconds=float(np.median(seconds)))
+        else:
+            begin = time.perf_counter()
+            engine.encode(texts)
+            answer(seconds=time.perf_counter() - begin)
+
+
+class Worker:
+    """The parent's end of an engine's process."""
+
+    def __init__(self, name: str, sets_file: Path) -> None:
+        self.name = name
+        reading, writing = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", name, str(writing), str(sets_file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[writing],
+            text=True,
+        )
+        os.close(writing)
+        self.answers = os.fdopen(reading)
+        self.loaded = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        line = self.answers.readline()
+        if not line:
+            return {"error": f"its process ended with {self.process.wait()}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, text_set: str, save: str = "", one_by_one: bool = False) -> float:
+        """Embed a set; returns the seconds it took (0 when saving)."""
+        assert self.process.stdin is not None
+        request = {"set": text_set, "save": save, "one_by_one": one_by_one}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = self._read()
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return float(answer.get("seconds", 0.0))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.answers.close()
+
+
+# --- The measurement -----------------------------------------------------------------------------
+
+
+def start_workers(words: list[str], sets_file: Path) -> dict[str, Worker]:
+    """A process for each engine that can be loaded here."""
+    import encoder_engines
+
+    row = harness.machine()["row"]
+    workers = {}
+    for name in encoder_engines.ENGINES:
+        if words and not any(word in name for word in words):
+            continue
+        if row not in encoder_engines.NEEDS_ROW.get(name, (row,)):
+            harness.missing(name, f"no fast path on row {row}")
+            continue
+        worker = Worker(name, sets_file)
+        if "error" in worker.loaded:
+            harness.missing(name, worker.loaded["error"])
+            worker.close()
+            continue
+        workers[name] = worker
+    return workers
+
+
+def cosines(workers: dict[str, Worker]) -> tuple[str, dict[str, float]]:
+    """The reference's name, and each engine's smallest cosine with it over all sets."""
+    reference = REFERENCE if REFERENCE in workers else "ours f32"
+    if reference not in workers:
+        raise SystemExit("neither sentence-transformers nor ours f32 is there to compare with")
+    smallest = dict.fromkeys(workers, 1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        for text_set in text_sets.LENGTHS:
+            paths = {name: str(Path(folder) / f"{i}.npy") for i, name in enumerate(workers)}
+            for name, worker in workers.items():
+                worker.ask(text_set, save=paths[name])
+            expected = np.load(paths[reference]).astype(np.float64)
+            for name, path in paths.items():
+                got = np.load(path).astype(np.float64)
+                norms = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+                cosine = float(((got * expected).sum(axis=1) / norms).min())
+                smallest[name] = min(smallest[name], cosine)
+    return reference, smallest
+
+
+def count_tokens(sets: dict[str, list[str]]) -> dict[str, int]:
+    """Tokens of each set, the two special ones included; the same number for every engine."""
+    import encoder_engines
+
+    engine = encoder_engines.TokenEngine()
+    engine.load_tokenizer()
+    return {
+        name: sum(len(encoding.ids) for encoding in engine.tokenizer.encode_batch_fast(texts))
+        for name, texts in sets.items()
+    }
+
+
+def measure(
+    workers: dict[str, Worker], sets: dict[str, list[str]], rounds: int
+) -> dict[str, Any]:
+    """Check, then time; returns what the result file holds."""
+    reference, smallest = cosines(workers)
+    for name, cosine in smallest.items():
+        floor = 0.9 if "int8" in name else 0.9999
+        if cosine < floor:
+            raise SystemExit(f"{name}: cosine {cosine:.6f} with {reference}: nothing is timed")
+    tokens = count_tokens(sets)
+    engines: dict[str, Any] = {
+        name: {
+            "min_cosine": smallest[name],
+            "load_seconds": worker.loaded["load_seconds"],
+            "rss_mb": worker.loaded["rss"] / 1e6,
+            "tokens_per_second": {},
+        }
+        for name, worker in workers.items()
+    }
+    for text_set in sets:
+        timings = harness.interleave(
+            {n: (lambda w=w, s=text_set: w.ask(s)) for n, w in workers.items()}, rounds
+        )
+        for name, seconds in timings.items():
+            engines[name]["tokens_per_second"][text_set] = {
+                "median": tokens[text_set] / seconds["median"],
+                "min": tokens[text_set] / seconds["max"],
+                "max": tokens[text_set] / seconds["min"],
+            }
+            print(f"{text_set} {name}: {tokens[text_set] / seconds['median']:.0f} tokens/s")
+    one = harness.interleave(
+        {n: (lambda w=w: w.ask("short", one_by_one=True)) for n, w in workers.items()}, rounds
+    )
+    for name, seconds in one.items():
+        engines[name]["one_text_ms"] = {k: 1000 * v for k, v in seconds.items()}
+    mean_tokens = {name: total / len(sets[name]) for name, total in tokens.items()}
+    return {
+        "texts": {name: len(texts) for name, texts in sets.items()},
+        "mean_tokens": mean_tokens,
+        "reference": reference,
+        "engines": engines,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Embedding throughput beside the peers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--texts", type=int, default=256, help="texts of each length")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", default=[], help="those whose names hold a word")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve[0], int(arguments.serve[1]), arguments.serve[2])
+        return
+    harness.set_threads(arguments.threads)
+    sets = {name: text_sets.text_set(name, arguments.texts) for name in text_sets.LENGTHS}
+    with tempfile.TemporaryDirectory() as folder:
+        sets_file = Path(folder) / "sets.json"
+        sets_file.write_text(json.dumps(sets))
+        workers = start_workers(arguments.engines, sets_file)
+        try:
+            results = measure(workers, sets, arguments.rounds)
+        finally:
+            for worker in workers.values():
+                worker.close()
+    harness.save("encoder", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Three sets of real English text that any machine can make: the standard library's docstrings.
+
+short: sentences, mean of about 18 tokens; paragraph: about 42; long: whole docstrings, about 120.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import random
+import re
+import sysconfig
+from pathlib import Path
+
+#: Characters (from, to) of the texts of a set; English has about 4.5 to a token.
+LENGTHS = {"short": (45, 108), "paragraph": (110, 250), "long": (290, 830)}
+
+
+@functools.cache
+def _docstrings() -> list[str]:
+    library = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for source in sorted(library.glob("*.py")) + sorted(library.glob("[a-hj-z]*/*.py")):
+        if "test" in source.parts or "site-packages" in source.parts:
+            continue
+        try:
+            tree = ast.parse(source.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        found += [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [text for text in found if text]
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _is_prose(text: str) -> bool:
+    letters = sum(character.isalpha() or character == " " for character in text)
+    return letters > 0.85 * len(text)
+
+
+@functools.cache
+def text_set(name: str, count: int) -> list[str]:
+    """Return ``count`` different texts of a set, always the same on one version of Python."""
+    shortest, longest = LENGTHS[name]
+    pieces = set()
+    for docstring in _docstrings():
+        if name == "long":
+            candidates = [docstring]
+        elif name == "paragraph":
+            candidates = docstring.split("\n\n")
+        else:
+            candidates = re.split(r"(?<=[.!?])\s+", docstring)
+        pieces.update(_clean(candidate) for candidate in candidates)
+    texts = [text for text in sorted(pieces) if shortest <= len(text) <= longest]
+    texts = [text for text in texts if _is_prose(text)]
+    random.Random(18).shuffle(texts)
+    if len(texts) < count:
+        raise ValueError(f"{name}: this Python has {len(texts)} such texts, {count} were asked for")
+    return texts[:count]
