@@ -1,5 +1,6 @@
 """Half the memory or less."""
 
 from .model_quantizer import ModelQuantizer
+from .report import CosineReport, QuantizationReport, TensorReport
 
-__all__ = ["ModelQuantizer"]
+__all__ = ["CosineReport", "ModelQuantizer", "QuantizationReport", "TensorReport"]

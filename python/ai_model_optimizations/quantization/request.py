@@ -1,0 +1,81 @@
+"""What a caller asked of ModelQuantizer, checked once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+#: Storage types that weights can be quantized to, besides ``"auto"`` and ``"smallest"``.
+DTYPES = ("f16", "bf16")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of ``quantize_model``, as the parts that quantize a kind of model see it."""
+
+    #: ``"f16"`` or ``"bf16"``, or ``"smallest"``: the one with the fewest bytes that keeps
+    #: :attr:`least_cosine`.
+    dtype: str
+    skip: tuple[str | re.Pattern[str], ...] = ()
+    #: None: the cosine is not asked for.
+    min_cosine: float | None = None
+    #: None: the built-in texts, where a cosine is needed.
+    verify_texts: tuple[str, ...] | None = None
+    in_place: bool = False
+    dry_run: bool = False
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the caller wants texts embedded before and after."""
+        return (
+            self.min_cosine is not None or self.verify_texts is not None or self.dtype == "smallest"
+        )
+
+    @property
+    def least_cosine(self) -> float:
+        """The smallest cosine with the given model's vectors that is good enough."""
+        if self.min_cosine is not None:
+            return self.min_cosine
+        return 0.999 if self.dtype == "smallest" else -1.0
+
+    def skips(self, name: str) -> bool:
+        """Whether ``skip`` names this tensor or layer."""
+        return any(matches(pattern, name) for pattern in self.skip)
+
+    def check_skip(self, names: Iterable[str]) -> None:
+        """Raise ValueError when an element of ``skip`` matches none of the model's names."""
+        known = list(names)
+        for pattern in self.skip:
+            if not any(matches(pattern, name) for name in known):
+                shown = pattern if isinstance(pattern, str) else pattern.pattern
+                raise ValueError(f"skip: {shown!r} matches none of the model's {len(known)} names")
+
+
+def matches(pattern: str | re.Pattern[str], name: str) -> bool:
+    """Whether ``pattern`` is this name, a dotted beginning of it, or a regex of all of it."""
+    if isinstance(pattern, str):
+        if name == pattern or name.startswith(pattern + "."):
+            return True
+        pattern = re.compile(pattern)
+    return pattern.fullmatch(name) is not None
+
+
+def check_skip_patterns(
+    skip: str | re.Pattern[str] | Sequence[str | re.Pattern[str]],
+) -> tuple[str | re.Pattern[str], ...]:
+    """Return ``skip`` as a tuple; TypeError or ValueError names the element that is wrong."""
+    patterns = (skip,) if isinstance(skip, (str, re.Pattern)) else tuple(skip)
+    for index, pattern in enumerate(patterns):
+        if not isinstance(pattern, (str, re.Pattern)):
+            raise TypeError(
+                f"skip[{index}]: expected str or a compiled pattern, got {type(pattern).__name__}"
+            )
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"skip[{index}]: {pattern!r} is neither a name nor a regex: {error}"
+                ) from None
+    return patterns
