@@ -8,6 +8,7 @@
 
 typedef struct {
     PyObject_HEAD aimo_encoder *encoder; /* NULL when __init__ did not succeed */
+    PyObject *mapped;                    /* list of memoryviews: what weights are mapped from */
 } encoder_object;
 
 static const char *const activations[AIMO_ACTIVATION_COUNT] = {
@@ -94,6 +95,7 @@ static void encoder_dealloc(encoder_object *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     aimo_encoder_free(self->encoder);
+    Py_XDECREF(self->mapped);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }
@@ -172,6 +174,103 @@ static PyObject *get_tensor(encoder_object *self, PyObject *args)
         return fail(self, status, &err);
     }
     return (PyObject *)array;
+}
+
+/* The tensor that begins the weight called `name`; -1 with a ValueError. */
+static Py_ssize_t find_weight(const encoder_object *self, const char *name, aimo_weight_info *info)
+{
+    bool per_layer;
+    for (size_t i = 0; aimo_encoder_tensor_name(i, &per_layer) != NULL; i++)
+        if (aimo_encoder_weight_info(self->encoder, i, info) && strcmp(info->name, name) == 0)
+            return (Py_ssize_t)i;
+    PyErr_Format(PyExc_ValueError, "unknown weight '%s'", name);
+    return -1;
+}
+
+/* weights() -> list[tuple[str, int, str, tuple[int, ...], int]]:
+ * name, layers (0: one in all), dtype, shape, bytes of one */
+static PyObject *weights(encoder_object *self, PyObject *Py_UNUSED(unused))
+{
+    if (!is_ready(self))
+        return NULL;
+    PyObject *list = PyList_New(0);
+    aimo_weight_info info;
+    bool per_layer;
+    for (size_t i = 0; list && aimo_encoder_tensor_name(i, &per_layer) != NULL; i++) {
+        if (!aimo_encoder_weight_info(self->encoder, i, &info))
+            continue;
+        PyObject *shape = PyTuple_New((Py_ssize_t)info.dimensions);
+        for (size_t d = 0; shape && d < info.dimensions; d++)
+            PyTuple_SET_ITEM(shape, (Py_ssize_t)d, PyLong_FromSize_t(info.shape[d]));
+        PyObject *item =
+            shape ? Py_BuildValue("(snsNn)", info.name, (Py_ssize_t)info.layers,
+                                  aimo_dtype_name(info.dtype), shape, (Py_ssize_t)info.bytes)
+                  : NULL;
+        if (item == NULL || PyList_Append(list, item) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+/* weight(name: str, layer: int, /) -> ndarray[uint8] of shape (bytes,), a read-only view */
+static PyObject *get_weight(encoder_object *self, PyObject *args)
+{
+    const char *name;
+    Py_ssize_t layer;
+    aimo_weight_info info;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "sn", &name, &layer))
+        return NULL;
+    const Py_ssize_t index = find_weight(self, name, &info);
+    if (index < 0)
+        return NULL;
+    const bool exists = layer >= 0 && (size_t)layer < (info.layers != 0 ? info.layers : 1);
+    const void *data =
+        exists ? aimo_encoder_weight_data(self->encoder, (size_t)index, (size_t)layer) : NULL;
+    if (data == NULL)
+        return PyErr_Format(PyExc_ValueError, "%s of layer %zd was not set", name, layer);
+    const npy_intp bytes = (npy_intp)info.bytes;
+    PyObject *array = PyArray_SimpleNewFromData(1, &bytes, NPY_UINT8, (void *)(uintptr_t)data);
+    if (array == NULL)
+        return NULL;
+    PyArray_CLEARFLAGS((PyArrayObject *)array, NPY_ARRAY_WRITEABLE);
+    Py_INCREF(self);
+    if (PyArray_SetBaseObject((PyArrayObject *)array, (PyObject *)self) != 0)
+        Py_CLEAR(array);
+    return array;
+}
+
+/* map_weight(name: str, layer: int, data: ndarray[uint8], /) -> None */
+static PyObject *map_weight(encoder_object *self, PyObject *args)
+{
+    const char *name;
+    Py_ssize_t layer;
+    PyObject *data;
+    aimo_weight_info info;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "snO", &name, &layer, &data))
+        return NULL;
+    const Py_ssize_t index = find_weight(self, name, &info);
+    if (index < 0 || (self->mapped == NULL && (self->mapped = PyList_New(0)) == NULL))
+        return NULL;
+    PyObject *view = PyMemoryView_FromObject(data);
+    if (view == NULL)
+        return NULL;
+    const Py_buffer *buffer = PyMemoryView_GET_BUFFER(view);
+    if (!PyBuffer_IsContiguous(buffer, 'C')) {
+        Py_DECREF(view);
+        return PyErr_Format(PyExc_ValueError, "%s: expected contiguous memory", name);
+    }
+    /* Kept before it is used, so that no failure leaves the encoder with memory that went away. */
+    const int kept = PyList_Append(self->mapped, view);
+    Py_DECREF(view);
+    if (kept != 0)
+        return NULL;
+    aimo_error err;
+    const aimo_status status = aimo_encoder_map_weight(self->encoder, (size_t)index, (size_t)layer,
+                                                       buffer->buf, (size_t)buffer->len, &err);
+    if (status != AIMO_OK)
+        return fail(self, status, &err);
+    Py_RETURN_NONE;
 }
 
 /* seal() -> None */
@@ -257,6 +356,12 @@ static PyMethodDef encoder_methods[] = {
      "set_tensor($self, name, layer, data, /)\n--\n\nPack one tensor."},
     {"tensor", (PyCFunction)get_tensor, METH_VARARGS,
      "tensor($self, name, layer, /)\n--\n\nA tensor as stored, widened to float32."},
+    {"weights", (PyCFunction)weights, METH_NOARGS,
+     "weights($self, /)\n--\n\nThe packed weights: name, layers, dtype, shape, bytes."},
+    {"weight", (PyCFunction)get_weight, METH_VARARGS,
+     "weight($self, name, layer, /)\n--\n\nA packed weight's bytes where they lie."},
+    {"map_weight", (PyCFunction)map_weight, METH_VARARGS,
+     "map_weight($self, name, layer, data, /)\n--\n\nTake a packed weight where it lies."},
     {"seal", (PyCFunction)seal, METH_NOARGS,
      "seal($self, /)\n--\n\nCheck that nothing is missing and make ready."},
     {"encode", (PyCFunction)encode, METH_VARARGS,
@@ -287,7 +392,15 @@ static PyType_Spec encoder_spec = {
     .slots = encoder_slots,
 };
 
+/* encoder_layout_version() -> int */
+static PyObject *layout_version(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyLong_FromLong(AIMO_PANELS_VERSION);
+}
+
 static PyMethodDef functions[] = {
+    {"encoder_layout_version", layout_version, METH_NOARGS,
+     "encoder_layout_version()\n--\n\nThe version of the packed weights' layout."},
     {"encoder_tensor_names", tensor_names, METH_NOARGS,
      "encoder_tensor_names()\n--\n\nThe tensors that set_tensor knows."},
     {NULL, NULL, 0, NULL},

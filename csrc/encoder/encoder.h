@@ -1,7 +1,8 @@
 /* A transformer encoder: packed weights and the forward pass.
  *
- * Life: aimo_encoder_new, aimo_encoder_set_tensor for every tensor, aimo_encoder_seal, then
- * aimo_encoder_encode from any number of threads. A sealed encoder is immutable. */
+ * Life: aimo_encoder_new, aimo_encoder_set_tensor for every tensor or aimo_encoder_map_weight for
+ * every weight, aimo_encoder_seal, then aimo_encoder_encode from any number of threads. A sealed
+ * encoder is immutable. */
 #ifndef AIMO_ENCODER_ENCODER_H
 #define AIMO_ENCODER_ENCODER_H
 
@@ -45,15 +46,41 @@ void aimo_encoder_tensor_shape(const aimo_encoder *encoder, size_t tensor, size_
 
 /* Copies data [rows, columns] (or [rows]) f32 into its packed place, rounding to nearest even.
  * AIMO_ERR_ARGUMENT: no such tensor or layer, another shape, or the encoder is sealed.
- * AIMO_ERR_FORMAT: a value is not finite or too large for the dtype. The text names the tensor. */
+ * AIMO_ERR_FORMAT: a value is not finite or too large for the dtype. The text names the tensor.
+ * AIMO_ERR_MEMORY: a weight is allocated with the first tensor of it. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_set_tensor(aimo_encoder *encoder, size_t tensor,
                                                     size_t layer, const float *data, size_t rows,
                                                     size_t columns, aimo_error *err);
 
-/* data [rows, columns] f32 = the tensor as stored; exact. The shape must match. */
+/* data [rows, columns] f32 = the tensor as stored; exact. The shape must match and the tensor must
+ * have been set. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_get_tensor(const aimo_encoder *encoder, size_t tensor,
                                                     size_t layer, float *data, size_t rows,
                                                     size_t columns, aimo_error *err);
+
+/* A packed weight as it lies in memory, and so in files: panels of a matrix, rows of a table, or a
+ * vector. Several tensors may share one. Weights go by the index of the first tensor in them. */
+typedef struct {
+    const char *name;
+    aimo_dtype dtype;
+    size_t layers; /* one weight for each; 0: one in all */
+    size_t dimensions, shape[AIMO_PANELS_DIMENSIONS];
+    size_t bytes; /* of one */
+} aimo_weight_info;
+
+/* False when no weight begins with this tensor, or the configuration has no such tensor. */
+bool aimo_encoder_weight_info(const aimo_encoder *encoder, size_t tensor, aimo_weight_info *info);
+
+/* The weight's bytes, which live as long as the encoder; NULL when it was not set. */
+const void *aimo_encoder_weight_data(const aimo_encoder *encoder, size_t tensor, size_t layer);
+
+/* Takes a packed weight where it lies, without a copy: a mapped file. `data`, aligned to
+ * AIMO_CACHE_LINE, must outlive the encoder and is never written. Only vectors are looked at now.
+ * AIMO_ERR_ARGUMENT: no such weight or layer, or it is set already. AIMO_ERR_FORMAT: another size,
+ * another alignment, or a vector with a value that is not finite. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_map_weight(aimo_encoder *encoder, size_t tensor,
+                                                    size_t layer, const void *data, size_t bytes,
+                                                    aimo_error *err);
 
 /* Checks that every tensor was set and makes the encoder ready on the CPU. AIMO_ERR_FORMAT names
  * the first tensor that is missing. */

@@ -17,12 +17,13 @@ typedef struct {
     kind kind;
     extent rows, columns;
     size_t offset; /* of the aimo_weight in aimo_layer_weights or aimo_embedding_weights */
+    const char *weight;
     bool per_layer;
     size_t part, parts; /* which of how many equal row blocks of the weight this tensor is */
 } tensor;
 
-#define LAYER(field) offsetof(aimo_layer_weights, field), true
-#define EMBEDDING(field) offsetof(aimo_embedding_weights, field), false
+#define LAYER(field) offsetof(aimo_layer_weights, field), #field, true
+#define EMBEDDING(field) offsetof(aimo_embedding_weights, field), #field, false
 
 static const tensor tensors[] = {
     {"word_embeddings", TABLE, VOCABULARY, HIDDEN, EMBEDDING(word), 0, 1},
@@ -108,7 +109,7 @@ void aimo_encoder_tensor_shape(const aimo_encoder *encoder, size_t index, size_t
     *columns = extent_of(&encoder->config, tensors[index].columns);
 }
 
-static aimo_status allocate(aimo_encoder *encoder, const tensor *t, aimo_weight *w, aimo_error *err)
+static aimo_status measure(aimo_encoder *encoder, const tensor *t, aimo_weight *w, aimo_error *err)
 {
     const aimo_encoder_config *c = &encoder->config;
     const size_t rows = extent_of(c, t->rows) * t->parts, columns = extent_of(c, t->columns);
@@ -119,7 +120,6 @@ static aimo_status allocate(aimo_encoder *encoder, const tensor *t, aimo_weight 
         AIMO_TRY(aimo_size_mul(rows, t->kind == VECTOR ? 1 : columns, &w->bytes, t->name, err));
         AIMO_TRY(aimo_size_mul(w->bytes, element, &w->bytes, t->name, err));
     }
-    AIMO_TRY(aimo_memory_new_zero(&w->data, w->bytes, 1, t->name, err));
     encoder->weight_bytes += w->bytes;
     return AIMO_OK;
 }
@@ -131,7 +131,7 @@ aimo_status aimo_weights_new(aimo_encoder *encoder, aimo_error *err)
                                   "layers", err));
     AIMO_TRY(aimo_memory_new_zero((void **)&encoder->layers_set, layers,
                                   sizeof *encoder->layers_set, "layers", err));
-    return for_each_weight(encoder, allocate, err);
+    return for_each_weight(encoder, measure, err);
 }
 
 static aimo_status upload(aimo_encoder *encoder, const tensor *t, aimo_weight *w, aimo_error *err)
@@ -157,7 +157,7 @@ static aimo_status release(aimo_encoder *encoder, const tensor *t, aimo_weight *
         b->ops->matrix_free(b, w->matrix);
     if (b != NULL && w->device != NULL)
         b->ops->constant_free(b, w->device);
-    aimo_memory_free(w->data);
+    aimo_memory_free(w->owned);
     return AIMO_OK;
 }
 
@@ -237,6 +237,18 @@ static void table_unpack(aimo_dtype dtype, const void *src, float *dst, size_t n
         aimo_bf16_to_f32(src, dst, n);
 }
 
+/* Memory of our own for a weight, zeroed, because panels are padded with zeros. */
+static aimo_status allocate(const tensor *t, aimo_weight *w, aimo_error *err)
+{
+    if (w->owned != NULL)
+        return AIMO_OK;
+    if (w->data != NULL)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: its weight is mapped", t->name);
+    AIMO_TRY(aimo_memory_new_zero(&w->owned, w->bytes, 1, t->name, err));
+    w->data = w->owned;
+    return AIMO_OK;
+}
+
 aimo_status aimo_encoder_set_tensor(aimo_encoder *encoder, size_t index, size_t layer,
                                     const float *data, size_t rows, size_t columns, aimo_error *err)
 {
@@ -249,12 +261,13 @@ aimo_status aimo_encoder_set_tensor(aimo_encoder *encoder, size_t index, size_t 
 
     const aimo_dtype dtype = encoder->config.dtype;
     aimo_weight *w = weight_of(encoder, t, layer);
+    AIMO_TRY(allocate(t, w, err));
     if (t->kind == MATRIX)
-        aimo_panels_pack(dtype, rows * t->parts, columns, w->data, data, rows * t->part, rows);
+        aimo_panels_pack(dtype, rows * t->parts, columns, w->owned, data, rows * t->part, rows);
     else if (t->kind == TABLE)
-        table_pack(dtype, data, w->data, count);
+        table_pack(dtype, data, w->owned, count);
     else
-        memcpy((float *)w->data + rows * t->part, data, count * sizeof *data);
+        memcpy((float *)w->owned + rows * t->part, data, count * sizeof *data);
     *(t->per_layer ? &encoder->layers_set[layer] : &encoder->embeddings_set) |= 1u << index;
     return AIMO_OK;
 }
@@ -266,11 +279,73 @@ aimo_status aimo_encoder_get_tensor(const aimo_encoder *encoder, size_t index, s
     const tensor *t = &tensors[index];
     const aimo_dtype dtype = encoder->config.dtype;
     const aimo_weight *w = weight_of(encoder, t, layer);
+    if (w->data == NULL)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s of layer %zu was not set", t->name, layer);
     if (t->kind == MATRIX)
         aimo_panels_unpack(dtype, rows * t->parts, columns, w->data, data, rows * t->part, rows);
     else if (t->kind == TABLE)
         table_unpack(dtype, w->data, data, rows * columns);
     else
         memcpy(data, (const float *)w->data + rows * t->part, rows * sizeof *data);
+    return AIMO_OK;
+}
+
+bool aimo_encoder_weight_info(const aimo_encoder *encoder, size_t tensor_index,
+                              aimo_weight_info *info)
+{
+    const aimo_encoder_config *c = &encoder->config;
+    if (tensor_index >= TENSOR_COUNT)
+        return false;
+    const tensor *t = &tensors[tensor_index];
+    if (t->part != 0 || extent_of(c, t->rows) == 0)
+        return false;
+    const size_t rows = extent_of(c, t->rows) * t->parts, columns = extent_of(c, t->columns);
+    *info = (aimo_weight_info){
+        .name = t->weight,
+        .dtype = t->kind == VECTOR ? AIMO_F32 : c->dtype,
+        .layers = t->per_layer ? c->layers : 0,
+        .bytes = weight_of(encoder, t, 0)->bytes,
+    };
+    if (t->kind == MATRIX) {
+        info->dimensions = aimo_panels_shape(c->dtype, rows, columns, info->shape);
+    } else {
+        info->dimensions = t->kind == TABLE ? 2 : 1;
+        info->shape[0] = rows;
+        info->shape[1] = columns;
+    }
+    return true;
+}
+
+const void *aimo_encoder_weight_data(const aimo_encoder *encoder, size_t tensor_index, size_t layer)
+{
+    return weight_of(encoder, &tensors[tensor_index], layer)->data;
+}
+
+aimo_status aimo_encoder_map_weight(aimo_encoder *encoder, size_t index, size_t layer,
+                                    const void *data, size_t bytes, aimo_error *err)
+{
+    aimo_weight_info info;
+    if (!aimo_encoder_weight_info(encoder, index, &info))
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "no weight begins with the tensor %zu", index);
+    const tensor *t = &tensors[index];
+    if (layer >= (t->per_layer ? encoder->config.layers : 1))
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: there is no layer %zu", info.name, layer);
+    aimo_weight *w = weight_of(encoder, t, layer);
+    if (encoder->backend != NULL || w->data != NULL)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s of layer %zu was set already", info.name,
+                         layer);
+    if (bytes != w->bytes)
+        return aimo_fail(err, AIMO_ERR_FORMAT, "%s of layer %zu: expected %zu bytes, got %zu",
+                         info.name, layer, w->bytes, bytes);
+    if ((uintptr_t)data % AIMO_CACHE_LINE != 0)
+        return aimo_fail(err, AIMO_ERR_FORMAT, "%s of layer %zu is not aligned to %d bytes",
+                         info.name, layer, AIMO_CACHE_LINE);
+    if (t->kind == VECTOR)
+        AIMO_TRY(check_values(encoder, t, layer, data, bytes / sizeof(float), err));
+    w->data = data;
+    uint32_t *set = t->per_layer ? &encoder->layers_set[layer] : &encoder->embeddings_set;
+    for (size_t part = 0; part < TENSOR_COUNT; part++)
+        if (tensors[part].offset == t->offset && tensors[part].per_layer == t->per_layer)
+            *set |= 1u << part;
     return AIMO_OK;
 }

@@ -4,10 +4,11 @@
 
 #include "encoder/encoder.h"
 
-/* One allocation: a matrix in panels, a table of rows, or an f32 vector. Several tensors may share
- * one (query, key and value are one matrix). */
+/* One block of memory: a matrix in panels, a table of rows, or an f32 vector. Several tensors may
+ * share one (query, key and value are one matrix). */
 typedef struct {
-    void *data;
+    const void *data; /* NULL until a tensor is set or the weight is mapped */
+    void *owned;      /* data when it was allocated here, NULL when it is mapped */
     size_t bytes;
     const void *device;          /* tables and vectors, after sealing */
     aimo_backend_matrix *matrix; /* matrices, after sealing */
@@ -38,7 +39,7 @@ struct aimo_encoder {
     bool sealed;
 };
 
-/* Allocates every weight, zeroed. */
+/* Computes every weight's size; memory is allocated when a tensor of it is set. */
 AIMO_MUST_CHECK aimo_status aimo_weights_new(aimo_encoder *encoder, aimo_error *err);
 /* AIMO_ERR_FORMAT names the first tensor that was not set. */
 AIMO_MUST_CHECK aimo_status aimo_weights_check_complete(const aimo_encoder *encoder,

@@ -41,6 +41,16 @@ aimo_status aimo_panels_size(aimo_dtype dtype, size_t n, size_t k, size_t *bytes
     return aimo_size_mul(*bytes, aimo_dtype_size(dtype), bytes, "matrix", err);
 }
 
+size_t aimo_panels_shape(aimo_dtype dtype, size_t n, size_t k, size_t shape[AIMO_PANELS_DIMENSIONS])
+{
+    const size_t group = dtype == AIMO_BF16 ? 2 : 1;
+    shape[0] = (n + AIMO_PANEL_COLUMNS - 1) / AIMO_PANEL_COLUMNS;
+    shape[1] = padded_k(dtype, k) / group;
+    shape[2] = AIMO_PANEL_COLUMNS;
+    shape[3] = group;
+    return group == 1 ? 3 : 4;
+}
+
 /* The index, in elements, of matrix element (j, i). */
 static size_t panel_index(aimo_dtype dtype, size_t k, size_t j, size_t i)
 {

@@ -27,7 +27,7 @@ enum { AIMO_ACTIVATION_COUNT = AIMO_ACT_TANH + 1 };
  *   f32, f16   [ceil(n / 16)][k][16]             element (j, i) at [j / 16][i][j % 16]
  *   bf16       [ceil(n / 16)][ceil(k / 2)][16][2]  ... at [j / 16][i / 2][j % 16][i % 2]
  * with zeros where n or k is exceeded. */
-enum { AIMO_PANELS_VERSION = 1, AIMO_PANEL_COLUMNS = 16 };
+enum { AIMO_PANELS_VERSION = 1, AIMO_PANEL_COLUMNS = 16, AIMO_PANELS_DIMENSIONS = 4 };
 
 typedef struct aimo_gemm_kernels aimo_gemm_kernels;
 
@@ -42,6 +42,10 @@ typedef struct {
  * does not fit. */
 AIMO_MUST_CHECK aimo_status aimo_panels_size(aimo_dtype dtype, size_t n, size_t k, size_t *bytes,
                                              aimo_error *err);
+
+/* Writes the shape of the panels as above; returns how many dimensions it has. */
+size_t aimo_panels_shape(aimo_dtype dtype, size_t n, size_t k,
+                         size_t shape[AIMO_PANELS_DIMENSIONS]);
 
 /* Writes rows [first, first + rows) of w, given as src [rows, k] f32, into zeroed panels of an
  * [n, k] matrix. Rounds to nearest even. */

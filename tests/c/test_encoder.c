@@ -136,6 +136,76 @@ TEST(encoder_gives_weights_back_as_stored)
     CHECK(same);
 }
 
+/* Maps every weight of `from` into `to`. */
+static aimo_status map_all(const aimo_encoder *from, aimo_encoder *to, aimo_error *err)
+{
+    bool per_layer;
+    aimo_weight_info info;
+    for (size_t i = 0; aimo_encoder_tensor_name(i, &per_layer) != NULL; i++) {
+        if (!aimo_encoder_weight_info(from, i, &info))
+            continue;
+        for (size_t layer = 0; layer < (info.layers != 0 ? info.layers : 1); layer++)
+            AIMO_TRY(aimo_encoder_map_weight(to, i, layer, aimo_encoder_weight_data(from, i, layer),
+                                             info.bytes, err));
+    }
+    return aimo_encoder_seal(to, err);
+}
+
+TEST(encoder_over_mapped_weights_gives_the_same_vectors)
+{
+    static const int32_t ids[] = {1, 2, 3, 39, 7};
+    const int64_t offsets[] = {0, 2, 5};
+    for (int dtype = 0; dtype < AIMO_DTYPE_COUNT; dtype++) {
+        aimo_encoder_config config = small;
+        config.dtype = (aimo_dtype)dtype;
+        aimo_encoder *owner, *mapped;
+        aimo_error err;
+        CHECK(new_encoder(config, &owner, &err) == AIMO_OK);
+        CHECK(aimo_encoder_new(&config, &mapped, &err) == AIMO_OK);
+        const size_t live = aimo_memory_live_bytes();
+        const aimo_status status = map_all(owner, mapped, &err);
+        const size_t added = aimo_memory_live_bytes() - live;
+        float expected[2 * 36], got[2 * 36];
+        bool same = status == AIMO_OK;
+        same = same && aimo_encoder_encode(owner, ids, offsets, 2, true, expected, &err) == AIMO_OK;
+        same = same && aimo_encoder_encode(mapped, ids, offsets, 2, true, got, &err) == AIMO_OK;
+        same = same && memcmp(expected, got, sizeof got) == 0;
+        aimo_encoder_free(mapped);
+        aimo_encoder_free(owner);
+        CHECK_MSG(same, "%s: %s", aimo_dtype_name((aimo_dtype)dtype), err.message);
+        CHECK(added < 2048); /* views of matrices, no weight */
+    }
+}
+
+TEST(encoder_maps_only_what_is_a_whole_weight)
+{
+    enum { NORM = 3, KEY = 6 };
+    _Alignas(64) float values[36 + 16] = {0.0f};
+    const size_t bytes = 36 * sizeof(float);
+    aimo_encoder *encoder;
+    aimo_error err;
+    CHECK(aimo_encoder_new(&small, &encoder, &err) == AIMO_OK);
+    const aimo_status part = aimo_encoder_map_weight(encoder, KEY, 0, values, bytes, &err);
+    const aimo_status layer = aimo_encoder_map_weight(encoder, NORM, 1, values, bytes, &err);
+    const aimo_status shorter = aimo_encoder_map_weight(encoder, NORM, 0, values, bytes - 4, &err);
+    const bool size_named = strstr(err.message, "expected 144 bytes, got 140") != NULL;
+    const aimo_status odd = aimo_encoder_map_weight(encoder, NORM, 0, values + 1, bytes, &err);
+    values[35] = INFINITY;
+    const aimo_status infinite = aimo_encoder_map_weight(encoder, NORM, 0, values, bytes, &err);
+    values[35] = 0.0f;
+    const aimo_status unset = aimo_encoder_get_tensor(encoder, NORM, 0, values + 16, 36, 0, &err);
+    const aimo_status mapped = aimo_encoder_map_weight(encoder, NORM, 0, values, bytes, &err);
+    const aimo_status twice = aimo_encoder_map_weight(encoder, NORM, 0, values, bytes, &err);
+    const aimo_status set = aimo_encoder_set_tensor(encoder, NORM, 0, values, 36, 0, &err);
+    aimo_encoder_free(encoder);
+    CHECK(part == AIMO_ERR_ARGUMENT && layer == AIMO_ERR_ARGUMENT);
+    CHECK(shorter == AIMO_ERR_FORMAT && size_named);
+    CHECK(odd == AIMO_ERR_FORMAT && infinite == AIMO_ERR_FORMAT);
+    CHECK(unset == AIMO_ERR_ARGUMENT);
+    CHECK(mapped == AIMO_OK);
+    CHECK(twice == AIMO_ERR_ARGUMENT && set == AIMO_ERR_ARGUMENT);
+}
+
 TEST(encoder_names_what_is_wrong_with_a_tensor)
 {
     aimo_encoder *encoder;
