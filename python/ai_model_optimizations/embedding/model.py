@@ -18,6 +18,9 @@ from ..errors import ModelFormatError
 from .families import Family
 from .folder import ModelFolder, read_folder
 from .lookup import DEFAULT_MODEL, find_model
+from .packed_cache import load_through_cache
+from .packed_file import FILE_NAME, find_packed
+from .packed_model import ModelParts, check_target, read_parts, write_parts
 from .tensors import TensorFile
 from .tokenization import TextTokenizer
 
@@ -74,6 +77,11 @@ class EmbeddingModel:
             installed package that carries the model, then on the hub
         dtype : ``"f32"``, ``"f16"``, ``"bf16"`` or ``"auto"``, the machine's fastest 16-bit type
 
+        A folder that :meth:`save` wrote (or the file in it) is mapped: nothing is converted, and
+        processes share the weights. Its dtype is the file's; ``"auto"`` takes it. With
+        ``AIMO_CACHE_DIR`` set, that folder keeps the packed form of what is loaded, for the next
+        process.
+
         Returns
         -------
         The model. While one is in use, loading the same files with the same dtype returns it again:
@@ -87,15 +95,23 @@ class EmbeddingModel:
             If a file of the folder is damaged or contradicts another; the message names it.
         UnsupportedError
             If the model needs something that the encoder lacks; the message names it.
+        ValueError
+            If ``dtype`` is unknown, or a packed model has another.
         """
         storage = resolve_dtype(dtype)
-        folder = read_folder(find_model(name_or_path))
+        path = find_model(name_or_path)
+        packed = find_packed(path)
+        if packed is not None:
+            return _load_packed(packed, None if dtype == "auto" else storage)
+        if path.is_file():
+            raise ModelFormatError(f"{path}: expected a model folder or a packed model, got a file")
+        folder = read_folder(path)
         space_id = folder.space_id()
         with _loading:
             key = (str(folder.path.resolve()), storage, space_id)
             model = _loaded.get(key)
             if model is None:
-                model = _load(folder, storage, space_id)
+                model = _load_folder(folder, storage, space_id)
                 _loaded[key] = model
             return model
 
@@ -221,6 +237,45 @@ class EmbeddingModel:
         encoder.seal()
         return EmbeddingModel(encoder, self._tokenizer, self._folder, storage, self._space_id)
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model, packed, into a folder that :meth:`load` maps.
+
+        The one file in it, ``packed.safetensors``, holds weights, tokenizer and settings, and can
+        be loaded by itself. It appears whole or not at all; a packed model that lay there before
+        is replaced, and processes that use it keep what they have mapped. Permissions follow the
+        umask.
+
+        Parameters
+        ----------
+        path : a folder that does not exist, is empty, or holds a packed model
+
+        Returns
+        -------
+        The file.
+
+        Raises
+        ------
+        FileExistsError
+            If ``path`` is a file or a folder with anything else in it.
+        OSError
+            If it cannot be written, as on a full disk; nothing is left then.
+        """
+        folder = Path(path).expanduser()
+        check_target(folder)
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / FILE_NAME
+        try:
+            write_parts(file, self._parts())
+        except BaseException:
+            if new:
+                folder.rmdir()
+            raise
+        return file
+
+    def _parts(self) -> ModelParts:
+        return ModelParts(self._encoder, self._tokenizer, self._folder, self._dtype, self._space_id)
+
 
 _loading = threading.RLock()
 #: Models in use, by folder, dtype and content.
@@ -263,7 +318,45 @@ def _new_encoder(folder: ModelFolder, dtype: DType) -> _core.Encoder:
     return _core.Encoder(dtype=dtype, pooling=folder.pooling, **sizes)
 
 
-def _load(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
+def _load_packed(file: Path, dtype: DType | None) -> EmbeddingModel:
+    """Return the model in a packed file; None takes the dtype that it has."""
+    stat = file.stat()
+    with _loading:
+        # A file that was replaced has another inode.
+        key = (str(file.resolve()), "packed", f"{stat.st_ino}-{stat.st_mtime_ns}")
+        model = _loaded.get(key)
+        if model is None:
+            model = _loaded[key] = _model_of(read_parts(file))
+    if dtype not in (None, model.dtype):
+        raise ValueError(
+            f"dtype: {file} holds {model.dtype}, not {dtype}; "
+            "use dtype='auto', or load the model that it was packed from"
+        )
+    return model
+
+
+def _model_of(parts: ModelParts) -> EmbeddingModel:
+    return EmbeddingModel(*parts[:3], resolve_dtype(parts.dtype), parts.space_id)
+
+
+def _load_folder(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
+    def read(path: Path) -> EmbeddingModel:
+        parts = read_parts(path, folder)
+        if (parts.dtype, parts.space_id) != (dtype, space_id):
+            raise ModelFormatError(f"{path}: another model's file under this name")
+        return _model_of(parts)
+
+    return load_through_cache(
+        folder,
+        dtype,
+        space_id,
+        pack=lambda: _pack(folder, dtype, space_id),
+        write=lambda model, path: write_parts(path, model._parts(), mode=0o600),
+        read=read,
+    )
+
+
+def _pack(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
     encoder = _new_encoder(folder, dtype)
     with TensorFile(folder.weights) as file:
         _fill(encoder, file, folder.architecture.family, folder.architecture.layers)

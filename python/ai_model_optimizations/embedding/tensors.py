@@ -43,7 +43,8 @@ class TensorFile:
             raise ModelFormatError(f"{path}: the file is missing") from None
         except (SafetensorError, ValueError) as error:
             raise ModelFormatError(f"{path}: not a valid safetensors file: {error}") from error
-        header.pop("__metadata__", None)
+        #: The file's own key-value pairs.
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
         self._start = 8 + size
         self._entries: dict[str, dict[str, Any]] = header
         self._map: NDArray[np.uint8] | None = np.memmap(path, dtype=np.uint8, mode="r")
@@ -69,6 +70,16 @@ class TensorFile:
         """Return the shape of a tensor."""
         return tuple(self._entries[name]["shape"])
 
+    def dtype(self, name: str) -> str:
+        """Return the dtype of a tensor as the file spells it: ``F32``, ``BF16``, ``U8``, ..."""
+        return str(self._entries[name]["dtype"])
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """Return a tensor's bytes, a view that keeps the file mapped as long as it lives."""
+        assert self._map is not None, "the file is closed"
+        begin, end = self._entries[name]["data_offsets"]
+        return self._map[self._start + begin : self._start + end]
+
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a tensor as float32; a float32 one is a view of the mapped file.
 
@@ -84,10 +95,9 @@ class TensorFile:
                 f"{self.path}: tensor {name!r} has dtype {entry['dtype']}, "
                 f"expected one of {', '.join(_DTYPES)}"
             )
-        begin, end = entry["data_offsets"]
-        assert self._map is not None, "the file is closed"
-        raw = self._map[self._start + begin : self._start + end]
-        values: NDArray[np.generic] = np.frombuffer(raw, dtype=dtype).reshape(self.shape(name))
+        values: NDArray[np.generic] = np.frombuffer(self.raw(name), dtype=dtype).reshape(
+            self.shape(name)
+        )
         if entry["dtype"] == "BF16":
             return _core.bf16_to_f32(values.astype(np.uint16, copy=False))
         return values.astype(np.float32, copy=False)

@@ -28,6 +28,15 @@ class PackedTokens(NamedTuple):
     offsets: NDArray[np.int64]
 
 
+class PackedTokenizer(NamedTuple):
+    """A tokenizer that was checked before, and what was found out about it then."""
+
+    #: A tokenizer.json.
+    content: bytes
+    #: Whether the beginning of a text is tokenized regardless of what follows white space.
+    cuts_early: bool
+
+
 class TextTokenizer:
     """The model's own tokenizer, with the model's limit instead of the file's.
 
@@ -40,20 +49,24 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, path: Path, *, max_length: int, vocabulary: int, do_lower_case: bool = False
+        self,
+        path: Path,
+        *,
+        max_length: int,
+        vocabulary: int,
+        do_lower_case: bool = False,
+        packed: PackedTokenizer | None = None,
     ) -> None:
         from tokenizers import Tokenizer
 
         try:
-            text = path.read_text(encoding="utf-8")
-            self._tokenizer = Tokenizer.from_str(text)
+            content = path.read_bytes() if packed is None else packed.content
+            self._tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises a bare Exception
             raise ModelFormatError(f"{path}: not a valid tokenizer file: {error}") from error
-        largest = max(self._tokenizer.get_vocab().values(), default=0)
-        if largest >= vocabulary:
-            raise ModelFormatError(
-                f"{path}: token id {largest} lies beyond the model's vocab_size {vocabulary}"
-            )
+        if packed is None:
+            packed = PackedTokenizer(content, _words_are_independent(json.loads(content)))
+            self._check_vocabulary(path, vocabulary)
         special = self._tokenizer.num_special_tokens_to_add(False)
         if max_length <= special:
             raise ModelFormatError(
@@ -63,7 +76,18 @@ class TextTokenizer:
         self._tokenizer.enable_truncation(max_length)
         self._max_length = max_length
         self._do_lower_case = do_lower_case
-        self._cuts_early = _words_are_independent(json.loads(text))
+        self._cuts_early = packed.cuts_early
+
+    def _check_vocabulary(self, path: Path, vocabulary: int) -> None:
+        largest = max(self._tokenizer.get_vocab().values(), default=0)
+        if largest >= vocabulary:
+            raise ModelFormatError(
+                f"{path}: token id {largest} lies beyond the model's vocab_size {vocabulary}"
+            )
+
+    def packed(self) -> PackedTokenizer:
+        """Return what another TextTokenizer can be made of without checking it again."""
+        return PackedTokenizer(self._tokenizer.to_str().encode(), self._cuts_early)
 
     def pack(self, texts: Sequence[str], first: int = 0) -> PackedTokens:
         """Tokenize texts, each truncated to the model's limit; errors count from ``first``.

@@ -103,6 +103,7 @@ class QuantizationReport:
 
     def table(self) -> str:
         """Return the report as text, one line per tensor and a summary."""
+        rows: list[tuple[str, ...]]
         rows = [("tensor", "shape", "before", "after", "bytes", "SQNR", "max error", "note")]
         rows += [_row(tensor) for tensor in self.tensors]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -1,0 +1,85 @@
+"""AIMO_CACHE_DIR: packed forms of model folders, so that the next process maps instead of packs.
+
+A file's name is a hash of everything that its content follows from; a folder that changes gets
+another. Files may be deleted at any time. Workers that miss at the same time write the same file,
+each aside and renamed; the last wins and nobody reads half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from .. import _core
+from .._files import remove_leftovers
+from ..errors import ModelFormatError
+from .folder import ModelFolder
+
+VARIABLE = "AIMO_CACHE_DIR"
+
+_log = logging.getLogger("ai_model_optimizations")
+_Model = TypeVar("_Model")
+
+
+def cache_folder() -> Path | None:
+    """Return the folder that ``AIMO_CACHE_DIR`` names; None when it is not set."""
+    value = os.environ.get(VARIABLE)
+    return Path(value).expanduser() if value else None
+
+
+def packed_name(folder: ModelFolder, dtype: str, space_id: str) -> str:
+    """Return the name of the packed form of this content in this dtype.
+
+    ``space_id`` samples the weights. Size and time of the file are in the name as well, so that
+    two trainings which differ only between the samples are told apart.
+    """
+    weights = folder.weights.stat()
+    content = (
+        space_id,
+        dtype,
+        _core.encoder_layout_version(),
+        weights.st_size,
+        weights.st_mtime_ns,
+        folder.max_seq_length,
+        sorted(folder.architecture.sizes.items()),
+    )
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+    return f"{folder.path.resolve().name}-{dtype}-{digest}.safetensors"
+
+
+def load_through_cache(
+    folder: ModelFolder,
+    dtype: str,
+    space_id: str,
+    *,
+    pack: Callable[[], _Model],
+    write: Callable[[_Model, Path], object],
+    read: Callable[[Path], _Model],
+) -> _Model:
+    """Return ``read`` of the folder's packed form, made by ``pack`` and ``write`` when missing.
+
+    Nothing about the cache makes loading fail: what is damaged is logged and replaced, what cannot
+    be written is logged and done without.
+    """
+    cache = cache_folder()
+    if cache is None:
+        return pack()
+    path = cache / packed_name(folder, dtype, space_id)
+    if path.exists():
+        try:
+            return read(path)
+        except (ModelFormatError, OSError) as error:
+            _log.warning("%s: packing the model again: %s", VARIABLE, error)
+    model = pack()
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_leftovers(cache)
+        write(model, path)
+        return read(path)  # the packed copy can go: this process shares the pages as well
+    except (ModelFormatError, OSError) as error:
+        _log.warning("%s: the packed model is not kept: %s", VARIABLE, error)
+        return model
