@@ -27,6 +27,7 @@ PyObject *aimo_py_raise(const aimo_py_state *state, aimo_status status, const ai
 
 /* Each capability adds its functions and types to the module; -1 with an exception on failure. */
 int aimo_py_add_half(PyObject *module);
+int aimo_py_add_dlpack(PyObject *module);
 int aimo_py_add_encoder(PyObject *module);
 int aimo_py_add_memhook(PyObject *module);
 int aimo_py_add_census(PyObject *module);

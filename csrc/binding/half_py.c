@@ -1,92 +1,221 @@
-/* half: f32 <-> f16 and bf16 over numpy arrays. bf16 travels as uint16. */
+/* half: f32 or f64 <-> f16 and bf16 over numpy arrays of any shape, stride and byte order. bf16
+ * travels as uint16. */
 #include "binding/binding.h"
 
 #include "half/half.h"
 
+#include <stdbool.h>
+#include <stdlib.h>
+
 /* Fewer elements than this convert faster than the GIL changes hands. */
 enum { GIL_THRESHOLD = 4096 };
 
-/* A new array of src's shape and type `dst_type`, src being C-contiguous; both owned by the caller.
- */
-static int prepare(PyObject *arg, int src_type, int dst_type, PyArrayObject **src,
-                   PyArrayObject **dst)
+/* How one function of the module is called and what it says. */
+typedef struct {
+    aimo_half_conversion conversion;
+    int src_type, dst_type;
+    const char *src_name, *dst_name;
+} direction;
+
+static const direction to_f16 = {AIMO_F32_TO_F16, NPY_FLOAT32, NPY_FLOAT16, "float32 or float64",
+                                 "float16"};
+static const direction from_f16 = {AIMO_F16_TO_F32, NPY_FLOAT16, NPY_FLOAT32, "float16", "float32"};
+static const direction to_bf16 = {AIMO_F32_TO_BF16, NPY_FLOAT32, NPY_UINT16, "float32",
+                                  "uint16 or bfloat16"};
+static const direction from_bf16 = {AIMO_BF16_TO_F32, NPY_UINT16, NPY_FLOAT32, "uint16 or bfloat16",
+                                    "float32"};
+
+static PyArrayObject *as_array(PyObject *argument, const char *name)
 {
-    *src = (PyArrayObject *)PyArray_FROM_OTF(arg, src_type, NPY_ARRAY_IN_ARRAY);
-    if (*src == NULL)
+    if (PyArray_Check(argument))
+        return (PyArrayObject *)argument;
+    PyErr_Format(PyExc_TypeError, "%s: expected a numpy array, got %s", name,
+                 Py_TYPE(argument)->tp_name);
+    return NULL;
+}
+
+static int raise_dtype(const char *name, const char *expected, PyArrayObject *array)
+{
+    PyErr_Format(PyExc_TypeError, "%s: expected dtype %s, got %S", name, expected,
+                 (PyObject *)PyArray_DESCR(array));
+    return -1;
+}
+
+/* The addresses from *low up to *high, all elements within; the array has elements. */
+static void memory_range(PyArrayObject *array, const char **low, const char **high)
+{
+    *low = PyArray_BYTES(array);
+    *high = *low + PyArray_ITEMSIZE(array);
+    for (int i = 0; i < PyArray_NDIM(array); i++) {
+        const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
+        *(reach < 0 ? low : high) += reach;
+    }
+}
+
+typedef struct {
+    npy_intp stride, reach;
+} axis_span;
+
+static int compare_strides(const void *a, const void *b)
+{
+    const npy_intp x = ((const axis_span *)a)->stride, y = ((const axis_span *)b)->stride;
+    return (x > y) - (x < y);
+}
+
+/* True when every stride reaches beyond all that the smaller ones span, so that no two elements
+ * can share a byte. The few layouts that are distinct for another reason are not worth a proof. */
+static bool elements_are_distinct(PyArrayObject *array)
+{
+    axis_span axes[AIMO_HALF_MAX_DIMS];
+    size_t count = 0;
+    for (int i = 0; i < PyArray_NDIM(array); i++) {
+        const npy_intp stride = PyArray_STRIDE(array, i), length = PyArray_DIM(array, i);
+        if (length == 1)
+            continue;
+        axes[count].stride = stride < 0 ? -stride : stride;
+        axes[count].reach = axes[count].stride * (length - 1);
+        count++;
+    }
+    qsort(axes, count, sizeof axes[0], compare_strides);
+    npy_intp span = PyArray_ITEMSIZE(array);
+    for (size_t i = 0; i < count; i++) {
+        if (axes[i].stride < span)
+            return false;
+        span += axes[i].reach;
+    }
+    return true;
+}
+
+/* 0 when dst can take what src holds, else -1 with an exception that names the argument. */
+static int check_out(PyArrayObject *dst, PyArrayObject *src, const direction *d)
+{
+    if (PyArray_TYPE(dst) != d->dst_type)
+        return raise_dtype("out", d->dst_name, dst);
+    if (!PyArray_SAMESHAPE(dst, src)) {
+        PyObject *expected = PyObject_GetAttrString((PyObject *)src, "shape");
+        PyObject *got = PyObject_GetAttrString((PyObject *)dst, "shape");
+        if (expected != NULL && got != NULL)
+            PyErr_Format(PyExc_ValueError, "out: expected shape %R, as x has, got %R", expected,
+                         got);
+        Py_XDECREF(expected);
+        Py_XDECREF(got);
         return -1;
-    *dst = (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(*src), PyArray_DIMS(*src), dst_type);
-    if (*dst == NULL) {
-        Py_CLEAR(*src);
+    }
+    if (!PyArray_ISWRITEABLE(dst)) {
+        PyErr_SetString(PyExc_ValueError, "out: the array is read-only");
+        return -1;
+    }
+    if (PyArray_SIZE(dst) == 0)
+        return 0;
+    if (!elements_are_distinct(dst)) {
+        PyErr_SetString(PyExc_ValueError, "out: its elements overlap each other");
+        return -1;
+    }
+    const char *src_low, *src_high, *dst_low, *dst_high;
+    memory_range(src, &src_low, &src_high);
+    memory_range(dst, &dst_low, &dst_high);
+    if (src_low < dst_high && dst_low < src_high) {
+        PyErr_SetString(PyExc_ValueError, "out: its memory overlaps that of x");
         return -1;
     }
     return 0;
 }
 
-static PyObject *narrow(PyObject *arg, int dst_type,
-                        void (*convert)(const float *, uint16_t *, size_t))
+static void describe(PyArrayObject *src, PyArrayObject *dst, aimo_half_arrays *arrays)
 {
-    PyArrayObject *src, *dst;
-    if (prepare(arg, NPY_FLOAT32, dst_type, &src, &dst) != 0)
-        return NULL;
-    const float *in = PyArray_DATA(src);
-    uint16_t *out = PyArray_DATA(dst);
+    arrays->ndim = (size_t)PyArray_NDIM(src);
+    arrays->src = PyArray_DATA(src);
+    arrays->dst = PyArray_DATA(dst);
+    arrays->src_swapped = PyArray_ISBYTESWAPPED(src);
+    arrays->dst_swapped = PyArray_ISBYTESWAPPED(dst);
+    for (int i = 0; i < PyArray_NDIM(src); i++) {
+        arrays->shape[i] = (size_t)PyArray_DIM(src, i);
+        arrays->src_stride[i] = PyArray_STRIDE(src, i);
+        arrays->dst_stride[i] = PyArray_STRIDE(dst, i);
+    }
+}
+
+static void run(aimo_half_conversion conversion, PyArrayObject *src, PyArrayObject *dst)
+{
+    const bool plain = PyArray_ISCARRAY_RO(src) && PyArray_ISCARRAY(dst);
     const size_t n = (size_t)PyArray_SIZE(src);
+    const void *in = PyArray_DATA(src);
+    void *out = PyArray_DATA(dst);
+    aimo_half_arrays arrays = {.conversion = conversion};
+    if (!plain)
+        describe(src, dst, &arrays);
     NPY_BEGIN_THREADS_DEF;
-    if (n >= GIL_THRESHOLD)
-        NPY_BEGIN_THREADS;
-    convert(in, out, n);
+    NPY_BEGIN_THREADS_THRESHOLDED(n >= GIL_THRESHOLD ? 501 : 0);
+    if (plain)
+        aimo_half_convert(conversion, in, out, n);
+    else
+        aimo_half_convert_arrays(&arrays);
     NPY_END_THREADS;
-    Py_DECREF(src);
+}
+
+static PyObject *convert(const direction *d, PyObject *const *args, Py_ssize_t count)
+{
+    if (count < 1 || count > 2) {
+        PyErr_Format(PyExc_TypeError, "expected x and out, got %zd arguments", count);
+        return NULL;
+    }
+    PyArrayObject *src = as_array(args[0], "x"), *dst;
+    if (src == NULL)
+        return NULL;
+    const int type = PyArray_TYPE(src);
+    const bool doubles = d->conversion == AIMO_F32_TO_F16 && type == NPY_FLOAT64;
+    if (type != d->src_type && !doubles) {
+        raise_dtype("x", d->src_name, src);
+        return NULL;
+    }
+    if (count == 1 || args[1] == Py_None) {
+        PyArray_Descr *descr = PyArray_DescrFromType(d->dst_type);
+        dst = (PyArrayObject *)PyArray_NewLikeArray(src, NPY_KEEPORDER, descr, 0);
+    } else {
+        dst = as_array(args[1], "out");
+        if (dst == NULL || check_out(dst, src, d) != 0)
+            return NULL;
+        Py_INCREF(dst);
+    }
+    if (dst != NULL)
+        run(doubles ? AIMO_F64_TO_F16 : d->conversion, src, dst);
     return (PyObject *)dst;
 }
 
-static PyObject *widen(PyObject *arg, int src_type,
-                       void (*convert)(const uint16_t *, float *, size_t))
+/* f32_to_f16(x: ndarray[float32 | float64], out: ndarray[float16] | None = None, /) */
+static PyObject *f32_to_f16(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    PyArrayObject *src, *dst;
-    if (prepare(arg, src_type, NPY_FLOAT32, &src, &dst) != 0)
-        return NULL;
-    const uint16_t *in = PyArray_DATA(src);
-    float *out = PyArray_DATA(dst);
-    const size_t n = (size_t)PyArray_SIZE(src);
-    NPY_BEGIN_THREADS_DEF;
-    if (n >= GIL_THRESHOLD)
-        NPY_BEGIN_THREADS;
-    convert(in, out, n);
-    NPY_END_THREADS;
-    Py_DECREF(src);
-    return (PyObject *)dst;
+    return convert(&to_f16, args, count);
 }
 
-/* f32_to_f16(x: ndarray[float32], /) -> ndarray[float16] */
-static PyObject *f32_to_f16(PyObject *Py_UNUSED(module), PyObject *arg)
+/* f16_to_f32(x: ndarray[float16], out: ndarray[float32] | None = None, /) */
+static PyObject *f16_to_f32(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    return narrow(arg, NPY_FLOAT16, aimo_f32_to_f16);
+    return convert(&from_f16, args, count);
 }
 
-/* f16_to_f32(x: ndarray[float16], /) -> ndarray[float32] */
-static PyObject *f16_to_f32(PyObject *Py_UNUSED(module), PyObject *arg)
+/* f32_to_bf16(x: ndarray[float32], out: ndarray[uint16] | None = None, /) */
+static PyObject *f32_to_bf16(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    return widen(arg, NPY_FLOAT16, aimo_f16_to_f32);
+    return convert(&to_bf16, args, count);
 }
 
-/* f32_to_bf16(x: ndarray[float32], /) -> ndarray[uint16] */
-static PyObject *f32_to_bf16(PyObject *Py_UNUSED(module), PyObject *arg)
+/* bf16_to_f32(x: ndarray[uint16], out: ndarray[float32] | None = None, /) */
+static PyObject *bf16_to_f32(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    return narrow(arg, NPY_UINT16, aimo_f32_to_bf16);
+    return convert(&from_bf16, args, count);
 }
 
-/* bf16_to_f32(x: ndarray[uint16], /) -> ndarray[float32] */
-static PyObject *bf16_to_f32(PyObject *Py_UNUSED(module), PyObject *arg)
-{
-    return widen(arg, NPY_UINT16, aimo_bf16_to_f32);
-}
-
+#define METHOD(name, doc)                                                                          \
+    {                                                                                              \
+#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL,                                   \
+            #name "(x, out=None, /)\n--\n\n" doc                                                   \
+    }
 static PyMethodDef methods[] = {
-    {"f32_to_f16", f32_to_f16, METH_O, "f32_to_f16(x, /)\n--\n\nRound to nearest even."},
-    {"f16_to_f32", f16_to_f32, METH_O, "f16_to_f32(x, /)\n--\n\nExact."},
-    {"f32_to_bf16", f32_to_bf16, METH_O, "f32_to_bf16(x, /)\n--\n\nRound to nearest even."},
-    {"bf16_to_f32", bf16_to_f32, METH_O, "bf16_to_f32(x, /)\n--\n\nExact."},
+    METHOD(f32_to_f16, "Round to nearest even."),
+    METHOD(f16_to_f32, "Exact."),
+    METHOD(f32_to_bf16, "Round to nearest even."),
+    METHOD(bf16_to_f32, "Exact."),
     {NULL, NULL, 0, NULL},
 };
 

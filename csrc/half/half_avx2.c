@@ -1,4 +1,4 @@
-/* Half conversion, eight lanes: F16C does f16, integer arithmetic does bf16. */
+/* Half conversion, 32 elements a step: F16C does f16, integer arithmetic does bf16. */
 #include "half/half_kernels.h"
 #include "half/half_scalar.h"
 #include "simd/intrinsics.h"
@@ -6,28 +6,39 @@
 #if AIMO_X86_64
 AIMO_TARGET_BEGIN("avx2,fma,f16c")
 
-void aimo_f32_to_f16_avx2(const float *src, uint16_t *dst, size_t n)
+#define ISA(name) aimo_##name##_avx2
+#define STEP 32
+#define STREAM_FENCE() _mm_sfence()
+
+AIMO_INLINE void store(void *dst, __m256i x, bool stream)
 {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const __m256 x = _mm256_loadu_ps(src + i);
-        _mm_storeu_si128((__m128i *)(dst + i), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    if (stream)
+        _mm256_stream_si256(dst, x);
+    else
+        _mm256_storeu_si256(dst, x);
+}
+
+AIMO_INLINE __m128i f16_of_8(__m256 x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+
+AIMO_INLINE void f32_to_f16_step(const float *src, uint16_t *dst, bool stream)
+{
+    for (int i = 0; i < 32; i += 16) {
+        const __m128i low = f16_of_8(_mm256_loadu_ps(src + i));
+        const __m128i high = f16_of_8(_mm256_loadu_ps(src + i + 8));
+        store(dst + i, _mm256_set_m128i(high, low), stream);
     }
-    for (; i < n; i++)
-        dst[i] = aimo_f32_to_f16_one(src[i]);
 }
 
-void aimo_f16_to_f32_avx2(const uint16_t *src, float *dst, size_t n)
+AIMO_INLINE void f16_to_f32_step(const uint16_t *src, float *dst, bool stream)
 {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
-    for (; i < n; i++)
-        dst[i] = aimo_f16_to_f32_one(src[i]);
+    for (int i = 0; i < 32; i += 8) {
+        const __m128i x = _mm_loadu_si128((const __m128i *)(src + i));
+        store(dst + i, _mm256_castps_si256(_mm256_cvtph_ps(x)), stream);
+    }
 }
 
-/* In the upper half of each 32-bit lane. */
-static inline __m256i bf16_in_upper_half(const float *src)
+/* In the lower half of each 32-bit lane. */
+AIMO_INLINE __m256i bf16_of_8(const float *src)
 {
     const __m256 x = _mm256_loadu_ps(src);
     const __m256i bits = _mm256_castps_si256(x);
@@ -35,34 +46,46 @@ static inline __m256i bf16_in_upper_half(const float *src)
     const __m256i rounded =
         _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
-    return _mm256_castps_si256(
-        _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), is_nan));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
 }
 
-void aimo_f32_to_bf16_avx2(const float *src, uint16_t *dst, size_t n)
+AIMO_INLINE void f32_to_bf16_step(const float *src, uint16_t *dst, bool stream)
 {
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        const __m256i a = _mm256_srli_epi32(bf16_in_upper_half(src + i), 16);
-        const __m256i b = _mm256_srli_epi32(bf16_in_upper_half(src + i + 8), 16);
-        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
-        _mm256_storeu_si256((__m256i *)(dst + i), packed);
+    for (int i = 0; i < 32; i += 16) {
+        const __m256i packed = _mm256_packus_epi32(bf16_of_8(src + i), bf16_of_8(src + i + 8));
+        store(dst + i, _mm256_permute4x64_epi64(packed, 0xd8), stream);
     }
-    for (; i < n; i++)
-        dst[i] = aimo_f32_to_bf16_one(src[i]);
 }
 
-void aimo_bf16_to_f32_avx2(const uint16_t *src, float *dst, size_t n)
+AIMO_INLINE void bf16_to_f32_step(const uint16_t *src, float *dst, bool stream)
 {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
+    for (int i = 0; i < 32; i += 8) {
         const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(src + i)));
-        _mm256_storeu_si256((__m256i *)(dst + i), _mm256_slli_epi32(x, 16));
+        store(dst + i, _mm256_slli_epi32(x, 16), stream);
     }
-    for (; i < n; i++)
-        dst[i] = aimo_bf16_to_f32_one(src[i]);
 }
+
+/* As aimo_f64_to_f16_one. */
+AIMO_INLINE __m128 f32_to_odd(const double *src)
+{
+    const __m256i lost = _mm256_set1_epi64x((long long)AIMO_F64_LOST_BITS);
+    const __m256i bits = _mm256_castpd_si256(_mm256_loadu_pd(src));
+    const __m256i carried = _mm256_add_epi64(_mm256_and_si256(bits, lost), lost);
+    const __m256i kept = _mm256_andnot_si256(lost, _mm256_or_si256(bits, carried));
+    return _mm256_cvtpd_ps(_mm256_castsi256_pd(kept));
+}
+
+AIMO_INLINE void f64_to_f16_step(const double *src, uint16_t *dst, bool stream)
+{
+    for (int i = 0; i < 32; i += 16) {
+        const __m256 low = _mm256_set_m128(f32_to_odd(src + i + 4), f32_to_odd(src + i));
+        const __m256 high = _mm256_set_m128(f32_to_odd(src + i + 12), f32_to_odd(src + i + 8));
+        store(dst + i, _mm256_set_m128i(f16_of_8(high), f16_of_8(low)), stream);
+    }
+}
+
+#include "half/half_body.h"
 
 AIMO_TARGET_END
 #endif

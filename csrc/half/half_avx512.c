@@ -1,60 +1,95 @@
-/* Half conversion, sixteen lanes; the tail is masked. */
+/* Half conversion, 32 elements a step: one register of halves, which is one cache line. */
 #include "half/half_kernels.h"
+#include "half/half_scalar.h"
 #include "simd/intrinsics.h"
 
 #if AIMO_X86_64
 AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl")
 
-/* The lanes that are left from i on. */
-static inline __mmask16 lanes(size_t i, size_t n)
+#define ISA(name) aimo_##name##_avx512
+#define STEP 32
+#define STREAM_FENCE() _mm_sfence()
+
+AIMO_INLINE void store(void *dst, __m512i x, bool stream)
 {
-    return n - i >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (n - i)) - 1);
+    if (stream)
+        _mm512_stream_si512(dst, x);
+    else
+        _mm512_storeu_si512(dst, x);
 }
 
-void aimo_f32_to_f16_avx512(const float *src, uint16_t *dst, size_t n)
+AIMO_INLINE __m512i join(__m256i low, __m256i high)
 {
-    for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 mask = lanes(i, n);
-        const __m512 x = _mm512_maskz_loadu_ps(mask, src + i);
-        _mm256_mask_storeu_epi16(dst + i, mask, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-    }
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-void aimo_f16_to_f32_avx512(const uint16_t *src, float *dst, size_t n)
+AIMO_INLINE __m256i f16_of_16(const float *src)
 {
-    for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 mask = lanes(i, n);
-        const __m256i x = _mm256_maskz_loadu_epi16(mask, src + i);
-        _mm512_mask_storeu_ps(dst + i, mask, _mm512_cvtph_ps(x));
+    return _mm512_cvtps_ph(_mm512_loadu_ps(src), _MM_FROUND_TO_NEAREST_INT);
+}
+
+AIMO_INLINE void f32_to_f16_step(const float *src, uint16_t *dst, bool stream)
+{
+    store(dst, join(f16_of_16(src), f16_of_16(src + 16)), stream);
+}
+
+AIMO_INLINE void f16_to_f32_step(const uint16_t *src, float *dst, bool stream)
+{
+    for (int i = 0; i < 32; i += 16) {
+        const __m256i x = _mm256_loadu_si256((const __m256i *)(src + i));
+        store(dst + i, _mm512_castps_si512(_mm512_cvtph_ps(x)), stream);
     }
 }
 
 /* VCVTNEPS2BF16 would flush subnormals to zero. */
-void aimo_f32_to_bf16_avx512(const float *src, uint16_t *dst, size_t n)
+AIMO_INLINE __m256i bf16_of_16(const float *src)
 {
-    for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 mask = lanes(i, n);
-        const __m512 x = _mm512_maskz_loadu_ps(mask, src + i);
-        const __m512i bits = _mm512_castps_si512(x);
-        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded =
-            _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        const __m512i result =
-            _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
-        const __m256i upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
-        _mm256_mask_storeu_epi16(dst + i, mask, upper);
+    const __m512 x = _mm512_loadu_ps(src);
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+}
+
+AIMO_INLINE void f32_to_bf16_step(const float *src, uint16_t *dst, bool stream)
+{
+    store(dst, join(bf16_of_16(src), bf16_of_16(src + 16)), stream);
+}
+
+AIMO_INLINE void bf16_to_f32_step(const uint16_t *src, float *dst, bool stream)
+{
+    for (int i = 0; i < 32; i += 16) {
+        const __m256i x = _mm256_loadu_si256((const __m256i *)(src + i));
+        store(dst + i, _mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16), stream);
     }
 }
 
-void aimo_bf16_to_f32_avx512(const uint16_t *src, float *dst, size_t n)
+/* As aimo_f64_to_f16_one. */
+AIMO_INLINE __m256 f32_to_odd(const double *src)
 {
-    for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 mask = lanes(i, n);
-        const __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, src + i));
-        _mm512_mask_storeu_epi32(dst + i, mask, _mm512_slli_epi32(x, 16));
-    }
+    const __m512i lost = _mm512_set1_epi64((long long)AIMO_F64_LOST_BITS);
+    const __m512i bits = _mm512_castpd_si512(_mm512_loadu_pd(src));
+    const __m512i carried = _mm512_add_epi64(_mm512_and_si512(bits, lost), lost);
+    const __m512i kept = _mm512_andnot_si512(lost, _mm512_or_si512(bits, carried));
+    return _mm512_cvtpd_ps(_mm512_castsi512_pd(kept));
 }
+
+AIMO_INLINE void f64_to_f16_step(const double *src, uint16_t *dst, bool stream)
+{
+    __m256i parts[2];
+    for (int i = 0; i < 2; i++) {
+        const __m256i low = _mm256_castps_si256(f32_to_odd(src + 16 * i));
+        const __m256i high = _mm256_castps_si256(f32_to_odd(src + 16 * i + 8));
+        const __m512 x = _mm512_castsi512_ps(join(low, high));
+        parts[i] = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    }
+    store(dst, join(parts[0], parts[1]), stream);
+}
+
+#include "half/half_body.h"
 
 AIMO_TARGET_END
 #endif

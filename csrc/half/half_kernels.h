@@ -3,24 +3,32 @@
 #define AIMO_HALF_KERNELS_H
 
 #include "base/cpu.h"
+#include "half/half.h"
 
-#include <stddef.h>
-#include <stdint.h>
+/* X(name, source element, destination element), in the order of aimo_half_conversion. */
+#define AIMO_HALF_EACH(X)                                                                          \
+    X(f32_to_f16, float, uint16_t)                                                                 \
+    X(f16_to_f32, uint16_t, float)                                                                 \
+    X(f32_to_bf16, float, uint16_t)                                                                \
+    X(bf16_to_f32, uint16_t, float)                                                                \
+    X(f64_to_f16, double, uint16_t)
+
+/* `stream` stores past the caches, which pays when dst will not be read soon; dst is then aligned
+ * to a cache line. */
+typedef void (*aimo_half_kernel)(const void *src, void *dst, size_t n, bool stream);
 
 typedef struct {
     const char *isa;
     unsigned required;
-    void (*f32_to_f16)(const float *src, uint16_t *dst, size_t n);
-    void (*f16_to_f32)(const uint16_t *src, float *dst, size_t n);
-    void (*f32_to_bf16)(const float *src, uint16_t *dst, size_t n);
-    void (*bf16_to_f32)(const uint16_t *src, float *dst, size_t n);
+    aimo_half_kernel convert[AIMO_HALF_CONVERSIONS];
 } aimo_half_kernels;
 
 #define AIMO_HALF_KERNEL(isa, required)                                                            \
-    void aimo_f32_to_f16_##isa(const float *src, uint16_t *dst, size_t n);                         \
-    void aimo_f16_to_f32_##isa(const uint16_t *src, float *dst, size_t n);                         \
-    void aimo_f32_to_bf16_##isa(const float *src, uint16_t *dst, size_t n);                        \
-    void aimo_bf16_to_f32_##isa(const uint16_t *src, float *dst, size_t n);
+    void aimo_f32_to_f16_##isa(const void *src, void *dst, size_t n, bool stream);                 \
+    void aimo_f16_to_f32_##isa(const void *src, void *dst, size_t n, bool stream);                 \
+    void aimo_f32_to_bf16_##isa(const void *src, void *dst, size_t n, bool stream);                \
+    void aimo_bf16_to_f32_##isa(const void *src, void *dst, size_t n, bool stream);                \
+    void aimo_f64_to_f16_##isa(const void *src, void *dst, size_t n, bool stream);
 #include "half/half_kernels.def"
 #undef AIMO_HALF_KERNEL
 

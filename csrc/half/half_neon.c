@@ -1,36 +1,33 @@
-/* Half conversion, eight lanes: FCVTN and FCVTL do f16, integer arithmetic does bf16. */
+/* Half conversion, eight elements a step: FCVTN and FCVTL do f16, integer arithmetic does bf16.
+ * There are no intrinsics for stores past the caches, so `stream` is ignored. */
 #include "half/half_kernels.h"
 #include "half/half_scalar.h"
 #include "simd/intrinsics.h"
 
 #if AIMO_AARCH64
 
-void aimo_f32_to_f16_neon(const float *src, uint16_t *dst, size_t n)
+#define ISA(name) aimo_##name##_neon
+#define STEP 8
+#define STREAM_FENCE() (void)0
+
+AIMO_INLINE void f32_to_f16_step(const float *src, uint16_t *dst, bool stream)
 {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const float16x4_t low = vcvt_f16_f32(vld1q_f32(src + i));
-        const float16x8_t both = vcvt_high_f16_f32(low, vld1q_f32(src + i + 4));
-        vst1q_u16(dst + i, vreinterpretq_u16_f16(both));
-    }
-    for (; i < n; i++)
-        dst[i] = aimo_f32_to_f16_one(src[i]);
+    (void)stream;
+    const float16x4_t low = vcvt_f16_f32(vld1q_f32(src));
+    const float16x8_t both = vcvt_high_f16_f32(low, vld1q_f32(src + 4));
+    vst1q_u16(dst, vreinterpretq_u16_f16(both));
 }
 
-void aimo_f16_to_f32_neon(const uint16_t *src, float *dst, size_t n)
+AIMO_INLINE void f16_to_f32_step(const uint16_t *src, float *dst, bool stream)
 {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const float16x8_t both = vreinterpretq_f16_u16(vld1q_u16(src + i));
-        vst1q_f32(dst + i, vcvt_f32_f16(vget_low_f16(both)));
-        vst1q_f32(dst + i + 4, vcvt_high_f32_f16(both));
-    }
-    for (; i < n; i++)
-        dst[i] = aimo_f16_to_f32_one(src[i]);
+    (void)stream;
+    const float16x8_t both = vreinterpretq_f16_u16(vld1q_u16(src));
+    vst1q_f32(dst, vcvt_f32_f16(vget_low_f16(both)));
+    vst1q_f32(dst + 4, vcvt_high_f32_f16(both));
 }
 
 /* In the upper half of each 32-bit lane. BFCVTN is newer than the row (Armv8.6). */
-static inline uint32x4_t bf16_in_upper_half(const float *src)
+AIMO_INLINE uint32x4_t bf16_in_upper_half(const float *src)
 {
     const float32x4_t x = vld1q_f32(src);
     const uint32x4_t bits = vreinterpretq_u32_f32(x);
@@ -40,27 +37,35 @@ static inline uint32x4_t bf16_in_upper_half(const float *src)
     return vbslq_u32(vceqq_f32(x, x), rounded, quiet);
 }
 
-void aimo_f32_to_bf16_neon(const float *src, uint16_t *dst, size_t n)
+AIMO_INLINE void f32_to_bf16_step(const float *src, uint16_t *dst, bool stream)
 {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const uint16x4_t low = vshrn_n_u32(bf16_in_upper_half(src + i), 16);
-        vst1q_u16(dst + i, vshrn_high_n_u32(low, bf16_in_upper_half(src + i + 4), 16));
-    }
-    for (; i < n; i++)
-        dst[i] = aimo_f32_to_bf16_one(src[i]);
+    (void)stream;
+    const uint16x4_t low = vshrn_n_u32(bf16_in_upper_half(src), 16);
+    vst1q_u16(dst, vshrn_high_n_u32(low, bf16_in_upper_half(src + 4), 16));
 }
 
-void aimo_bf16_to_f32_neon(const uint16_t *src, float *dst, size_t n)
+AIMO_INLINE void bf16_to_f32_step(const uint16_t *src, float *dst, bool stream)
 {
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        const uint16x8_t both = vld1q_u16(src + i);
-        vst1q_f32(dst + i, vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(both), 16)));
-        vst1q_f32(dst + i + 4, vreinterpretq_f32_u32(vshll_high_n_u16(both, 16)));
-    }
-    for (; i < n; i++)
-        dst[i] = aimo_bf16_to_f32_one(src[i]);
+    (void)stream;
+    const uint16x8_t both = vld1q_u16(src);
+    vst1q_f32(dst, vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(both), 16)));
+    vst1q_f32(dst + 4, vreinterpretq_f32_u32(vshll_high_n_u16(both, 16)));
 }
+
+/* FCVTXN rounds to odd by itself. It turns doubles beyond f32 into the largest f32, which is still
+ * infinite as f16. */
+AIMO_INLINE float32x4_t f32_to_odd(const double *src)
+{
+    return vcvtx_high_f32_f64(vcvtx_f32_f64(vld1q_f64(src)), vld1q_f64(src + 2));
+}
+
+AIMO_INLINE void f64_to_f16_step(const double *src, uint16_t *dst, bool stream)
+{
+    (void)stream;
+    const float16x4_t low = vcvt_f16_f32(f32_to_odd(src));
+    vst1q_u16(dst, vreinterpretq_u16_f16(vcvt_high_f16_f32(low, f32_to_odd(src + 4))));
+}
+
+#include "half/half_body.h"
 
 #endif

@@ -63,6 +63,20 @@ AIMO_INLINE uint16_t aimo_f32_to_bf16_one(float x)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* A double with 23 bits of fraction left, the last of which is set when any bit was lost: rounding
+ * "to odd" keeps the second rounding, from there to f16, from seeing a tie that was none. */
+#define AIMO_F64_LOST_BITS 0x1fffffffull
+
+AIMO_INLINE uint16_t aimo_f64_to_f16_one(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits |= (bits & AIMO_F64_LOST_BITS) + AIMO_F64_LOST_BITS;
+    bits &= ~AIMO_F64_LOST_BITS;
+    memcpy(&x, &bits, sizeof x);
+    return aimo_f32_to_f16_one((float)x); /* exact, or far beyond what f16 tells apart */
+}
+
 AIMO_INLINE float aimo_bf16_to_f32_one(uint16_t b) { return aimo_f32_from_bits((uint32_t)b << 16); }
 
 #endif

@@ -1,0 +1,182 @@
+/* DLPack: memory of other array libraries as numpy arrays, without a copy. numpy's own from_dlpack
+ * knows no bf16, and older ones make every result read-only. The layout of the structures is the
+ * interface's, versions 0.x and 1.x (github.com/dmlc/dlpack). */
+#include "binding/binding.h"
+
+#include <stdbool.h>
+
+enum { DEVICE_CPU = 1, DEVICE_CUDA_HOST = 3, DEVICE_ROCM_HOST = 11 };
+enum { CODE_UINT = 1, CODE_FLOAT = 2, CODE_BFLOAT = 4 };
+enum { MAJOR_VERSION = 1, FLAG_READ_ONLY = 1 };
+
+typedef struct {
+    void *data;
+    struct {
+        int32_t type, id;
+    } device;
+    int32_t ndim;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } dtype;
+    int64_t *shape;
+    int64_t *strides; /* in elements; NULL: row-major */
+    uint64_t byte_offset;
+} dl_tensor;
+
+typedef struct managed {
+    dl_tensor tensor;
+    void *context;
+    void (*deleter)(struct managed *);
+} managed;
+
+typedef struct managed_versioned {
+    struct {
+        uint32_t major, minor;
+    } version;
+    void *context;
+    void (*deleter)(struct managed_versioned *);
+    uint64_t flags;
+    dl_tensor tensor;
+} managed_versioned;
+
+/* What owns the memory while an array shows it: a capsule of our own around theirs. */
+static void release(PyObject *owner)
+{
+    managed *m = PyCapsule_GetPointer(owner, "aimo_dltensor");
+    if (m != NULL && m->deleter != NULL)
+        m->deleter(m);
+}
+
+static void release_versioned(PyObject *owner)
+{
+    managed_versioned *m = PyCapsule_GetPointer(owner, "aimo_dltensor_versioned");
+    if (m != NULL && m->deleter != NULL)
+        m->deleter(m);
+}
+
+/* NPY_NOTYPE with an exception for what is no 16, 32 or 64-bit float and no uint16. */
+static int numpy_type(const dl_tensor *t, const char *name)
+{
+    const int code = t->dtype.code, bits = t->dtype.bits;
+    if (t->dtype.lanes == 1) {
+        if (bits == 16 && (code == CODE_UINT || code == CODE_BFLOAT))
+            return NPY_UINT16;
+        if (code == CODE_FLOAT && bits == 16)
+            return NPY_FLOAT16;
+        if (code == CODE_FLOAT && bits == 32)
+            return NPY_FLOAT32;
+        if (code == CODE_FLOAT && bits == 64)
+            return NPY_FLOAT64;
+    }
+    PyErr_Format(PyExc_TypeError,
+                 "%s: expected a tensor of a 16, 32 or 64-bit float or of uint16, got DLPack type "
+                 "code %d of %d bits, %d lanes",
+                 name, code, bits, (int)t->dtype.lanes);
+    return NPY_NOTYPE;
+}
+
+static int check_tensor(const dl_tensor *t, const char *name)
+{
+    const int device = t->device.type;
+    if (device != DEVICE_CPU && device != DEVICE_CUDA_HOST && device != DEVICE_ROCM_HOST) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s: expected memory of the CPU, got a tensor on DLPack device type %d; copy "
+                     "it to the CPU first",
+                     name, device);
+        return -1;
+    }
+    if (t->ndim < 0 || t->ndim > NPY_MAXDIMS) {
+        PyErr_Format(PyExc_ValueError, "%s: expected at most %d dimensions, got %d", name,
+                     NPY_MAXDIMS, (int)t->ndim);
+        return -1;
+    }
+    return 0;
+}
+
+/* Steals `owner`, which stays alive as the array's base. */
+static PyObject *array_over(const dl_tensor *t, bool read_only, PyObject *owner, const char *name)
+{
+    npy_intp shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
+    const int type = check_tensor(t, name) == 0 ? numpy_type(t, name) : NPY_NOTYPE;
+    if (type == NPY_NOTYPE) {
+        Py_DECREF(owner);
+        return NULL;
+    }
+    npy_intp stride = t->dtype.bits / 8;
+    for (int i = t->ndim - 1; i >= 0; i--) {
+        shape[i] = (npy_intp)t->shape[i];
+        strides[i] = t->strides != NULL ? (npy_intp)t->strides[i] * (t->dtype.bits / 8) : stride;
+        stride *= shape[i];
+    }
+    PyObject *array =
+        PyArray_New(&PyArray_Type, t->ndim, shape, type, strides, (char *)t->data + t->byte_offset,
+                    0, read_only ? 0 : NPY_ARRAY_WRITEABLE, NULL);
+    if (array == NULL) {
+        Py_DECREF(owner);
+        return NULL;
+    }
+    PyArray_UpdateFlags((PyArrayObject *)array, NPY_ARRAY_UPDATE_ALL);
+    if (PyArray_SetBaseObject((PyArrayObject *)array, owner) != 0)
+        Py_CLEAR(array);
+    return array;
+}
+
+static PyObject *from_legacy(PyObject *capsule, const char *name, bool *is_bfloat)
+{
+    managed *m = PyCapsule_GetPointer(capsule, "dltensor");
+    if (m == NULL)
+        return NULL;
+    PyObject *owner = PyCapsule_New(m, "aimo_dltensor", release);
+    if (owner == NULL)
+        return NULL;
+    PyCapsule_SetName(capsule, "used_dltensor");
+    *is_bfloat = m->tensor.dtype.code == CODE_BFLOAT;
+    return array_over(&m->tensor, false, owner, name);
+}
+
+static PyObject *from_versioned(PyObject *capsule, const char *name, bool *is_bfloat)
+{
+    managed_versioned *m = PyCapsule_GetPointer(capsule, "dltensor_versioned");
+    if (m == NULL)
+        return NULL;
+    if (m->version.major > MAJOR_VERSION) {
+        PyErr_Format(PyExc_BufferError, "%s: DLPack %u.%u is newer than 1.x", name,
+                     (unsigned)m->version.major, (unsigned)m->version.minor);
+        return NULL;
+    }
+    PyObject *owner = PyCapsule_New(m, "aimo_dltensor_versioned", release_versioned);
+    if (owner == NULL)
+        return NULL;
+    PyCapsule_SetName(capsule, "used_dltensor_versioned");
+    *is_bfloat = m->tensor.dtype.code == CODE_BFLOAT;
+    return array_over(&m->tensor, (m->flags & FLAG_READ_ONLY) != 0, owner, name);
+}
+
+/* dlpack_array(capsule, name: str, /) -> (ndarray, is_bfloat16: bool) */
+static PyObject *dlpack_array(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *capsule, *array;
+    const char *name;
+    bool is_bfloat = false;
+    if (!PyArg_ParseTuple(args, "Os:dlpack_array", &capsule, &name))
+        return NULL;
+    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
+        array = from_versioned(capsule, name, &is_bfloat);
+    } else if (PyCapsule_IsValid(capsule, "dltensor")) {
+        array = from_legacy(capsule, name, &is_bfloat);
+    } else {
+        PyErr_Format(PyExc_TypeError, "%s: expected an unused DLPack capsule, got %s", name,
+                     Py_TYPE(capsule)->tp_name);
+        return NULL;
+    }
+    return array == NULL ? NULL : Py_BuildValue("NO", array, is_bfloat ? Py_True : Py_False);
+}
+
+static PyMethodDef methods[] = {
+    {"dlpack_array", dlpack_array, METH_VARARGS,
+     "dlpack_array(capsule, name, /)\n--\n\nThe capsule's memory, and whether it is bfloat16."},
+    {NULL, NULL, 0, NULL},
+};
+
+int aimo_py_add_dlpack(PyObject *module) { return PyModule_AddFunctions(module, methods); }
