@@ -22,6 +22,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from . import half
     from .cache import CacheHit, LabelledPair, SmartCache, TextGuard, context_of
     from .embedding import BatchEmbeddingProcessor, Embedding, EmbeddingModel
     from .memory_monitor import (
@@ -56,6 +57,9 @@ _HOMES = {
     "track_memory": ".memory_monitor",
 }
 
+#: Modules that are names of their own.
+_MODULES = ("half",)
+
 __all__ = [
     "AdaptiveModelSelector",
     "AimoError",
@@ -82,12 +86,15 @@ __all__ = [
     "__version__",
     "context_of",
     "get_memory_status",
+    "half",
     "setup_memory_monitoring",
     "track_memory",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name], __name__), name)
@@ -96,4 +103,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -1,0 +1,371 @@
+"""Half precision: float32 (or float64) to and from the two 16-bit floats, fast and exactly rounded.
+
+Arrays may have any shape, stride and byte order. They come as numpy arrays, as anything with the
+buffer protocol, or as anything with DLPack in the CPU's memory, such as torch tensors. Rounding is
+to nearest even, once; subnormals are kept; what is too large becomes infinite; a NaN stays a NaN
+with its sign. Large arrays use all threads of the pool (``AIMO_NUM_THREADS``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+
+__all__ = ["HalfReport", "bf16_to_f32", "f16_to_f32", "f32_to_bf16", "f32_to_f16", "report"]
+
+_Out = TypeVar("_Out")
+
+
+@overload
+def f32_to_f16(x: Any, out: None = None) -> NDArray[np.float16]: ...
+@overload
+def f32_to_f16(x: Any, out: _Out) -> _Out: ...
+def f32_to_f16(x: Any, out: Any = None) -> Any:
+    """Round float32 or float64 values to float16.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, any shape; a float64 is rounded once, not through float32
+    out : writable array of float16 and of x's shape, optional; its memory must lie apart from x's
+
+    Returns
+    -------
+    ``out`` when it was given, else a new numpy array of float16 with x's shape and memory order.
+    Magnitudes from 65520 become infinite, those up to 2**-25 zero.
+
+    Raises
+    ------
+    TypeError
+        If x or out is no array of the dtype named above.
+    ValueError
+        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+    """
+    source = x if type(x) is np.ndarray else _as_array(x, "x")[0]
+    if out is None:
+        return _core.f32_to_f16(source)
+    _core.f32_to_f16(source, out if type(out) is np.ndarray else _as_array(out, "out")[0])
+    return out
+
+
+@overload
+def f16_to_f32(x: Any, out: None = None) -> NDArray[np.float32]: ...
+@overload
+def f16_to_f32(x: Any, out: _Out) -> _Out: ...
+def f16_to_f32(x: Any, out: Any = None) -> Any:
+    """Widen float16 values to float32, exactly.
+
+    Parameters
+    ----------
+    x : array of float16, any shape
+    out : writable array of float32 and of x's shape, optional; its memory must lie apart from x's
+
+    Returns
+    -------
+    ``out`` when it was given, else a new numpy array of float32 with x's shape and memory order.
+
+    Raises
+    ------
+    TypeError
+        If x or out is no array of the dtype named above.
+    ValueError
+        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+    """
+    source = x if type(x) is np.ndarray else _as_array(x, "x")[0]
+    if out is None:
+        return _core.f16_to_f32(source)
+    _core.f16_to_f32(source, out if type(out) is np.ndarray else _as_array(out, "out")[0])
+    return out
+
+
+@overload
+def f32_to_bf16(x: Any, out: None = None) -> NDArray[Any]: ...
+@overload
+def f32_to_bf16(x: Any, out: _Out) -> _Out: ...
+def f32_to_bf16(x: Any, out: Any = None) -> Any:
+    """Round float32 values to bfloat16.
+
+    Parameters
+    ----------
+    x : array of float32, any shape
+    out : writable array of x's shape, optional, of ``ml_dtypes.bfloat16`` (or DLPack's bfloat16)
+        or of uint16, which takes the bits; its memory must lie apart from x's
+
+    Returns
+    -------
+    ``out`` when it was given, else a new numpy array with x's shape and memory order: of
+    ``ml_dtypes.bfloat16`` when that package is installed, else of uint16, the bits. An ``out`` of
+    uint16, or ``.view(np.uint16)``, gives the bits in either case.
+
+    Raises
+    ------
+    TypeError
+        If x or out is no array of the dtype named above.
+    ValueError
+        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+    """
+    source = x if type(x) is np.ndarray else _as_array(x, "x")[0]
+    if out is None:
+        bits = _core.f32_to_bf16(source)
+        dtype = _bfloat16()
+        return bits if dtype is None else bits.view(dtype)
+    _core.f32_to_bf16(source, _bf16_bits(out, "out"))
+    return out
+
+
+@overload
+def bf16_to_f32(x: Any, out: None = None) -> NDArray[np.float32]: ...
+@overload
+def bf16_to_f32(x: Any, out: _Out) -> _Out: ...
+def bf16_to_f32(x: Any, out: Any = None) -> Any:
+    """Widen bfloat16 values to float32, exactly.
+
+    Parameters
+    ----------
+    x : array of ``ml_dtypes.bfloat16`` (or DLPack's bfloat16) or of uint16, the bits; any shape
+    out : writable array of float32 and of x's shape, optional; its memory must lie apart from x's
+
+    Returns
+    -------
+    ``out`` when it was given, else a new numpy array of float32 with x's shape and memory order.
+
+    Raises
+    ------
+    TypeError
+        If x or out is no array of the dtype named above.
+    ValueError
+        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+    """
+    source = _bf16_bits(x, "x")
+    if out is None:
+        return _core.bf16_to_f32(source)
+    _core.bf16_to_f32(source, out if type(out) is np.ndarray else _as_array(out, "out")[0])
+    return out
+
+
+# --- Arrays ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _bfloat16() -> np.dtype[Any] | None:
+    """Return numpy's name for bfloat16, which ml_dtypes brings; None without it."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def _as_array(value: Any, name: str) -> tuple[NDArray[Any], bool]:
+    """Return a numpy view of the memory of ``value``, and whether DLPack says it is bfloat16."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value), False
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
+        return _core.dlpack_array(_capsule(value, name), name)
+    try:
+        return np.asarray(memoryview(value)), False
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a numpy array, a buffer or a DLPack tensor, "
+            f"got {type(value).__name__}"
+        ) from None
+
+
+def _capsule(value: Any, name: str) -> object:
+    """Ask for a DLPack capsule, of version 1 where the library knows it: that tells read-only."""
+    if hasattr(value, "__dlpack_device__"):
+        device = int(value.__dlpack_device__()[0])
+        if device not in (1, 3, 11):  # the CPU's own memory, or what CUDA or ROCm have pinned
+            raise ValueError(
+                f"{name}: expected memory of the CPU, got a tensor on DLPack device type {device}; "
+                "copy it to the CPU first"
+            )
+    try:
+        return value.__dlpack__(max_version=(1, 0))
+    except TypeError:  # an older library
+        return value.__dlpack__()
+
+
+def _bf16_bits(value: Any, name: str) -> NDArray[Any]:
+    """Return bfloat16 memory as uint16; other dtypes are left for the core to refuse."""
+    array, is_bfloat = (value, False) if type(value) is np.ndarray else _as_array(value, name)
+    if array.dtype == np.uint16 and not is_bfloat:
+        return array
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16)
+    return array
+
+
+# --- Report ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HalfReport:
+    """What rounding an array to 16 bits does to it; see :func:`report`.
+
+    Attributes
+    ----------
+    dtype : "float16" or "bfloat16"
+    count : values in all
+    nan, infinite : values that were NaN or infinite before; they are counted nowhere else
+    overflowed : finite values that become infinite
+    subnormal : values that become subnormal, which keeps fewer of their bits
+    flushed_to_zero : values other than zero that become zero
+    max_abs_error : largest ``abs(rounded - value)`` of the values that stay finite
+    max_relative_error : largest ``abs(rounded - value) / abs(value)`` of those; 1 when one is
+        flushed to zero
+    sqnr_db : 10 log10(sum of squares / sum of squared errors) of those, in dB; inf when all of
+        them are exact
+    """
+
+    dtype: str
+    count: int
+    nan: int
+    infinite: int
+    overflowed: int
+    subnormal: int
+    flushed_to_zero: int
+    max_abs_error: float
+    max_relative_error: float
+    sqnr_db: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} values to {self.dtype}: {self.overflowed} overflowed, "
+            f"{self.subnormal} subnormal, {self.flushed_to_zero} flushed to zero, "
+            f"max error {self.max_abs_error:.3g} (relative {self.max_relative_error:.3g}), "
+            f"SQNR {self.sqnr_db:.1f} dB"
+        )
+
+
+class _SumOfSquares:
+    """A sum of squares that neither overflows nor vanishes: ``scale**2 * value``."""
+
+    def __init__(self) -> None:
+        self.scale = 0.0
+        self.value = 0.0
+
+    def add(self, x: NDArray[np.float64]) -> None:
+        largest = float(np.max(x, initial=0.0))
+        if largest > self.scale:
+            self.value *= (self.scale / largest) ** 2
+            self.scale = largest
+        if self.scale > 0:
+            scaled = x / self.scale
+            self.value += float(np.dot(scaled, scaled))
+
+    def decibels_over(self, other: _SumOfSquares) -> float:
+        if other.value == 0:
+            return math.inf
+        return 20 * math.log10(self.scale / other.scale) + 10 * math.log10(self.value / other.value)
+
+
+_SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126}
+_BLOCK = 1 << 16
+
+
+def report(x: Any, dtype: Any) -> HalfReport:
+    """Say what rounding ``x`` to a 16-bit float would lose, without keeping the result.
+
+    Parameters
+    ----------
+    x : array of float32 (or float64, to float16 only), any shape
+    dtype : "float16" or "f16" or ``np.float16``; "bfloat16" or "bf16" or ``ml_dtypes.bfloat16``
+
+    Returns
+    -------
+    HalfReport
+
+    Raises
+    ------
+    TypeError
+        If x is no array of the dtype named above.
+    ValueError
+        If dtype names neither type, or x is not in the CPU's memory.
+    """
+    name = _dtype_name(dtype)
+    array = _as_array(x, "x")[0]
+    accepted = (np.float32, np.float64) if name == "float16" else (np.float32,)
+    if array.dtype.newbyteorder("=") not in accepted:
+        expected = " or ".join(np.dtype(each).name for each in accepted)
+        raise TypeError(f"x: expected dtype {expected}, got {array.dtype}")
+    signal, noise = _SumOfSquares(), _SumOfSquares()
+    counts = dict.fromkeys(("nan", "infinite", "overflowed", "subnormal", "flushed_to_zero"), 0)
+    max_abs = max_relative = 0.0
+    blocks: Any = np.nditer(
+        array,
+        flags=["external_loop", "buffered", "zerosize_ok"],
+        op_dtypes=[array.dtype.newbyteorder("=")],
+        buffersize=_BLOCK,
+    )
+    for whole in blocks:
+        for start in range(0, whole.size, _BLOCK):  # numpy gives contiguous arrays in one piece
+            block = whole[start : start + _BLOCK]
+            magnitude, rounded = _magnitudes(block, name)
+            kept = _count(magnitude, rounded, _SMALLEST_NORMAL[name], counts)
+            magnitude = magnitude[kept]
+            error = np.abs(rounded[kept] - magnitude)
+            max_abs = max(max_abs, float(np.max(error, initial=0.0)))
+            nonzero = magnitude > 0
+            relative = error[nonzero] / magnitude[nonzero]
+            max_relative = max(max_relative, float(np.max(relative, initial=0.0)))
+            signal.add(magnitude)
+            noise.add(error)
+    return HalfReport(
+        dtype=name,
+        count=array.size,
+        **counts,
+        max_abs_error=max_abs,
+        max_relative_error=max_relative,
+        sqnr_db=signal.decibels_over(noise),
+    )
+
+
+def _magnitudes(block: NDArray[Any], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the absolute values before and after rounding, as float64; both are exact."""
+    if name == "float16":
+        rounded = _core.f16_to_f32(_core.f32_to_f16(block))
+    else:
+        rounded = _core.bf16_to_f32(_core.f32_to_bf16(block))
+    with np.errstate(invalid="ignore"):  # a signalling NaN is data
+        return np.abs(block.astype(np.float64)), np.abs(rounded.astype(np.float64))
+
+
+def _count(
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    smallest_normal: float,
+    counts: dict[str, int],
+) -> NDArray[np.bool_]:
+    """Add what happened to these magnitudes to ``counts``; return which of them stay finite."""
+    kept: NDArray[np.bool_] = np.isfinite(after)
+    infinite = np.isinf(before)
+    for name, where in (
+        ("nan", np.isnan(before)),
+        ("infinite", infinite),
+        ("overflowed", np.isinf(after) & ~infinite),
+        ("subnormal", (after > 0) & (after < smallest_normal)),
+        ("flushed_to_zero", (after == 0) & (before > 0)),
+    ):
+        counts[name] += int(np.count_nonzero(where))
+    return kept
+
+
+def _dtype_name(dtype: Any) -> str:
+    if isinstance(dtype, str):
+        name = {"f16": "float16", "bf16": "bfloat16"}.get(dtype, dtype)
+    else:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = repr(dtype)
+    if name not in _SMALLEST_NORMAL:
+        raise ValueError(f"dtype: expected float16 or bfloat16, got {name}")
+    return name
