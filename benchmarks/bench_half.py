@@ -1,8 +1,10 @@
-"""Conversion between f32 and the 16-bit types beside numpy, ml_dtypes and torch, in GB/s.
+"""Conversion between f32 (or f64) and the 16-bit types beside numpy, ml_dtypes and torch, in GB/s.
 
-    python benchmarks/bench_half.py [--threads N] [--rounds N] [--elements N ...]
+    python benchmarks/bench_half.py [--threads N ...] [--rounds N] [--elements N ...]
 
-GB/s counts bytes read plus bytes written. Results are compared with numpy's first.
+16,384 elements stay in the caches, 67,108,864 do not. Each engine is timed with a new array for its
+result and, marked "out", with a given one. GB/s counts bytes read plus bytes written. Results are
+compared with numpy's, or ml_dtypes', first. numpy and ml_dtypes use one thread.
 """
 
 from __future__ import annotations
@@ -13,81 +15,147 @@ from typing import Any
 
 import harness
 
+Work = Callable[[], Any]
+Engines = dict[str, Work]
 
-def conversions(elements: int, threads: int) -> dict[str, dict[str, Callable[[], Any]]]:
-    """For each direction, each engine's work on the same array."""
+
+def as_torch(array: Any) -> Any:
+    """The same memory as a tensor; bfloat16 travels as int16, which torch can view."""
+    import numpy as np
+    import torch
+
+    if array.dtype.name in ("bfloat16", "uint16"):
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def numpy_engine(x: Any, dtype: Any) -> Engines:
+    """numpy, or for bfloat16 what ml_dtypes gives to numpy."""
     import numpy as np
 
-    from ai_model_optimizations import _core
-
-    random = np.random.default_rng(0)
-    f32 = random.standard_normal(elements, dtype=np.float32)
-    f16 = f32.astype(np.float16)
-    bf16 = _core.f32_to_bf16(f32)
-    np.testing.assert_array_equal(_core.f32_to_f16(f32).view(np.uint16), f16.view(np.uint16))
-    np.testing.assert_array_equal(_core.f16_to_f32(f16), f16.astype(np.float32))
-
-    work: dict[str, dict[str, Callable[[], Any]]] = {
-        "f32 to f16": {
-            "ours": lambda: _core.f32_to_f16(f32),
-            "numpy": lambda: f32.astype(np.float16),
-        },
-        "f16 to f32": {
-            "ours": lambda: _core.f16_to_f32(f16),
-            "numpy": lambda: f16.astype(np.float32),
-        },
-        "f32 to bf16": {"ours": lambda: _core.f32_to_bf16(f32)},
+    name = "ml_dtypes" if "bfloat16" in (x.dtype.name, np.dtype(dtype).name) else "numpy"
+    out = np.empty(x.shape, dtype)
+    return {
+        name: lambda: x.astype(dtype),
+        f"{name}, out": lambda: np.copyto(out, x, casting="unsafe"),
     }
+
+
+def torch_engine(x: Any, expected: Any) -> Engines:
+    """torch, unless its result differs: it rounds doubles twice."""
+    import numpy as np
+    import torch
+
+    wide, wanted = as_torch(x), as_torch(expected)
+    different = int(torch.count_nonzero(wide.to(wanted.dtype) != wanted))
+    if different:
+        kind = f"{np.dtype(x.dtype).name} to {expected.dtype.name}"
+        harness.missing(f"torch, {kind}", f"{different} of {x.size} results are wrong")
+        return {}
+    out = torch.empty_like(wanted)
+    return {
+        "torch": lambda: wide.to(wanted.dtype),
+        "torch, out": lambda: out.copy_(wide),
+    }
+
+
+def engines(convert: Callable[..., Any], x: Any, expected: Any) -> Engines:
+    """Everybody who converts x to what ``expected`` is; ours was checked."""
+    import numpy as np
+
+    got = convert(x)
+    bits = f"u{expected.itemsize}"
+    np.testing.assert_array_equal(got.view(bits), expected.view(bits))
+    out = np.empty_like(expected)
+    found: Engines = {"ours": lambda: convert(x), "ours, out": lambda: convert(x, out)}
+    if expected.dtype != np.uint16 and x.dtype != np.uint16:
+        found |= numpy_engine(x, expected.dtype)
     try:
-        import ml_dtypes
-    except ImportError as error:
-        harness.missing("ml_dtypes", error)
-    else:
-        np.testing.assert_array_equal(bf16, f32.astype(ml_dtypes.bfloat16).view(np.uint16))
-        work["f32 to bf16"]["ml_dtypes"] = lambda: f32.astype(ml_dtypes.bfloat16)
-    try:
-        import torch
+        found |= torch_engine(x, expected)
     except ImportError as error:
         harness.missing("torch", error)
+    return found
+
+
+def conversions(elements: int) -> dict[str, tuple[int, Engines]]:
+    """For each direction the bytes that it moves, and the engines."""
+    import numpy as np
+
+    from ai_model_optimizations import half
+
+    f32 = np.random.default_rng(0).standard_normal(elements, dtype=np.float32)
+    f16, bf16 = f32.astype(np.float16), half.f32_to_bf16(f32)
+    if bf16.dtype == np.uint16:
+        harness.missing("ml_dtypes", "not installed; bfloat16 is checked by the tests alone")
     else:
-        torch.set_num_threads(threads)
-        wide, half = torch.from_numpy(f32), torch.from_numpy(f16)
-        work["f32 to f16"]["torch"] = lambda: wide.to(torch.float16)
-        work["f16 to f32"]["torch"] = lambda: half.to(torch.float32)
-        work["f32 to bf16"]["torch"] = lambda: wide.to(torch.bfloat16)
-    return work
+        bf16 = f32.astype(bf16.dtype)
+    widened = (bf16.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    # Doubles near the middles between halves, where rounding twice shows.
+    f64 = np.nextafter((f16.astype(np.float64) * (1 + 2.0**-11)), np.inf)
+    return {
+        "f32 to f16": (6, engines(half.f32_to_f16, f32, f16)),
+        "f16 to f32": (6, engines(half.f16_to_f32, f16, f16.astype(np.float32))),
+        "f32 to bf16": (6, engines(half.f32_to_bf16, f32, bf16)),
+        "bf16 to f32": (6, engines(half.bf16_to_f32, bf16, widened)),
+        "f64 to f16": (10, engines(half.f32_to_f16, f64, f64.astype(np.float16))),
+    }
+
+
+def set_threads(count: int) -> None:
+    """The same number for us and for torch; the others use one."""
+    from ai_model_optimizations import _core
+
+    _core.set_thread_count(count)
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(count)
+
+
+def measure(elements: int, bytes_each: int, found: Engines, rounds: int) -> dict[str, Any]:
+    """GB/s of each engine, and how many times the rate of each peer ours is."""
+    calls = max(1, 4_000_000 // elements)
+    timings = harness.interleave(
+        {name: harness.stopwatch(work, calls) for name, work in found.items()}, rounds
+    )
+    gigabytes = elements * bytes_each / 1e9
+    rates: dict[str, Any] = {
+        name: {
+            "median": round(gigabytes / t["median"], 2),
+            "min": round(gigabytes / t["max"], 2),
+            "max": round(gigabytes / t["min"], 2),
+        }
+        for name, t in timings.items()
+    }
+    rates["times"] = {
+        name: round(rates["ours, out" if "out" in name else "ours"]["median"] / r["median"], 2)
+        for name, r in rates.items()
+        if not name.startswith("ours")
+    }
+    return rates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Half precision conversion, GB/s")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--elements", type=int, nargs="+", default=[16_384, 67_108_864])
     arguments = parser.parse_args()
-    harness.set_threads(arguments.threads)
+    harness.set_threads(max(arguments.threads))
 
-    rates: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    rates: dict[str, dict[str, dict[str, Any]]] = {}
     for elements in arguments.elements:
-        calls = max(1, 10_000_000 // elements)
-        for direction, engines in conversions(elements, arguments.threads).items():
-            timings = harness.interleave(
-                {name: harness.stopwatch(work, calls) for name, work in engines.items()},
-                arguments.rounds,
-            )
-            gigabytes = elements * 6 / 1e9
-            rates.setdefault(str(elements), {})[direction] = {
-                name: {
-                    "median": gigabytes / t["median"],
-                    "min": gigabytes / t["max"],
-                    "max": gigabytes / t["min"],
-                }
-                for name, t in timings.items()
-            }
-            line = ", ".join(
-                f"{name} {gigabytes / t['median']:.1f}" for name, t in timings.items()
-            )
-            print(f"{elements:>10} {direction}: {line} GB/s", flush=True)
-    harness.save("half", {"unit": "GB/s, read plus written", "rates": rates})
+        for direction, (bytes_each, found) in conversions(elements).items():
+            for threads in arguments.threads:
+                set_threads(threads)
+                result = measure(elements, bytes_each, found, arguments.rounds)
+                rates.setdefault(str(elements), {}).setdefault(direction, {})[str(threads)] = result
+                line = ", ".join(
+                    f"{name} {r['median']:.1f}" for name, r in result.items() if name != "times"
+                )
+                print(f"{elements:>10} {direction}, {threads} threads: {line} GB/s", flush=True)
+    harness.save("half", {"unit": "GB/s, read plus written; by number of threads", "rates": rates})
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ static void release_versioned(PyObject *owner)
         m->deleter(m);
 }
 
-/* NPY_NOTYPE with an exception for what is no 16, 32 or 64-bit float and no uint16. */
+/* bf16 as uint16; NPY_NOTYPE with an exception for what is no 16, 32 or 64-bit float and no uint16.
+ */
 static int numpy_type(const dl_tensor *t, const char *name)
 {
     const int code = t->dtype.code, bits = t->dtype.bits;
@@ -122,7 +123,7 @@ static PyObject *array_over(const dl_tensor *t, bool read_only, PyObject *owner,
     return array;
 }
 
-static PyObject *from_legacy(PyObject *capsule, const char *name, bool *is_bfloat)
+static PyObject *from_legacy(PyObject *capsule, const char *name)
 {
     managed *m = PyCapsule_GetPointer(capsule, "dltensor");
     if (m == NULL)
@@ -131,11 +132,10 @@ static PyObject *from_legacy(PyObject *capsule, const char *name, bool *is_bfloa
     if (owner == NULL)
         return NULL;
     PyCapsule_SetName(capsule, "used_dltensor");
-    *is_bfloat = m->tensor.dtype.code == CODE_BFLOAT;
     return array_over(&m->tensor, false, owner, name);
 }
 
-static PyObject *from_versioned(PyObject *capsule, const char *name, bool *is_bfloat)
+static PyObject *from_versioned(PyObject *capsule, const char *name)
 {
     managed_versioned *m = PyCapsule_GetPointer(capsule, "dltensor_versioned");
     if (m == NULL)
@@ -149,33 +149,28 @@ static PyObject *from_versioned(PyObject *capsule, const char *name, bool *is_bf
     if (owner == NULL)
         return NULL;
     PyCapsule_SetName(capsule, "used_dltensor_versioned");
-    *is_bfloat = m->tensor.dtype.code == CODE_BFLOAT;
     return array_over(&m->tensor, (m->flags & FLAG_READ_ONLY) != 0, owner, name);
 }
 
-/* dlpack_array(capsule, name: str, /) -> (ndarray, is_bfloat16: bool) */
+/* dlpack_array(capsule, name: str, /) -> ndarray, which keeps the capsule's memory alive */
 static PyObject *dlpack_array(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *capsule, *array;
+    PyObject *capsule;
     const char *name;
-    bool is_bfloat = false;
     if (!PyArg_ParseTuple(args, "Os:dlpack_array", &capsule, &name))
         return NULL;
-    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
-        array = from_versioned(capsule, name, &is_bfloat);
-    } else if (PyCapsule_IsValid(capsule, "dltensor")) {
-        array = from_legacy(capsule, name, &is_bfloat);
-    } else {
-        PyErr_Format(PyExc_TypeError, "%s: expected an unused DLPack capsule, got %s", name,
-                     Py_TYPE(capsule)->tp_name);
-        return NULL;
-    }
-    return array == NULL ? NULL : Py_BuildValue("NO", array, is_bfloat ? Py_True : Py_False);
+    if (PyCapsule_IsValid(capsule, "dltensor_versioned"))
+        return from_versioned(capsule, name);
+    if (PyCapsule_IsValid(capsule, "dltensor"))
+        return from_legacy(capsule, name);
+    PyErr_Format(PyExc_TypeError, "%s: expected an unused DLPack capsule, got %s", name,
+                 Py_TYPE(capsule)->tp_name);
+    return NULL;
 }
 
 static PyMethodDef methods[] = {
     {"dlpack_array", dlpack_array, METH_VARARGS,
-     "dlpack_array(capsule, name, /)\n--\n\nThe capsule's memory, and whether it is bfloat16."},
+     "dlpack_array(capsule, name, /)\n--\n\nThe capsule's memory; bfloat16 as uint16."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,5 +1,5 @@
-/* half: f32 or f64 <-> f16 and bf16 over numpy arrays of any shape, stride and byte order. bf16
- * travels as uint16. */
+/* half: f32 or f64 <-> f16 and bf16 over numpy arrays of any shape, stride and byte order. bf16 is
+ * uint16, or the dtype that the caller brings for it. */
 #include "binding/binding.h"
 
 #include "half/half.h"
@@ -39,6 +39,13 @@ static int raise_dtype(const char *name, const char *expected, PyArrayObject *ar
     PyErr_Format(PyExc_TypeError, "%s: expected dtype %s, got %S", name, expected,
                  (PyObject *)PyArray_DESCR(array));
     return -1;
+}
+
+/* bf16 has no type of numpy's own: NPY_UINT16 stands for `bfloat16`, too, unless that is NULL. */
+static bool has_type(PyArrayObject *array, int type, const PyArray_Descr *bfloat16)
+{
+    const int found = PyArray_TYPE(array);
+    return found == type || (type == NPY_UINT16 && bfloat16 != NULL && found == bfloat16->type_num);
 }
 
 /* The addresses from *low up to *high, all elements within; the array has elements. */
@@ -87,9 +94,10 @@ static bool elements_are_distinct(PyArrayObject *array)
 }
 
 /* 0 when dst can take what src holds, else -1 with an exception that names the argument. */
-static int check_out(PyArrayObject *dst, PyArrayObject *src, const direction *d)
+static int check_out(PyArrayObject *dst, PyArrayObject *src, const direction *d,
+                     const PyArray_Descr *bfloat16)
 {
-    if (PyArray_TYPE(dst) != d->dst_type)
+    if (!has_type(dst, d->dst_type, bfloat16))
         return raise_dtype("out", d->dst_name, dst);
     if (!PyArray_SAMESHAPE(dst, src)) {
         PyObject *expected = PyObject_GetAttrString((PyObject *)src, "shape");
@@ -153,27 +161,51 @@ static void run(aimo_half_conversion conversion, PyArrayObject *src, PyArrayObje
     NPY_END_THREADS;
 }
 
+/* A new array in src's order of axes. */
+static PyArrayObject *new_result(PyArrayObject *src, int type, PyArray_Descr *bfloat16)
+{
+    PyArray_Descr *descr = bfloat16;
+    if (type == NPY_UINT16 && bfloat16 != NULL)
+        Py_INCREF(descr);
+    else
+        descr = PyArray_DescrFromType(type);
+    return (PyArrayObject *)PyArray_NewLikeArray(src, NPY_KEEPORDER, descr, 0);
+}
+
+/* `bfloat16` from the arguments, NULL when it is absent or None. */
+static int parse_bfloat16(PyObject *const *args, Py_ssize_t count, PyArray_Descr **bfloat16)
+{
+    *bfloat16 = NULL;
+    if (count < 3 || args[2] == Py_None)
+        return 0;
+    *bfloat16 = (PyArray_Descr *)args[2];
+    if (PyArray_DescrCheck(args[2]) && PyDataType_ELSIZE(*bfloat16) == 2)
+        return 0;
+    PyErr_SetString(PyExc_TypeError, "bfloat16: expected a dtype of two bytes");
+    return -1;
+}
+
 static PyObject *convert(const direction *d, PyObject *const *args, Py_ssize_t count)
 {
-    if (count < 1 || count > 2) {
-        PyErr_Format(PyExc_TypeError, "expected x and out, got %zd arguments", count);
+    const Py_ssize_t most = d == &to_bf16 || d == &from_bf16 ? 3 : 2;
+    if (count < 1 || count > most) {
+        PyErr_Format(PyExc_TypeError, "expected 1 to %zd arguments, got %zd", most, count);
         return NULL;
     }
+    PyArray_Descr *bfloat16;
     PyArrayObject *src = as_array(args[0], "x"), *dst;
-    if (src == NULL)
+    if (src == NULL || parse_bfloat16(args, count, &bfloat16) != 0)
         return NULL;
-    const int type = PyArray_TYPE(src);
-    const bool doubles = d->conversion == AIMO_F32_TO_F16 && type == NPY_FLOAT64;
-    if (type != d->src_type && !doubles) {
+    const bool doubles = d->conversion == AIMO_F32_TO_F16 && PyArray_TYPE(src) == NPY_FLOAT64;
+    if (!doubles && !has_type(src, d->src_type, bfloat16)) {
         raise_dtype("x", d->src_name, src);
         return NULL;
     }
     if (count == 1 || args[1] == Py_None) {
-        PyArray_Descr *descr = PyArray_DescrFromType(d->dst_type);
-        dst = (PyArrayObject *)PyArray_NewLikeArray(src, NPY_KEEPORDER, descr, 0);
+        dst = new_result(src, d->dst_type, bfloat16);
     } else {
         dst = as_array(args[1], "out");
-        if (dst == NULL || check_out(dst, src, d) != 0)
+        if (dst == NULL || check_out(dst, src, d, bfloat16) != 0)
             return NULL;
         Py_INCREF(dst);
     }
@@ -194,13 +226,15 @@ static PyObject *f16_to_f32(PyObject *Py_UNUSED(module), PyObject *const *args, 
     return convert(&from_f16, args, count);
 }
 
-/* f32_to_bf16(x: ndarray[float32], out: ndarray[uint16] | None = None, /) */
+/* f32_to_bf16(x: ndarray[float32], out: ndarray[uint16] | None = None,
+ *             bfloat16: dtype | None = None, /) */
 static PyObject *f32_to_bf16(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     return convert(&to_bf16, args, count);
 }
 
-/* bf16_to_f32(x: ndarray[uint16], out: ndarray[float32] | None = None, /) */
+/* bf16_to_f32(x: ndarray[uint16], out: ndarray[float32] | None = None,
+ *             bfloat16: dtype | None = None, /) */
 static PyObject *bf16_to_f32(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     return convert(&from_bf16, args, count);
@@ -208,14 +242,13 @@ static PyObject *bf16_to_f32(PyObject *Py_UNUSED(module), PyObject *const *args,
 
 #define METHOD(name, doc)                                                                          \
     {                                                                                              \
-#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL,                                   \
-            #name "(x, out=None, /)\n--\n\n" doc                                                   \
+#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, #name doc                         \
     }
 static PyMethodDef methods[] = {
-    METHOD(f32_to_f16, "Round to nearest even."),
-    METHOD(f16_to_f32, "Exact."),
-    METHOD(f32_to_bf16, "Round to nearest even."),
-    METHOD(bf16_to_f32, "Exact."),
+    METHOD(f32_to_f16, "(x, out=None, /)\n--\n\nRound to nearest even."),
+    METHOD(f16_to_f32, "(x, out=None, /)\n--\n\nExact."),
+    METHOD(f32_to_bf16, "(x, out=None, bfloat16=None, /)\n--\n\nRound to nearest even."),
+    METHOD(bf16_to_f32, "(x, out=None, bfloat16=None, /)\n--\n\nExact."),
     {NULL, NULL, 0, NULL},
 };
 

@@ -41,8 +41,8 @@ AIMO_INLINE void f16_to_f32_step(const uint16_t *src, float *dst, bool stream)
     }
 }
 
-/* VCVTNEPS2BF16 would flush subnormals to zero. */
-AIMO_INLINE __m256i bf16_of_16(const float *src)
+/* In the upper half of each 32-bit lane. VCVTNEPS2BF16 would flush subnormals to zero. */
+AIMO_INLINE __m512i bf16_of_16(const float *src)
 {
     const __m512 x = _mm512_loadu_ps(src);
     const __m512i bits = _mm512_castps_si512(x);
@@ -50,13 +50,17 @@ AIMO_INLINE __m256i bf16_of_16(const float *src)
     const __m512i rounded =
         _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i result = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+    return _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
 }
 
 AIMO_INLINE void f32_to_bf16_step(const float *src, uint16_t *dst, bool stream)
 {
-    store(dst, join(bf16_of_16(src), bf16_of_16(src + 16)), stream);
+    /* 1, 3, 5, ... 63: every second half of two registers */
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i first = _mm512_slli_epi32(lane, 2);
+    const __m512i upper = _mm512_add_epi32(_mm512_or_si512(first, _mm512_slli_epi32(first, 16)),
+                                           _mm512_set1_epi32(0x30001));
+    store(dst, _mm512_permutex2var_epi16(bf16_of_16(src), upper, bf16_of_16(src + 16)), stream);
 }
 
 AIMO_INLINE void bf16_to_f32_step(const uint16_t *src, float *dst, bool stream)

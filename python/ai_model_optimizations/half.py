@@ -37,7 +37,7 @@ def f32_to_f16(x: Any, out: Any = None) -> Any:
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float16 with x's shape and memory order.
+    ``out`` when it was given, else a new numpy array of float16 with x's shape and order of axes.
     Magnitudes from 65520 become infinite, those up to 2**-25 zero.
 
     Raises
@@ -47,10 +47,10 @@ def f32_to_f16(x: Any, out: Any = None) -> Any:
     ValueError
         If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
     """
-    source = x if type(x) is np.ndarray else _as_array(x, "x")[0]
+    source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
         return _core.f32_to_f16(source)
-    _core.f32_to_f16(source, out if type(out) is np.ndarray else _as_array(out, "out")[0])
+    _core.f32_to_f16(source, out if type(out) is np.ndarray else _as_array(out, "out"))
     return out
 
 
@@ -68,7 +68,7 @@ def f16_to_f32(x: Any, out: Any = None) -> Any:
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float32 with x's shape and memory order.
+    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes.
 
     Raises
     ------
@@ -77,10 +77,10 @@ def f16_to_f32(x: Any, out: Any = None) -> Any:
     ValueError
         If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
     """
-    source = x if type(x) is np.ndarray else _as_array(x, "x")[0]
+    source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
         return _core.f16_to_f32(source)
-    _core.f16_to_f32(source, out if type(out) is np.ndarray else _as_array(out, "out")[0])
+    _core.f16_to_f32(source, out if type(out) is np.ndarray else _as_array(out, "out"))
     return out
 
 
@@ -99,7 +99,7 @@ def f32_to_bf16(x: Any, out: Any = None) -> Any:
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array with x's shape and memory order: of
+    ``out`` when it was given, else a new numpy array with x's shape and order of axes: of
     ``ml_dtypes.bfloat16`` when that package is installed, else of uint16, the bits. An ``out`` of
     uint16, or ``.view(np.uint16)``, gives the bits in either case.
 
@@ -110,12 +110,11 @@ def f32_to_bf16(x: Any, out: Any = None) -> Any:
     ValueError
         If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
     """
-    source = x if type(x) is np.ndarray else _as_array(x, "x")[0]
+    source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
-        bits = _core.f32_to_bf16(source)
-        dtype = _bfloat16()
-        return bits if dtype is None else bits.view(dtype)
-    _core.f32_to_bf16(source, _bf16_bits(out, "out"))
+        return _core.f32_to_bf16(source, None, _bfloat16())
+    target = out if type(out) is np.ndarray else _as_array(out, "out")
+    _core.f32_to_bf16(source, target, _bfloat16())
     return out
 
 
@@ -133,7 +132,7 @@ def bf16_to_f32(x: Any, out: Any = None) -> Any:
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float32 with x's shape and memory order.
+    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes.
 
     Raises
     ------
@@ -142,10 +141,11 @@ def bf16_to_f32(x: Any, out: Any = None) -> Any:
     ValueError
         If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
     """
-    source = _bf16_bits(x, "x")
+    source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
-        return _core.bf16_to_f32(source)
-    _core.bf16_to_f32(source, out if type(out) is np.ndarray else _as_array(out, "out")[0])
+        return _core.bf16_to_f32(source, None, _bfloat16())
+    target = out if type(out) is np.ndarray else _as_array(out, "out")
+    _core.bf16_to_f32(source, target, _bfloat16())
     return out
 
 
@@ -163,14 +163,14 @@ def _bfloat16() -> np.dtype[Any] | None:
     return dtype
 
 
-def _as_array(value: Any, name: str) -> tuple[NDArray[Any], bool]:
-    """Return a numpy view of the memory of ``value``, and whether DLPack says it is bfloat16."""
+def _as_array(value: Any, name: str) -> NDArray[Any]:
+    """Return a numpy view of the memory of ``value``; DLPack's bfloat16 comes as uint16."""
     if isinstance(value, np.ndarray):
-        return np.asarray(value), False
+        return np.asarray(value)
     if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
         return _core.dlpack_array(_capsule(value, name), name)
     try:
-        return np.asarray(memoryview(value)), False
+        return np.asarray(memoryview(value))
     except TypeError:
         raise TypeError(
             f"{name}: expected a numpy array, a buffer or a DLPack tensor, "
@@ -191,16 +191,6 @@ def _capsule(value: Any, name: str) -> object:
         return value.__dlpack__(max_version=(1, 0))
     except TypeError:  # an older library
         return value.__dlpack__()
-
-
-def _bf16_bits(value: Any, name: str) -> NDArray[Any]:
-    """Return bfloat16 memory as uint16; other dtypes are left for the core to refuse."""
-    array, is_bfloat = (value, False) if type(value) is np.ndarray else _as_array(value, name)
-    if array.dtype == np.uint16 and not is_bfloat:
-        return array
-    if array.dtype.name == "bfloat16":
-        return array.view(np.uint16)
-    return array
 
 
 # --- Report ------------------------------------------------------------------------------------
@@ -291,7 +281,7 @@ def report(x: Any, dtype: Any) -> HalfReport:
         If dtype names neither type, or x is not in the CPU's memory.
     """
     name = _dtype_name(dtype)
-    array = _as_array(x, "x")[0]
+    array = _as_array(x, "x")
     accepted = (np.float32, np.float64) if name == "float16" else (np.float32,)
     if array.dtype.newbyteorder("=") not in accepted:
         expected = " or ".join(np.dtype(each).name for each in accepted)

@@ -1,7 +1,7 @@
 """All 2**32 floats, against numpy, on every row of this machine. By hand: minutes per row.
 
     python tests/half/exhaustive.py
-    python tests/half/exhaustive.py --c-tests "qemu-aarch64-static -L /usr/aarch64-linux-gnu aimo_tests"
+    python tests/half/exhaustive.py --c-tests "qemu-aarch64-static -L LIBRARIES build/aimo_tests"
 
 The second form adds a row of another machine: it has the C tests compare that row with the scalar
 one. Results go to benchmarks/results/half-exhaustive.json.
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "half-exhaustive.json"
-CHUNK = 1 << 24
+CHUNK = 1 << 18  # fits the caches
 Array = NDArray[Any]
 
 
@@ -71,7 +71,7 @@ def check_floats(name: str, peer: str, check: Callable[[Array], int], per_float:
     """Run ``check`` over all floats, in chunks."""
     start, different = time.monotonic(), 0
     for first in range(0, 1 << 32, CHUNK):
-        bits = np.arange(first, first + CHUNK, dtype=np.uint64).astype(np.uint32)
+        bits = np.uint32(first) + np.arange(CHUNK, dtype=np.uint32)
         with np.errstate(all="ignore"):
             different += check(bits.view(np.float32))
     seconds = round(time.monotonic() - start)
