@@ -55,6 +55,8 @@ VERSION_DEPENDENT = (
     "tests/embedding/test_model.py",
     "tests/embedding/test_folder.py",
     "tests/cache/test_embedding_index.py",
+    "tests/half/test_half_arrays.py",
+    "tests/half/test_half_report.py",
     "tests/test_stub.py",
     "tests/test_cli.py",
 )
