@@ -26,7 +26,7 @@ typedef enum {
     AIMO_POOL_CLS,
     AIMO_POOL_MAX,
     AIMO_POOL_MEAN_SQRT_LEN, /* sum / sqrt(length) */
-    AIMO_POOL_WEIGHTED_MEAN, /* weights 1, 2, ..., length */
+    AIMO_POOL_WEIGHTED_MEAN, /* weights 1, 2, ..., length, by place in the whole sequence */
     AIMO_POOL_LAST_TOKEN,
 } aimo_pooling;
 enum { AIMO_POOLING_COUNT = AIMO_POOL_LAST_TOKEN + 1 };
@@ -72,14 +72,17 @@ typedef struct {
     float *out; /* device, [tokens, heads * head_dim] */
 } aimo_attention_args;
 
-/* One vector per sequence; an L2 norm below 1e-12 divides by 1e-12 instead. */
+/* One vector per sequence: the first `columns` elements of its pooled vectors, one after another.
+ * Normalizing is over what is kept; an L2 norm below 1e-12 divides by 1e-12 instead. */
 typedef struct {
     const float *x;        /* device, [tokens, hidden] */
     const size_t *offsets; /* host, [batch + 1] */
     size_t batch, hidden;
-    aimo_pooling pooling;
+    const aimo_pooling *poolings; /* host, [ceil(columns / hidden)] */
+    size_t skip;                  /* leading tokens that are left out; the last one never is */
+    size_t columns;
     bool normalize;
-    float *out; /* host, [batch, hidden] */
+    float *out; /* host or device, [batch, columns] */
 } aimo_pool_args;
 
 typedef struct {

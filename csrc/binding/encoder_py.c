@@ -39,6 +39,57 @@ static aimo_py_state *state_of(encoder_object *self)
     return aimo_py_state_of_type(Py_TYPE(self));
 }
 
+/* poolings: a sequence of names. False with an exception set. */
+static bool parse_poolings(PyObject *value, aimo_encoder_config *config)
+{
+    PyObject *items = PySequence_Fast(value, "poolings: expected a sequence of names");
+    if (items == NULL)
+        return false;
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    config->pooling_count = (size_t)count; /* checked by the encoder */
+    bool good = true;
+    for (Py_ssize_t i = 0; good && i < count && i < AIMO_POOLINGS_MOST; i++) {
+        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(items, i));
+        const int index =
+            name == NULL ? -1 : find_name("poolings", name, poolings, AIMO_POOLING_COUNT);
+        good = index >= 0;
+        if (good)
+            config->poolings[i] = (aimo_pooling)index;
+    }
+    Py_DECREF(items);
+    return good;
+}
+
+/* dense: a sequence of (inputs, outputs, activation). False with an exception set. */
+static bool parse_dense(PyObject *value, aimo_encoder_config *config)
+{
+    PyObject *items = PySequence_Fast(value, "dense: expected a sequence of tuples");
+    if (items == NULL)
+        return false;
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    config->dense_count = (size_t)count;
+    bool good = true;
+    for (Py_ssize_t i = 0; good && i < count && i < AIMO_DENSE_MOST; i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        Py_ssize_t inputs, outputs;
+        const char *activation;
+        good = PyTuple_Check(item) &&
+               PyArg_ParseTuple(item, "nns;dense: expected (inputs, outputs, activation)", &inputs,
+                                &outputs, &activation);
+        if (!good)
+            break;
+        const int index = find_name("activation", activation, activations, AIMO_ACTIVATION_COUNT);
+        good = index >= 0;
+        if (good)
+            config->dense[i] =
+                (aimo_dense){(size_t)inputs, (size_t)outputs, (aimo_activation)index};
+    }
+    if (!good && !PyErr_Occurred())
+        PyErr_SetString(PyExc_TypeError, "dense: expected a sequence of tuples");
+    Py_DECREF(items);
+    return good;
+}
+
 static PyObject *fail(encoder_object *self, aimo_status status, const aimo_error *err)
 {
     return aimo_py_raise(state_of(self), status, err);
@@ -46,25 +97,24 @@ static PyObject *fail(encoder_object *self, aimo_status status, const aimo_error
 
 static int encoder_init(encoder_object *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"dtype",      "layers",       "hidden",
-                            "heads",      "intermediate", "vocabulary",
-                            "positions",  "token_types",  "first_position",
-                            "activation", "pooling",      "layer_norm_epsilon",
-                            NULL};
-    const char *dtype, *activation, *pooling;
+    static char *names[] = {"dtype",          "layers",     "hidden",    "heads",
+                            "intermediate",   "vocabulary", "positions", "token_types",
+                            "first_position", "activation", "poolings",  "layer_norm_epsilon",
+                            "dense",          NULL};
+    const char *dtype, *activation;
+    PyObject *pooling_names, *dense;
     Py_ssize_t n[8];
     float epsilon;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$snnnnnnnnssf", names, &dtype, &n[0], &n[1],
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$snnnnnnnnsOfO", names, &dtype, &n[0], &n[1],
                                      &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &activation,
-                                     &pooling, &epsilon))
+                                     &pooling_names, &epsilon, &dense))
         return -1;
     const int dtype_index = find_dtype(dtype);
     const int activation_index =
         find_name("activation", activation, activations, AIMO_ACTIVATION_COUNT);
-    const int pooling_index = find_name("pooling", pooling, poolings, AIMO_POOLING_COUNT);
-    if (dtype_index < 0 || activation_index < 0 || pooling_index < 0)
+    if (dtype_index < 0 || activation_index < 0)
         return -1;
-    const aimo_encoder_config config = {
+    aimo_encoder_config config = {
         .dtype = (aimo_dtype)dtype_index,
         .layers = (size_t)n[0],
         .hidden = (size_t)n[1],
@@ -76,8 +126,9 @@ static int encoder_init(encoder_object *self, PyObject *args, PyObject *kwargs)
         .first_position = (size_t)n[7],
         .layer_norm_epsilon = epsilon,
         .activation = (aimo_activation)activation_index,
-        .pooling = (aimo_pooling)pooling_index,
     };
+    if (!parse_poolings(pooling_names, &config) || !parse_dense(dense, &config))
+        return -1;
     if (self->encoder != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "Encoder.__init__ was called twice");
         return -1;
@@ -285,14 +336,20 @@ static PyObject *seal(encoder_object *self, PyObject *Py_UNUSED(unused))
     Py_RETURN_NONE;
 }
 
-/* encode(token_ids: ndarray[int32], offsets: ndarray[int64], normalize: bool, /)
- * -> ndarray[float32] of shape (batch, hidden) */
+/* encode(token_ids: ndarray[int32], offsets: ndarray[int64], normalize: bool, skip: int,
+ * columns: int, /) -> ndarray[float32] of shape (batch, columns) */
 static PyObject *encode(encoder_object *self, PyObject *args)
 {
     PyObject *ids_arg, *offsets_arg, *result = NULL;
     int normalize;
-    if (!is_ready(self) || !PyArg_ParseTuple(args, "OOp", &ids_arg, &offsets_arg, &normalize))
+    Py_ssize_t skip, columns;
+    if (!is_ready(self) ||
+        !PyArg_ParseTuple(args, "OOpnn", &ids_arg, &offsets_arg, &normalize, &skip, &columns))
         return NULL;
+    const Py_ssize_t dimension = (Py_ssize_t)aimo_encoder_dimension(self->encoder);
+    if (skip < 0 || columns < 1 || columns > dimension)
+        return PyErr_Format(PyExc_ValueError, "skip %zd, columns %zd: expected 0 up, 1 to %zd",
+                            skip, columns, dimension);
     PyArrayObject *ids =
         (PyArrayObject *)PyArray_FROMANY(ids_arg, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
     PyArrayObject *offsets =
@@ -305,16 +362,17 @@ static PyObject *encode(encoder_object *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "offsets: expected to end with the number of token_ids");
         goto done;
     }
-    const npy_intp shape[2] = {batch, (npy_intp)aimo_encoder_config_of(self->encoder)->hidden};
+    const npy_intp shape[2] = {batch, (npy_intp)columns};
     result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     if (result == NULL)
         goto done;
     const int32_t *tokens = PyArray_DATA(ids);
     float *out = PyArray_DATA((PyArrayObject *)result);
+    const aimo_encode_options options = {(size_t)skip, (size_t)columns, normalize != 0};
     aimo_error err;
     aimo_status status;
     Py_BEGIN_ALLOW_THREADS status =
-        aimo_encoder_encode(self->encoder, tokens, begins, (size_t)batch, normalize, out, &err);
+        aimo_encoder_encode(self->encoder, tokens, begins, (size_t)batch, &options, out, &err);
     Py_END_ALLOW_THREADS if (status != AIMO_OK)
     {
         Py_CLEAR(result);
@@ -329,6 +387,11 @@ done:
 static PyObject *get_weight_bytes(encoder_object *self, void *Py_UNUSED(closure))
 {
     return is_ready(self) ? PyLong_FromSize_t(aimo_encoder_weight_bytes(self->encoder)) : NULL;
+}
+
+static PyObject *get_dimension(encoder_object *self, void *Py_UNUSED(closure))
+{
+    return is_ready(self) ? PyLong_FromSize_t(aimo_encoder_dimension(self->encoder)) : NULL;
 }
 
 static PyObject *get_max_length(encoder_object *self, void *Py_UNUSED(closure))
@@ -365,12 +428,14 @@ static PyMethodDef encoder_methods[] = {
     {"seal", (PyCFunction)seal, METH_NOARGS,
      "seal($self, /)\n--\n\nCheck that nothing is missing and make ready."},
     {"encode", (PyCFunction)encode, METH_VARARGS,
-     "encode($self, token_ids, offsets, normalize, /)\n--\n\nEmbed packed sequences."},
+     "encode($self, token_ids, offsets, normalize, skip, columns, /)\n--\n\nEmbed packed "
+     "sequences."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef encoder_getset[] = {
     {"weight_bytes", (getter)get_weight_bytes, NULL, "Bytes of weights held.", NULL},
+    {"dimension", (getter)get_dimension, NULL, "Elements of a vector.", NULL},
     {"max_length", (getter)get_max_length, NULL, "Tokens of the longest sequence.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -14,7 +14,8 @@
 /* Rows of f32 that one chunk works on; named by what they hold, sized for its tokens. */
 typedef struct {
     float *x;            /* [tokens, hidden] the residual stream */
-    float *qkv;          /* [tokens, 3 * hidden]; later the output of a linear before its norm */
+    float *qkv;          /* [tokens, 3 * hidden]; later the output of a linear before its norm, and
+                            at last two times the widest vector after pooling of each sequence */
     float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
     size_t *offsets;     /* [sequences + 1], from the chunk's first token */
 } workspace;
@@ -27,7 +28,8 @@ typedef struct {
     const aimo_encoder *encoder;
     const int32_t *token_ids;
     const int64_t *offsets;
-    bool normalize;
+    const aimo_encode_options *options;
+    size_t columns;
     float *out;
     const chunk *chunks;
     size_t workspace_bytes;
@@ -42,23 +44,44 @@ static size_t widest(const aimo_encoder_config *c)
     return c->intermediate > c->hidden ? c->intermediate : c->hidden;
 }
 
+/* Elements of the pooled vector, before any dense layer. */
+static size_t pooled_width(const aimo_encoder_config *c) { return c->pooling_count * c->hidden; }
+
+static size_t widest_vector(const aimo_encoder_config *c)
+{
+    size_t widest_so_far = pooled_width(c);
+    for (size_t i = 0; i < c->dense_count; i++)
+        if (c->dense[i].outputs > widest_so_far)
+            widest_so_far = c->dense[i].outputs;
+    return widest_so_far;
+}
+
 static size_t align_up(size_t bytes)
 {
     return (bytes + AIMO_CACHE_LINE - 1) / AIMO_CACHE_LINE * AIMO_CACHE_LINE;
 }
 
+static size_t qkv_size(const aimo_encoder_config *c, size_t tokens, size_t sequences)
+{
+    const size_t layers = 3 * align_up(tokens * c->hidden * sizeof(float));
+    const size_t head =
+        c->dense_count == 0 ? 0 : 2 * align_up(sequences * widest_vector(c) * sizeof(float));
+    return layers > head ? layers : head;
+}
+
 /* A cache line is left behind the last row, because tiles may read to the end of their vectors. */
 static size_t workspace_size(const aimo_encoder_config *c, size_t tokens, size_t sequences)
 {
-    return 4 * align_up(tokens * c->hidden * sizeof(float)) +
+    return align_up(tokens * c->hidden * sizeof(float)) + qkv_size(c, tokens, sequences) +
            align_up(tokens * widest(c) * sizeof(float)) +
            align_up((sequences + 1) * sizeof(size_t)) + AIMO_CACHE_LINE;
 }
 
-static workspace workspace_at(void *memory, const aimo_encoder_config *c, size_t tokens)
+static workspace workspace_at(void *memory, const aimo_encoder_config *c, size_t tokens,
+                              size_t sequences)
 {
     const size_t x = align_up(tokens * c->hidden * sizeof(float));
-    char *qkv = (char *)memory + x, *intermediate = qkv + 3 * x;
+    char *qkv = (char *)memory + x, *intermediate = qkv + qkv_size(c, tokens, sequences);
     char *offsets = intermediate + align_up(tokens * widest(c) * sizeof(float));
     return (workspace){memory, (float *)qkv, (float *)intermediate, (size_t *)offsets};
 }
@@ -72,7 +95,7 @@ static aimo_layer_norm norm_of(const aimo_encoder *e, const aimo_weight *weight,
 static aimo_status run_embedding(const aimo_encoder *e, const int32_t *ids, size_t batch,
                                  const workspace *w, aimo_error *err)
 {
-    const aimo_embedding_weights *t = &e->embeddings;
+    const aimo_model_weights *t = &e->model;
     const aimo_embed_args args = {
         .dtype = e->config.dtype,
         .word = t->word.device,
@@ -150,6 +173,65 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
     return b->ops->linear(b, &down, err);
 }
 
+/* Pooling, which without dense layers also cuts and normalizes. */
+static aimo_status run_pooling(const encode_call *call, const chunk *c, const workspace *w,
+                               aimo_error *err)
+{
+    const aimo_encoder *e = call->encoder;
+    const bool last = e->config.dense_count == 0;
+    const aimo_pool_args pool = {
+        .x = w->x,
+        .offsets = w->offsets,
+        .batch = c->batch,
+        .hidden = e->config.hidden,
+        .poolings = e->config.poolings,
+        .skip = call->options->skip,
+        .columns = last ? call->columns : pooled_width(&e->config),
+        .normalize = last && call->options->normalize,
+        .out = last ? call->out + c->first * call->columns : w->qkv,
+    };
+    return e->backend->ops->pool(e->backend, &pool, err);
+}
+
+/* The dense layers, from one half of w->qkv to the other; then each vector, as the one token of a
+ * sequence, is cut and normalized. */
+static aimo_status run_dense(const encode_call *call, const chunk *c, const workspace *w,
+                             aimo_error *err)
+{
+    const aimo_encoder *e = call->encoder;
+    aimo_backend *b = e->backend;
+    const size_t half = align_up(c->batch * widest_vector(&e->config) * sizeof(float));
+    float *x = w->qkv, *y = (float *)((char *)w->qkv + half);
+    for (size_t i = 0; i < e->config.dense_count; i++) {
+        const aimo_linear_args dense = {
+            .w = e->model.dense[i].matrix,
+            .bias = e->model.dense_bias[i].device,
+            .x = x,
+            .m = c->batch,
+            .activation = e->config.dense[i].activation,
+            .y = y,
+        };
+        AIMO_TRY(b->ops->linear(b, &dense, err));
+        float *next = x;
+        x = y;
+        y = next;
+    }
+    for (size_t i = 0; i <= c->batch; i++)
+        w->offsets[i] = i;
+    static const aimo_pooling first_token = AIMO_POOL_CLS;
+    const aimo_pool_args cut = {
+        .x = x,
+        .offsets = w->offsets,
+        .batch = c->batch,
+        .hidden = e->config.dense[e->config.dense_count - 1].outputs,
+        .poolings = &first_token,
+        .columns = call->columns,
+        .normalize = call->options->normalize,
+        .out = call->out + c->first * call->columns,
+    };
+    return b->ops->pool(b, &cut, err);
+}
+
 static aimo_status run_chunk(const encode_call *call, const chunk *c, const workspace *w,
                              aimo_error *err)
 {
@@ -162,16 +244,8 @@ static aimo_status run_chunk(const encode_call *call, const chunk *c, const work
         AIMO_TRY(run_attention(e, &e->layers[layer], c->batch, w, err));
         AIMO_TRY(run_feed_forward(e, &e->layers[layer], c->batch, w, err));
     }
-    const aimo_pool_args pool = {
-        .x = w->x,
-        .offsets = w->offsets,
-        .batch = c->batch,
-        .hidden = e->config.hidden,
-        .pooling = e->config.pooling,
-        .normalize = call->normalize,
-        .out = call->out + c->first * e->config.hidden,
-    };
-    return e->backend->ops->pool(e->backend, &pool, err);
+    AIMO_TRY(run_pooling(call, c, w, err));
+    return e->config.dense_count == 0 ? AIMO_OK : run_dense(call, c, w, err);
 }
 
 static void chunk_index(void *context, size_t index)
@@ -187,7 +261,7 @@ static void chunk_index(void *context, size_t index)
     if (status == AIMO_OK) {
         const size_t tokens =
             (size_t)(call->offsets[c->first + c->batch] - call->offsets[c->first]);
-        const workspace w = workspace_at(memory, &call->encoder->config, tokens);
+        const workspace w = workspace_at(memory, &call->encoder->config, tokens, c->batch);
         status = run_chunk(call, c, &w, &err);
         b->ops->workspace_return(b, memory);
     }
@@ -243,10 +317,14 @@ static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, s
 }
 
 aimo_status aimo_encoder_encode(const aimo_encoder *encoder, const int32_t *token_ids,
-                                const int64_t *offsets, size_t batch, bool normalize, float *out,
-                                aimo_error *err)
+                                const int64_t *offsets, size_t batch,
+                                const aimo_encode_options *options, float *out, aimo_error *err)
 {
     AIMO_TRY(check_batch(encoder, token_ids, offsets, batch, err));
+    const size_t dimension = aimo_encoder_dimension(encoder);
+    if (options->columns > dimension)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "columns: expected 1 to %zu, got %zu", dimension,
+                         options->columns);
     aimo_backend *b = encoder->backend;
     chunk *chunks;
     AIMO_TRY(aimo_memory_new((void **)&chunks, batch, sizeof *chunks, "chunks", err));
@@ -254,7 +332,8 @@ aimo_status aimo_encoder_encode(const aimo_encoder *encoder, const int32_t *toke
         .encoder = encoder,
         .token_ids = token_ids,
         .offsets = offsets,
-        .normalize = normalize,
+        .options = options,
+        .columns = options->columns != 0 ? options->columns : dimension,
         .out = out,
         .chunks = chunks,
         .err = err,
@@ -290,9 +369,31 @@ static aimo_status check_config(const aimo_encoder_config *c, aimo_error *err)
     return AIMO_OK;
 }
 
+static aimo_status check_head(const aimo_encoder_config *c, aimo_error *err)
+{
+    if (c->pooling_count == 0 || c->pooling_count > AIMO_POOLINGS_MOST)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "poolings: expected 1 to %d, got %zu",
+                         AIMO_POOLINGS_MOST, c->pooling_count);
+    if (c->dense_count > AIMO_DENSE_MOST)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "dense: expected at most %d, got %zu",
+                         AIMO_DENSE_MOST, c->dense_count);
+    size_t width = pooled_width(c);
+    for (size_t i = 0; i < c->dense_count; i++) {
+        if (c->dense[i].inputs != width)
+            return aimo_fail(err, AIMO_ERR_ARGUMENT, "dense %zu: takes %zu inputs, expected %zu", i,
+                             c->dense[i].inputs, width);
+        width = c->dense[i].outputs;
+        if (width == 0 || width > INT32_MAX)
+            return aimo_fail(err, AIMO_ERR_ARGUMENT, "dense %zu: expected 1 to %d outputs, got %zu",
+                             i, INT32_MAX, width);
+    }
+    return AIMO_OK;
+}
+
 aimo_status aimo_encoder_new(const aimo_encoder_config *config, aimo_encoder **out, aimo_error *err)
 {
     AIMO_TRY(check_config(config, err));
+    AIMO_TRY(check_head(config, err));
     aimo_encoder *encoder;
     AIMO_TRY(aimo_memory_new_zero((void **)&encoder, 1, sizeof *encoder, "encoder", err));
     encoder->config = *config;
@@ -334,6 +435,12 @@ const aimo_encoder_config *aimo_encoder_config_of(const aimo_encoder *encoder)
 size_t aimo_encoder_max_length(const aimo_encoder *encoder)
 {
     return encoder->config.positions - encoder->config.first_position;
+}
+
+size_t aimo_encoder_dimension(const aimo_encoder *encoder)
+{
+    const aimo_encoder_config *c = &encoder->config;
+    return c->dense_count == 0 ? pooled_width(c) : c->dense[c->dense_count - 1].outputs;
 }
 
 size_t aimo_encoder_weight_bytes(const aimo_encoder *encoder) { return encoder->weight_bytes; }

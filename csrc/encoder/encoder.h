@@ -16,6 +16,14 @@
 
 typedef struct aimo_encoder aimo_encoder;
 
+/* A linear layer after pooling: y = activation(w x + bias). */
+typedef struct {
+    size_t inputs, outputs;
+    aimo_activation activation;
+} aimo_dense;
+
+enum { AIMO_POOLINGS_MOST = AIMO_POOLING_COUNT, AIMO_DENSE_MOST = 4 };
+
 /* What distinguishes one model from another. So far: learned absolute positions, norm after the
  * residual sum, one feed-forward path; BERT and its relatives. */
 typedef struct {
@@ -26,8 +34,18 @@ typedef struct {
     size_t first_position; /* the position of a sequence's first token (RoBERTa: 2) */
     float layer_norm_epsilon;
     aimo_activation activation;
-    aimo_pooling pooling;
+    aimo_pooling poolings[AIMO_POOLINGS_MOST]; /* several are concatenated */
+    size_t pooling_count;
+    aimo_dense dense[AIMO_DENSE_MOST]; /* one after another, on the pooled vector */
+    size_t dense_count;
 } aimo_encoder_config;
+
+/* What one call may choose. */
+typedef struct {
+    size_t skip;    /* leading tokens of every sequence that pooling leaves out */
+    size_t columns; /* leading elements of the vectors that are kept; 0: all */
+    bool normalize; /* to unit L2 norm, after the cut */
+} aimo_encode_options;
 
 /* AIMO_ERR_ARGUMENT names the first field that makes no sense. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_new(const aimo_encoder_config *config, aimo_encoder **out,
@@ -86,7 +104,7 @@ AIMO_MUST_CHECK aimo_status aimo_encoder_map_weight(aimo_encoder *encoder, size_
  * the first tensor that is missing. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error *err);
 
-/* out [batch, hidden] f32 = one vector per sequence.
+/* out [batch, columns] f32 = one vector per sequence.
  *
  *   token_ids [offsets[batch]]   sequence i is token_ids[offsets[i]] ... token_ids[offsets[i + 1] -
  * 1] offsets   [batch + 1]        rising from 0, no sequence empty or longer than
@@ -96,12 +114,14 @@ AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error 
  * token id is wrong, before any work; AIMO_ERR_MEMORY leaves out undefined. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_encode(const aimo_encoder *encoder,
                                                 const int32_t *token_ids, const int64_t *offsets,
-                                                size_t batch, bool normalize, float *out,
-                                                aimo_error *err);
+                                                size_t batch, const aimo_encode_options *options,
+                                                float *out, aimo_error *err);
 
 const aimo_encoder_config *aimo_encoder_config_of(const aimo_encoder *encoder);
 /* Tokens of the longest sequence: positions - first_position. */
 size_t aimo_encoder_max_length(const aimo_encoder *encoder);
+/* Elements of a vector. */
+size_t aimo_encoder_dimension(const aimo_encoder *encoder);
 /* Bytes of weights held. */
 size_t aimo_encoder_weight_bytes(const aimo_encoder *encoder);
 

@@ -4,33 +4,51 @@
 #include "base/memory.h"
 #include "half/half.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
 typedef enum { MATRIX, TABLE, VECTOR } kind;
 
 /* Sizes that shapes are made of. */
-typedef enum { NONE, HIDDEN, INTERMEDIATE, VOCABULARY, POSITIONS, TOKEN_TYPES } extent;
+typedef enum {
+    NONE,
+    HIDDEN,
+    INTERMEDIATE,
+    VOCABULARY,
+    POSITIONS,
+    TOKEN_TYPES,
+    DENSE_INPUTS, /* of the first; the others follow */
+    DENSE_OUTPUTS = DENSE_INPUTS + AIMO_DENSE_MOST,
+    EXTENT_END = DENSE_OUTPUTS + AIMO_DENSE_MOST,
+} extent;
 
 typedef struct {
     const char *name;
     kind kind;
     extent rows, columns;
-    size_t offset; /* of the aimo_weight in aimo_layer_weights or aimo_embedding_weights */
+    size_t offset; /* of the aimo_weight in aimo_layer_weights or aimo_model_weights */
     const char *weight;
     bool per_layer;
     size_t part, parts; /* which of how many equal row blocks of the weight this tensor is */
 } tensor;
 
 #define LAYER(field) offsetof(aimo_layer_weights, field), #field, true
-#define EMBEDDING(field) offsetof(aimo_embedding_weights, field), #field, false
+#define MODEL(field) offsetof(aimo_model_weights, field), #field, false
+#define DENSE(i) offsetof(aimo_model_weights, dense[i]), "dense_" #i, false
+#define DENSE_BIAS(i) offsetof(aimo_model_weights, dense_bias[i]), "dense_" #i "_bias", false
+#define DENSE_LAYER(i)                                                                             \
+    {"dense_" #i ".weight", MATRIX, DENSE_OUTPUTS + i, DENSE_INPUTS + i, DENSE(i), 0, 1},          \
+    {                                                                                              \
+        "dense_" #i ".bias", VECTOR, DENSE_OUTPUTS + i, NONE, DENSE_BIAS(i), 0, 1                  \
+    }
 
 static const tensor tensors[] = {
-    {"word_embeddings", TABLE, VOCABULARY, HIDDEN, EMBEDDING(word), 0, 1},
-    {"position_embeddings", TABLE, POSITIONS, HIDDEN, EMBEDDING(position), 0, 1},
-    {"token_type_embeddings", TABLE, TOKEN_TYPES, HIDDEN, EMBEDDING(type), 0, 1},
-    {"embedding_norm.weight", VECTOR, HIDDEN, NONE, EMBEDDING(norm), 0, 1},
-    {"embedding_norm.bias", VECTOR, HIDDEN, NONE, EMBEDDING(norm_bias), 0, 1},
+    {"word_embeddings", TABLE, VOCABULARY, HIDDEN, MODEL(word), 0, 1},
+    {"position_embeddings", TABLE, POSITIONS, HIDDEN, MODEL(position), 0, 1},
+    {"token_type_embeddings", TABLE, TOKEN_TYPES, HIDDEN, MODEL(type), 0, 1},
+    {"embedding_norm.weight", VECTOR, HIDDEN, NONE, MODEL(norm), 0, 1},
+    {"embedding_norm.bias", VECTOR, HIDDEN, NONE, MODEL(norm_bias), 0, 1},
     {"query.weight", MATRIX, HIDDEN, HIDDEN, LAYER(qkv), 0, 3},
     {"key.weight", MATRIX, HIDDEN, HIDDEN, LAYER(qkv), 1, 3},
     {"value.weight", MATRIX, HIDDEN, HIDDEN, LAYER(qkv), 2, 3},
@@ -47,6 +65,10 @@ static const tensor tensors[] = {
     {"down.bias", VECTOR, HIDDEN, NONE, LAYER(down_bias), 0, 1},
     {"output_norm.weight", VECTOR, HIDDEN, NONE, LAYER(output_norm), 0, 1},
     {"output_norm.bias", VECTOR, HIDDEN, NONE, LAYER(output_norm_bias), 0, 1},
+    DENSE_LAYER(0),
+    DENSE_LAYER(1),
+    DENSE_LAYER(2),
+    DENSE_LAYER(3),
 };
 enum { TENSOR_COUNT = sizeof tensors / sizeof tensors[0] };
 _Static_assert(TENSOR_COUNT <= 32, "the sets of tensors are 32-bit masks");
@@ -66,13 +88,16 @@ static size_t extent_of(const aimo_encoder_config *c, extent e)
         return c->positions;
     case TOKEN_TYPES:
         return c->token_types;
+    default: /* those of a dense layer that is not there are 0 */
+        assert(e < EXTENT_END);
+        return e < DENSE_OUTPUTS ? c->dense[e - DENSE_INPUTS].inputs
+                                 : c->dense[e - DENSE_OUTPUTS].outputs;
     }
-    return 0;
 }
 
 static aimo_weight *weight_of(const aimo_encoder *encoder, const tensor *t, size_t layer)
 {
-    char *base = t->per_layer ? (char *)&encoder->layers[layer] : (char *)&encoder->embeddings;
+    char *base = t->per_layer ? (char *)&encoder->layers[layer] : (char *)&encoder->model;
     return (aimo_weight *)(base + t->offset);
 }
 
@@ -175,7 +200,7 @@ aimo_status aimo_weights_check_complete(const aimo_encoder *encoder, aimo_error 
         const tensor *t = &tensors[i];
         if (extent_of(&encoder->config, t->rows) == 0)
             continue;
-        if (!t->per_layer && (encoder->embeddings_set >> i & 1) == 0)
+        if (!t->per_layer && (encoder->model_set >> i & 1) == 0)
             return aimo_fail(err, AIMO_ERR_FORMAT, "missing tensor: %s", t->name);
         for (size_t layer = 0; t->per_layer && layer < encoder->config.layers; layer++)
             if ((encoder->layers_set[layer] >> i & 1) == 0)
@@ -195,6 +220,9 @@ static aimo_status check_tensor(const aimo_encoder *encoder, size_t index, size_
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: there is no layer %zu", t->name, layer);
     const size_t expected_rows = extent_of(&encoder->config, t->rows);
     const size_t expected_columns = extent_of(&encoder->config, t->columns);
+    if (expected_rows == 0)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: the configuration has no such tensor",
+                         t->name);
     if (rows != expected_rows || columns != expected_columns)
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s: expected shape (%zu, %zu), got (%zu, %zu)",
                          t->name, expected_rows, expected_columns, rows, columns);
@@ -268,7 +296,7 @@ aimo_status aimo_encoder_set_tensor(aimo_encoder *encoder, size_t index, size_t 
         table_pack(dtype, data, w->owned, count);
     else
         memcpy((float *)w->owned + rows * t->part, data, count * sizeof *data);
-    *(t->per_layer ? &encoder->layers_set[layer] : &encoder->embeddings_set) |= 1u << index;
+    *(t->per_layer ? &encoder->layers_set[layer] : &encoder->model_set) |= 1u << index;
     return AIMO_OK;
 }
 
@@ -343,7 +371,7 @@ aimo_status aimo_encoder_map_weight(aimo_encoder *encoder, size_t index, size_t 
     if (t->kind == VECTOR)
         AIMO_TRY(check_values(encoder, t, layer, data, bytes / sizeof(float), err));
     w->data = data;
-    uint32_t *set = t->per_layer ? &encoder->layers_set[layer] : &encoder->embeddings_set;
+    uint32_t *set = t->per_layer ? &encoder->layers_set[layer] : &encoder->model_set;
     for (size_t part = 0; part < TENSOR_COUNT; part++)
         if (tensors[part].offset == t->offset && tensors[part].per_layer == t->per_layer)
             *set |= 1u << part;

@@ -26,13 +26,15 @@ typedef struct {
 typedef struct {
     aimo_weight word, position, type; /* [vocabulary | positions | token_types, hidden] */
     aimo_weight norm, norm_bias;      /* [hidden] */
-} aimo_embedding_weights;
+    /* After pooling: [outputs, inputs], [outputs] */
+    aimo_weight dense[AIMO_DENSE_MOST], dense_bias[AIMO_DENSE_MOST];
+} aimo_model_weights;
 
 struct aimo_encoder {
     aimo_encoder_config config;
-    aimo_embedding_weights embeddings;
+    aimo_model_weights model;
     aimo_layer_weights *layers; /* [config.layers] */
-    uint32_t embeddings_set;    /* bit i: tensor i was set */
+    uint32_t model_set;         /* bit i: tensor i was set */
     uint32_t *layers_set;       /* [config.layers] */
     size_t weight_bytes;
     aimo_backend *backend; /* NULL until sealing begins */

@@ -1,4 +1,5 @@
 # The private C extension. Written by hand; tests/test_stub.py compares it with the module.
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -56,8 +57,9 @@ class Encoder:
         token_types: int,
         first_position: int,
         activation: str,
-        pooling: str,
+        poolings: Sequence[str],
         layer_norm_epsilon: float,
+        dense: Sequence[tuple[int, int, str]],
     ) -> None: ...
     def set_tensor(self, name: str, layer: int, data: NDArray[np.float32], /) -> None: ...
     def tensor(self, name: str, layer: int, /) -> NDArray[np.float32]: ...
@@ -66,10 +68,18 @@ class Encoder:
     def map_weight(self, name: str, layer: int, data: NDArray[np.uint8], /) -> None: ...
     def seal(self) -> None: ...
     def encode(
-        self, token_ids: NDArray[np.int32], offsets: NDArray[np.int64], normalize: bool, /
+        self,
+        token_ids: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        normalize: bool,
+        skip: int,
+        columns: int,
+        /,
     ) -> NDArray[np.float32]: ...
     @property
     def weight_bytes(self) -> int: ...
+    @property
+    def dimension(self) -> int: ...
     @property
     def max_length(self) -> int: ...
 

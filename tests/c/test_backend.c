@@ -128,10 +128,12 @@ TEST(backend_attention_matches_its_definition)
     }
 }
 
-static double pool_exactly(const float *x, size_t length, size_t n, size_t i, aimo_pooling pooling)
+/* Over the tokens [skip, length). */
+static double pool_exactly(const float *x, size_t skip, size_t length, size_t n, size_t i,
+                           aimo_pooling pooling)
 {
     double sum = 0.0, weights = 0.0, most = -INFINITY;
-    for (size_t t = 0; t < length; t++) {
+    for (size_t t = skip; t < length; t++) {
         const double weight = pooling == AIMO_POOL_WEIGHTED_MEAN ? (double)(t + 1) : 1.0;
         sum += weight * (double)x[t * n + i];
         weights += weight;
@@ -139,48 +141,68 @@ static double pool_exactly(const float *x, size_t length, size_t n, size_t i, ai
     }
     switch (pooling) {
     case AIMO_POOL_CLS:
-        return (double)x[i];
+        return (double)x[skip * n + i];
     case AIMO_POOL_LAST_TOKEN:
         return (double)x[(length - 1) * n + i];
     case AIMO_POOL_MAX:
         return most;
     case AIMO_POOL_MEAN_SQRT_LEN:
-        return sum / sqrt((double)length);
+        return sum / sqrt((double)(length - skip));
     default:
         return sum / weights;
     }
 }
 
+enum { POOL_N = 37, POOL_TOKENS = 23, POOL_MOST = 2 * POOL_N };
+
+/* Whether the row pools sequence s as defined, and writes nothing behind it. */
+static bool pools_exactly(const aimo_cpu_kernels *row, const aimo_pool_args *args, size_t s)
+{
+    const size_t begin = args->offsets[s], length = args->offsets[s + 1] - begin;
+    const size_t skip = args->skip < length ? args->skip : length - 1;
+    float *out = args->out + s * args->columns;
+    double expected[POOL_MOST], squares = 0.0;
+    out[args->columns] = 12345.0f;
+    row->pool(args, s);
+    for (size_t i = 0; i < args->columns; i++) {
+        expected[i] = pool_exactly(args->x + begin * POOL_N, skip, length, POOL_N, i % POOL_N,
+                                   args->poolings[i / POOL_N]);
+        squares += expected[i] * expected[i];
+    }
+    bool right = out[args->columns] == 12345.0f;
+    for (size_t i = 0; i < args->columns; i++)
+        right &= close_to(out[i], expected[i] / (args->normalize ? sqrt(squares) : 1.0), POOL_MOST);
+    return right;
+}
+
 TEST(backend_pooling_matches_its_definition)
 {
-    enum { N = 37, TOKENS = 23 };
+    static const size_t columns[] = {POOL_MOST, POOL_N, 5, POOL_N + 9}, skips[] = {0, 1, 6, 40};
     uint64_t random = 9;
-    const size_t offsets[] = {0, 1, 9, TOKENS};
-    float x[TOKENS * N], out[3 * N];
-    fill(x, TOKENS * N, &random);
+    const size_t offsets[] = {0, 1, 9, POOL_TOKENS};
+    float x[POOL_TOKENS * POOL_N], out[3 * POOL_MOST + 1];
+    fill(x, POOL_TOKENS * POOL_N, &random);
     for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
         const aimo_cpu_kernels *row = aimo_cpu_kernels_row(r);
         if (!row_runs(row))
             continue;
-        for (int pooling = 0; pooling < AIMO_POOLING_COUNT; pooling++) {
-            for (int normalize = 0; normalize < 2; normalize++) {
-                const aimo_pool_args args = {
-                    x, offsets, 3, N, (aimo_pooling)pooling, normalize != 0, out};
-                for (size_t s = 0; s < 3; s++) {
-                    row->pool(&args, s);
-                    double expected[N], squares = 0.0;
-                    for (size_t i = 0; i < N; i++) {
-                        expected[i] = pool_exactly(x + offsets[s] * N, offsets[s + 1] - offsets[s],
-                                                   N, i, args.pooling);
-                        squares += expected[i] * expected[i];
-                    }
-                    for (size_t i = 0; i < N; i++)
-                        CHECK_MSG(close_to(out[s * N + i],
-                                           expected[i] / (normalize ? sqrt(squares) : 1.0), N),
-                                  "%s pooling %d sequence %zu element %zu", row->isa, pooling, s,
-                                  i);
-                }
-            }
+        for (int c = 0; c < AIMO_POOLING_COUNT * 2 * 16; c++) {
+            const aimo_pooling first = (aimo_pooling)(c % AIMO_POOLING_COUNT);
+            const aimo_pooling poolings[] = {
+                first, (aimo_pooling)((first + 1 + c / 32) % AIMO_POOLING_COUNT)};
+            const aimo_pool_args args = {
+                .x = x,
+                .offsets = offsets,
+                .batch = 3,
+                .hidden = POOL_N,
+                .poolings = poolings,
+                .skip = skips[c / 8 % 4],
+                .columns = columns[c / 2 % 4],
+                .normalize = c % 2 != 0,
+                .out = out,
+            };
+            for (size_t s = 0; s < 3; s++)
+                CHECK_MSG(pools_exactly(row, &args, s), "%s case %d sequence %zu", row->isa, c, s);
         }
     }
 }
@@ -190,7 +212,8 @@ TEST(backend_pooling_of_zeros_stays_zero)
     const float x[20] = {0.0f};
     float out[20];
     const size_t offsets[] = {0, 1};
-    const aimo_pool_args args = {x, offsets, 1, 20, AIMO_POOL_MEAN, true, out};
+    const aimo_pooling mean = AIMO_POOL_MEAN;
+    const aimo_pool_args args = {x, offsets, 1, 20, &mean, 0, 20, true, out};
     for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
         if (!row_runs(aimo_cpu_kernels_row(r)))
             continue;

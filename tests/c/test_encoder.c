@@ -22,8 +22,11 @@ static const aimo_encoder_config small = {
     .token_types = 2,
     .layer_norm_epsilon = 1e-12f,
     .activation = AIMO_ACT_GELU,
-    .pooling = AIMO_POOL_MEAN,
+    .poolings = {AIMO_POOL_MEAN},
+    .pooling_count = 1,
 };
+
+static const aimo_encode_options unit = {.normalize = true};
 
 /* Sets every tensor but `left_out` to random values. */
 static aimo_status set_tensors(aimo_encoder *encoder, const char *left_out, aimo_error *err)
@@ -96,10 +99,10 @@ TEST(encoder_vector_does_not_depend_on_batch_or_threads)
         for (size_t threads = 1; threads <= 3; threads++) {
             CHECK(aimo_thread_count_set(threads, NULL) == AIMO_OK);
             same &=
-                aimo_encoder_encode(encoder, b.ids, b.offsets, BATCH, true, all, &err) == AIMO_OK;
+                aimo_encoder_encode(encoder, b.ids, b.offsets, BATCH, &unit, all, &err) == AIMO_OK;
             for (size_t i = 0; i < BATCH; i++) {
                 const int64_t offsets[] = {0, b.offsets[i + 1] - b.offsets[i]};
-                same &= aimo_encoder_encode(encoder, b.ids + b.offsets[i], offsets, 1, true, one,
+                same &= aimo_encoder_encode(encoder, b.ids + b.offsets[i], offsets, 1, &unit, one,
                                             &err) == AIMO_OK;
                 same &= memcmp(one, all + i * 36, sizeof one) == 0;
             }
@@ -110,9 +113,50 @@ TEST(encoder_vector_does_not_depend_on_batch_or_threads)
     }
 }
 
-TEST(encoder_gives_weights_back_as_stored)
+/* Two poolings side by side, through two dense layers. */
+static aimo_encoder_config with_head(void)
 {
     aimo_encoder_config config = small;
+    config.poolings[1] = AIMO_POOL_MAX;
+    config.pooling_count = 2;
+    config.dense[0] = (aimo_dense){72, 200, AIMO_ACT_TANH};
+    config.dense[1] = (aimo_dense){200, 21, AIMO_ACT_NONE};
+    config.dense_count = 2;
+    return config;
+}
+
+TEST(encoder_vector_after_dense_layers_does_not_depend_on_batch_either)
+{
+    static batch b;
+    fill_batch(&b);
+    aimo_encoder *encoder;
+    aimo_error err;
+    CHECK_MSG(new_encoder(with_head(), &encoder, &err) == AIMO_OK, "%s", err.message);
+    const bool dimension = aimo_encoder_dimension(encoder) == 21;
+    const aimo_encode_options options = {.skip = 2, .columns = 17, .normalize = true};
+    bool same = true;
+    float all[BATCH * 17], one[17];
+    for (size_t threads = 1; threads <= 3; threads++) {
+        CHECK(aimo_thread_count_set(threads, NULL) == AIMO_OK);
+        same &= aimo_encoder_encode(encoder, b.ids, b.offsets, BATCH, &options, all, &err) == 0;
+        for (size_t i = 0; i < BATCH; i++) {
+            const int64_t offsets[] = {0, b.offsets[i + 1] - b.offsets[i]};
+            same &= aimo_encoder_encode(encoder, b.ids + b.offsets[i], offsets, 1, &options, one,
+                                        &err) == AIMO_OK;
+            same &= memcmp(one, all + i * 17, sizeof one) == 0;
+        }
+    }
+    CHECK(aimo_thread_count_set(0, NULL) == AIMO_OK);
+    const aimo_encode_options wide = {.columns = 22};
+    const aimo_status refused = aimo_encoder_encode(encoder, b.ids, b.offsets, 1, &wide, all, &err);
+    aimo_encoder_free(encoder);
+    CHECK(dimension && same);
+    CHECK(refused == AIMO_ERR_ARGUMENT);
+}
+
+TEST(encoder_gives_weights_back_as_stored)
+{
+    aimo_encoder_config config = with_head();
     config.dtype = AIMO_F32;
     aimo_encoder *encoder;
     aimo_error err;
@@ -122,6 +166,8 @@ TEST(encoder_gives_weights_back_as_stored)
     for (size_t i = 0; aimo_encoder_tensor_name(i, &per_layer) != NULL; i++) {
         size_t rows, columns;
         aimo_encoder_tensor_shape(encoder, i, &rows, &columns);
+        if (rows == 0)
+            continue;
         const size_t count = rows * (columns != 0 ? columns : 1);
         float *data = malloc(count * sizeof *data), *back = malloc(count * sizeof *back);
         for (size_t j = 0; j < count; j++)
@@ -167,8 +213,9 @@ TEST(encoder_over_mapped_weights_gives_the_same_vectors)
         const size_t added = aimo_memory_live_bytes() - live;
         float expected[2 * 36], got[2 * 36];
         bool same = status == AIMO_OK;
-        same = same && aimo_encoder_encode(owner, ids, offsets, 2, true, expected, &err) == AIMO_OK;
-        same = same && aimo_encoder_encode(mapped, ids, offsets, 2, true, got, &err) == AIMO_OK;
+        same =
+            same && aimo_encoder_encode(owner, ids, offsets, 2, &unit, expected, &err) == AIMO_OK;
+        same = same && aimo_encoder_encode(mapped, ids, offsets, 2, &unit, got, &err) == AIMO_OK;
         same = same && memcmp(expected, got, sizeof got) == 0;
         aimo_encoder_free(mapped);
         aimo_encoder_free(owner);
@@ -256,10 +303,10 @@ TEST(encoder_refuses_bad_batches_before_any_work)
                  {{0, 1, 66}, 0}, {{0, 1, 2}, 1}, {{0, 1, 2}, 2}};
     bool refused = true;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
-        refused &= aimo_encoder_encode(encoder, ids + wrong[i].first_id, wrong[i].offsets, 2, true,
+        refused &= aimo_encoder_encode(encoder, ids + wrong[i].first_id, wrong[i].offsets, 2, &unit,
                                        out, &err) == AIMO_ERR_ARGUMENT;
     const int64_t none[] = {0};
-    const aimo_status empty = aimo_encoder_encode(encoder, ids, none, 0, true, out, &err);
+    const aimo_status empty = aimo_encoder_encode(encoder, ids, none, 0, &unit, out, &err);
     aimo_encoder_free(encoder);
     CHECK(refused);
     CHECK(empty == AIMO_OK);
@@ -281,6 +328,15 @@ TEST(encoder_refuses_configurations_that_make_no_sense)
     config = small;
     config.layer_norm_epsilon = NAN;
     CHECK(aimo_encoder_new(&config, &encoder, &err) == AIMO_ERR_ARGUMENT);
+    config = small;
+    config.pooling_count = 0;
+    CHECK(aimo_encoder_new(&config, &encoder, &err) == AIMO_ERR_ARGUMENT);
+    config = with_head();
+    config.dense[1].inputs = 201;
+    CHECK(aimo_encoder_new(&config, &encoder, &err) == AIMO_ERR_ARGUMENT);
+    config = with_head();
+    config.dense[1].outputs = 0;
+    CHECK(aimo_encoder_new(&config, &encoder, &err) == AIMO_ERR_ARGUMENT);
 }
 
 TEST(encoder_reports_every_failed_allocation_and_leaks_nothing)
@@ -293,9 +349,9 @@ TEST(encoder_reports_every_failed_allocation_and_leaks_nothing)
         aimo_error err;
         aimo_scratch_trim();
         aimo_memory_fail_after(allocations);
-        aimo_status status = new_encoder(small, &encoder, &err);
+        aimo_status status = new_encoder(with_head(), &encoder, &err);
         if (status == AIMO_OK) {
-            status = aimo_encoder_encode(encoder, ids, offsets, 1, true, out, &err);
+            status = aimo_encoder_encode(encoder, ids, offsets, 1, &unit, out, &err);
             aimo_encoder_free(encoder);
         }
         aimo_memory_fail_after(-1);
