@@ -66,7 +66,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "size a string": (edit_json("config.json", hidden_size="36"), "hidden_size must be a positive"),
     "size missing": (edit_json("config.json", num_hidden_layers=None), "num_hidden_layers must be"),
     "heads do not divide": (edit_json("config.json", num_attention_heads=5), "no multiple of"),
-    "no modules": (remove("modules.json"), r"modules\.json: the file is missing"),
     "modules an object": (overwrite("modules.json", b"{}"), "expected a list of objects"),
     "no pooling": (remove("1_Pooling/config.json"), r"1_Pooling.config\.json: the file is missing"),
     "pooling dimension": (
@@ -82,7 +81,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "2 special tokens leave no place in 2 tokens",
     ),
     "no weights": (remove("model.safetensors"), r"model\.safetensors: the file is missing$"),
-    "only a pickle": (only_pickle, "pytorch_model.bin is a pickle and is not read"),
+    "only a pickle": (only_pickle, "pytorch_model.bin is a pickle, .* save_pretrained"),
     "truncated weights": (truncate, r"model\.safetensors: not a valid safetensors file"),
     "empty weights": (overwrite("model.safetensors", b""), "not a valid safetensors file"),
     "header too long": (
@@ -117,16 +116,16 @@ UNSUPPORTED: dict[str, tuple[Callable[[Path], object], str]] = {
         "position_embedding_type",
     ),
     "activation": (edit_json("config.json", hidden_act="mish"), "hidden_act 'mish'"),
-    "two poolings": (
-        edit_json("1_Pooling/config.json", pooling_mode_cls_token=True),
-        "expected one known pooling mode",
+    "pooling": (
+        edit_json("1_Pooling/config.json", pooling_mode="median"),
+        "pooling mode .median. is not known",
     ),
-    "Dense module": (
+    "another module": (
         lambda folder: write_json(
             folder / "modules.json",
-            [{"path": p, "type": f"x.{p}"} for p in ("Transformer", "Pooling", "Dense")],
+            [{"path": p, "type": f"x.{p}"} for p in ("Transformer", "Pooling", "LSTM")],
         ),
-        "modules .*Dense.* are not supported",
+        "modules .*LSTM.* are not supported",
     ),
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFormatError, UnsupportedError
+from .json_files import positive_integer as _size
 
 #: ``hidden_act`` of transformers, by the core's name.
 ACTIVATIONS = {
@@ -35,8 +36,10 @@ class Family:
 
     #: Tensor name in the file -> tensor name in the core; ``{layer}`` stands for the number.
     tensors: Mapping[str, str]
-    #: What may precede every tensor name.
-    prefixes: tuple[str, ...]
+    #: The tensor by which the prefix of all names is found ("", "bert.", "0.auto_model.", ...).
+    anchor: str
+    #: Tensors that show the sizes of config.json, as names of :attr:`Architecture.sizes`.
+    shapes: Mapping[str, tuple[str, ...]]
     #: Tensors of the file that the encoder has no use for, by the beginning of their name.
     ignored: tuple[str, ...]
     #: Position of the first token.
@@ -67,8 +70,18 @@ BERT = Family(
         for theirs, ours in _BERT_LAYER.items()
         for part in ("weight", "bias")
     },
-    prefixes=("", "bert.", "model."),
-    ignored=("pooler.", "cls.", "embeddings.position_ids", "embeddings.token_type_ids"),
+    anchor="embeddings.word_embeddings.weight",
+    shapes={
+        "embeddings.word_embeddings.weight": ("vocabulary", "hidden"),
+        "embeddings.position_embeddings.weight": ("positions", "hidden"),
+        "embeddings.token_type_embeddings.weight": ("token_types", "hidden"),
+        "encoder.layer.{layer}.intermediate.dense.weight": ("intermediate", "hidden"),
+    },
+    # Pooler and heads of other tasks; buffers that old versions saved.
+    ignored=(
+        "pooler.", "cls.", "classifier.", "qa_outputs.", "embeddings.position_ids",
+        "embeddings.token_type_ids",
+    ),
 )
 
 FAMILIES: Mapping[str, Family] = {"bert": BERT}
@@ -79,7 +92,7 @@ class Architecture:
     """A model's family and its sizes, from config.json."""
 
     family: Family
-    #: Keyword arguments of ``_core.Encoder``, but for dtype and pooling.
+    #: Keyword arguments of ``_core.Encoder``, but for dtype and what comes after the layers.
     sizes: Mapping[str, Any]
 
     @property
@@ -110,7 +123,7 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
         raise UnsupportedError(f"{path}: model_type {model_type!r} is not known, only {known}")
     _refuse_variants(config, path)
     activation = config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UnsupportedError(f"{path}: hidden_act {activation!r} is not supported")
     sizes: dict[str, Any] = {
         "layers": _size(config, "num_hidden_layers", path),
@@ -122,7 +135,7 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
         "token_types": _size(config, "type_vocab_size", path, default=2),
         "first_position": family.first_position,
         "activation": ACTIVATIONS[activation],
-        "layer_norm_epsilon": float(config.get("layer_norm_eps", 1e-12)),
+        "layer_norm_epsilon": _epsilon(config, path),
     }
     if sizes["hidden"] % sizes["heads"] != 0:
         raise ModelFormatError(
@@ -146,8 +159,8 @@ def _refuse_variants(config: Mapping[str, Any], path: Path) -> None:
             raise UnsupportedError(f"{path}: {key} = {value!r} is not supported")
 
 
-def _size(config: Mapping[str, Any], key: str, path: Path, default: int | None = None) -> int:
-    value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelFormatError(f"{path}: {key} must be a positive integer, got {value!r}")
+def _epsilon(config: Mapping[str, Any], path: Path) -> float:
+    value = config.get("layer_norm_eps", 1e-12)
+    if not isinstance(value, float) or not 0.0 < value < 1.0:
+        raise ModelFormatError(f"{path}: layer_norm_eps must lie between 0 and 1, got {value!r}")
     return value

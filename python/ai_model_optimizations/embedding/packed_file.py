@@ -11,7 +11,6 @@ because safetensors allows no gaps. The metadata says the rest:
 ``dtype``            of matrices and tables; vectors are f32
 ``space_id``         hash of the source's weights, tokenizer, pooling and normalisation
 ``model``            JSON: family, sizes, pooling, limits
-``tokenizer``        JSON: what was found out about the tokenizer when the model was packed
 ``checksum``         CRC-32 over a sample of every tensor
 ``created_by``       this package's version
 """
@@ -64,7 +63,7 @@ def write_packed(
     Parameters
     ----------
     tokenizer : a tokenizer.json
-    metadata : ``dtype``, ``space_id``, ``model`` and ``tokenizer``
+    metadata : ``dtype``, ``space_id`` and ``model``
     mode : permissions, from which the process's umask is taken
 
     Returns
@@ -97,8 +96,12 @@ def _weights(encoder: _core.Encoder) -> Iterator[tuple[str, str, int, str, tuple
     """Yield each packed weight: its name in a file and in the core, layer, dtype and shape."""
     for weight, layers, dtype, shape, _ in encoder.weights():
         for layer in range(max(1, layers)):
-            name = f"layers.{layer}.{weight}" if layers else f"embeddings.{weight}"
+            name = f"layers.{layer}.{weight}" if layers else f"{_group(weight)}.{weight}"
             yield name, weight, layer, _CODES[dtype], shape
+
+
+def _group(weight: str) -> str:
+    return "head" if weight.startswith("dense_") else "embeddings"
 
 
 def _file_bytes(
@@ -167,7 +170,6 @@ class PackedFile:
         self.dtype = self._text("dtype")
         self.space_id = self._text("space_id")
         self.model = self._object("model")
-        self.tokenizer_facts = self._object("tokenizer")
 
     def _text(self, key: str) -> str:
         value = self._file.metadata.get(key)

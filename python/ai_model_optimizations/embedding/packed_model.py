@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _core
 from ..errors import ModelFormatError
 from .families import FAMILIES, Architecture
-from .folder import ModelFolder
+from .folder import ModelFolder, read_truncate_dim
+from .modules import Dense, Head
 from .packed_file import FILE_NAME, PackedFile, write_packed
+from .prompts import read_prompts
 from .tokenization import PackedTokenizer, TextTokenizer
+from .weights import new_encoder
 
-#: The settings of a ModelFolder that a packed file keeps, and their types.
-_SETTINGS: Mapping[str, type] = {
-    "pooling": str,
-    "normalize": bool,
-    "max_seq_length": int,
-    "do_lower_case": bool,
+#: The settings that a packed file keeps, their types, and what older files without them mean.
+_SETTINGS: Mapping[str, tuple[type, Any]] = {
+    "pooling": (str, None),  # several are joined by "+"
+    "normalize": (bool, None),
+    "max_seq_length": (int, None),
+    "do_lower_case": (bool, None),
+    "include_prompt": (bool, True),
+    "dense": (list, []),
+    "prompts": (dict, {}),
 }
 
 
@@ -30,6 +37,7 @@ class ModelParts(NamedTuple):
     tokenizer: TextTokenizer
     folder: ModelFolder
     dtype: str
+    #: Of whole vectors.
     space_id: str
 
 
@@ -41,16 +49,14 @@ def write_parts(path: Path, parts: ModelParts, *, mode: int = 0o666) -> None:
         "name": parts.folder.path.resolve().name,
         "family": family,
         "sizes": dict(architecture.sizes),
-        **{name: getattr(parts.folder, name) for name in _SETTINGS},
+        **_settings_of(parts.folder),
     }
-    tokenizer = parts.tokenizer.packed()
     metadata = {
         "dtype": parts.dtype,
         "space_id": parts.space_id,
         "model": json.dumps(model),
-        "tokenizer": json.dumps({"cuts_early": tokenizer.cuts_early}),
     }
-    write_packed(path, parts.encoder, tokenizer.content, metadata, mode=mode)
+    write_packed(path, parts.encoder, parts.tokenizer.packed().content, metadata, mode=mode)
 
 
 def read_parts(path: Path, folder: ModelFolder | None = None) -> ModelParts:
@@ -79,7 +85,7 @@ def read_parts(path: Path, folder: ModelFolder | None = None) -> ModelParts:
         max_length=folder.max_seq_length,
         vocabulary=int(folder.architecture.sizes["vocabulary"]),
         do_lower_case=folder.do_lower_case,
-        packed=PackedTokenizer(file.tokenizer, bool(file.tokenizer_facts.get("cuts_early"))),
+        packed=PackedTokenizer(file.tokenizer),
     )
     return ModelParts(encoder, tokenizer, folder, file.dtype, file.space_id)
 
@@ -93,15 +99,56 @@ def _folder_of(file: PackedFile) -> ModelFolder:
             f"with sizes {sizes!r} is not known"
         )
     settings: dict[str, Any] = {}
-    for name, kind in _SETTINGS.items():
-        settings[name] = file.model.get(name)
+    for name, (kind, default) in _SETTINGS.items():
+        settings[name] = file.model.get(name, default)
         if type(settings[name]) is not kind:
             raise ModelFormatError(
                 f"{file.path}: metadata 'model': {name} must be {kind.__name__}, "
                 f"got {settings[name]!r}"
             )
     path = file.path.parent if file.path.name == FILE_NAME else file.path
-    return ModelFolder(path=path, architecture=Architecture(family, sizes), **settings)
+    folder = ModelFolder(
+        path=path,
+        transformer=path,
+        architecture=Architecture(family, sizes),
+        head=Head(
+            poolings=tuple(settings["pooling"].split("+")),
+            include_prompt=settings["include_prompt"],
+            dense=tuple(_dense_of(file, layer) for layer in settings["dense"]),
+            normalize=settings["normalize"],
+        ),
+        prompts=read_prompts(file.model, file.path),
+        weights=(file.path,),
+        shards={},
+        max_seq_length=settings["max_seq_length"],
+        do_lower_case=settings["do_lower_case"],
+    )
+    return replace(folder, truncate_dim=read_truncate_dim(file.model, file.path, folder.dimension))
+
+
+def _settings_of(folder: ModelFolder) -> dict[str, Any]:
+    head = folder.head
+    return {
+        "pooling": "+".join(head.poolings),
+        "normalize": head.normalize,
+        "max_seq_length": folder.max_seq_length,
+        "do_lower_case": folder.do_lower_case,
+        "include_prompt": head.include_prompt,
+        "dense": [[layer.inputs, layer.outputs, layer.activation] for layer in head.dense],
+        "prompts": dict(folder.prompts.texts),
+        "default_prompt_name": folder.prompts.default_name,
+        "truncate_dim": folder.truncate_dim,
+    }
+
+
+def _dense_of(file: PackedFile, layer: object) -> Dense:
+    if not isinstance(layer, list) or [type(part) for part in layer] != [int, int, str]:
+        raise ModelFormatError(
+            f"{file.path}: metadata 'model': dense must hold [inputs, outputs, activation], "
+            f"got {layer!r}"
+        )
+    inputs, outputs, activation = layer
+    return Dense(file.path, inputs, outputs, activation, bias=True)
 
 
 def _encoder_of(file: PackedFile, folder: ModelFolder) -> _core.Encoder:
@@ -111,7 +158,7 @@ def _encoder_of(file: PackedFile, folder: ModelFolder) -> _core.Encoder:
             f"{file.path}: {sizes.get('layers')!r} layers in {len(file)} tensors"
         )
     try:
-        return _core.Encoder(dtype=file.dtype, pooling=folder.pooling, **sizes)
+        return new_encoder(folder, file.dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelFormatError(f"{file.path}: metadata 'model': {error}") from None
 

@@ -1,9 +1,11 @@
-"""Tensors of safetensors files, read where they lie."""
+"""Tensors of safetensors files."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +20,11 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.u
 
 
 class TensorFile:
-    """One mapped safetensors file: names, shapes and float32 copies of its tensors.
+    """One safetensors file: names, shapes and float32 copies of its tensors.
 
-    The ``safetensors`` library checks the file (header, offsets, lengths) before anything is read;
-    the mapping here only saves the copy that it would make of every tensor.
+    The ``safetensors`` library checks the file (length of the header, offsets, overlaps, lengths)
+    before anything is read. :meth:`read` copies: a mapped file that somebody shortens meanwhile
+    would end the process. :meth:`raw` maps, for files that are replaced and never written again.
 
     Raises
     ------
@@ -41,13 +44,14 @@ class TensorFile:
                 header = json.loads(file.read(size))
         except FileNotFoundError:
             raise ModelFormatError(f"{path}: the file is missing") from None
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, RecursionError, OSError) as error:
             raise ModelFormatError(f"{path}: not a valid safetensors file: {error}") from error
         #: The file's own key-value pairs.
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self._map: NDArray[np.uint8] | None = None
+        self._file: FileIO | None = None
         self._start = 8 + size
         self._entries: dict[str, dict[str, Any]] = header
-        self._map: NDArray[np.uint8] | None = np.memmap(path, dtype=np.uint8, mode="r")
 
     def __enter__(self) -> TensorFile:
         return self
@@ -58,7 +62,13 @@ class TensorFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._map = None
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was mapped stays mapped as long as it is in use."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._map = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -76,17 +86,26 @@ class TensorFile:
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Return a tensor's bytes, a view that keeps the file mapped as long as it lives."""
-        assert self._map is not None, "the file is closed"
+        if self._map is None:
+            self._map = np.memmap(self.path, dtype=np.uint8, mode="r")
         begin, end = self._entries[name]["data_offsets"]
         return self._map[self._start + begin : self._start + end]
 
+    def check_shape(self, name: str, expected: tuple[int, ...]) -> None:
+        """Raise ModelFormatError unless the tensor has this shape."""
+        if self.shape(name) != expected:
+            raise ModelFormatError(
+                f"{self.path}: tensor {name!r}: expected shape {expected} from config.json, "
+                f"got {self.shape(name)}"
+            )
+
     def read(self, name: str) -> NDArray[np.float32]:
-        """Return a tensor as float32; a float32 one is a view of the mapped file.
+        """Return a tensor as float32; the file stays open until :meth:`close`.
 
         Raises
         ------
         ModelFormatError
-            If its dtype is no floating-point type that weights come in.
+            If its dtype is no floating-point type that weights come in, or the file became shorter.
         """
         entry = self._entries[name]
         dtype = _DTYPES.get(str(entry["dtype"]))
@@ -95,9 +114,29 @@ class TensorFile:
                 f"{self.path}: tensor {name!r} has dtype {entry['dtype']}, "
                 f"expected one of {', '.join(_DTYPES)}"
             )
-        values: NDArray[np.generic] = np.frombuffer(self.raw(name), dtype=dtype).reshape(
-            self.shape(name)
-        )
+        begin, end = entry["data_offsets"]
+        shape = self.shape(name)
+        if end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
+            raise ModelFormatError(f"{self.path}: tensor {name!r}: length and shape differ")
+        values = np.empty(shape, dtype=np.dtype(dtype).newbyteorder("<"))
+        self._read_into(values.reshape(-1).view(np.uint8), self._start + begin, name)
         if entry["dtype"] == "BF16":
             return _core.bf16_to_f32(values.astype(np.uint16, copy=False))
-        return values.astype(np.float32, copy=False)
+        if entry["dtype"] == "F16":
+            return _core.f16_to_f32(values.astype(np.float16, copy=False))
+        # The core refuses what is not finite; an overflow in f64 becomes an infinity here.
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32, copy=False)
+
+    def _read_into(self, buffer: NDArray[np.uint8], at: int, name: str) -> None:
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)
+        self._file.seek(at)
+        done = 0
+        while done < len(buffer):
+            count = self._file.readinto(buffer[done:].data)
+            if not count:
+                raise ModelFormatError(
+                    f"{self.path}: tensor {name!r} ends early; the file changed while it was read"
+                )
+            done += count

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelFormatError
+from ..errors import ModelFormatError, UnsupportedError
+from .early_cut import cut_pattern
+from .truncation import Cut
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_WHITESPACE = re.compile("[ \t\n\r]")
 
 #: A text is cut early only when it has more characters per token that is kept than this.
 _GENEROUS_CHARACTERS = 32
@@ -26,15 +27,15 @@ class PackedTokens(NamedTuple):
 
     token_ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    #: The texts that were longer than the model reads.
+    cuts: tuple[Cut, ...] = ()
 
 
 class PackedTokenizer(NamedTuple):
-    """A tokenizer that was checked before, and what was found out about it then."""
+    """A tokenizer that was checked before."""
 
     #: A tokenizer.json.
     content: bytes
-    #: Whether the beginning of a text is tokenized regardless of what follows white space.
-    cuts_early: bool
 
 
 class TextTokenizer:
@@ -46,6 +47,8 @@ class TextTokenizer:
     ------
     ModelFormatError
         If tokenizer.json is damaged or needs a larger vocabulary than the model has.
+    UnsupportedError
+        If it gives plain texts token types other than 0.
     """
 
     def __init__(
@@ -59,38 +62,48 @@ class TextTokenizer:
     ) -> None:
         from tokenizers import Tokenizer
 
+        self._path = path
         try:
             content = path.read_bytes() if packed is None else packed.content
             self._tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises a bare Exception
+            self._tokenizer.no_padding()
+            self._special = self._tokenizer.num_special_tokens_to_add(False)
+            if max_length > self._special:
+                self._tokenizer.enable_truncation(max_length)
+            if do_lower_case:
+                _lower_first(self._tokenizer)
+            sample = self._tokenizer.encode("a")
+        except BaseException as error:  # the library raises a bare Exception, or panics
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
             raise ModelFormatError(f"{path}: not a valid tokenizer file: {error}") from error
         if packed is None:
-            packed = PackedTokenizer(content, _words_are_independent(json.loads(content)))
-            self._check_vocabulary(path, vocabulary)
-        special = self._tokenizer.num_special_tokens_to_add(False)
-        if max_length <= special:
+            self._check_vocabulary(vocabulary, sample.ids)
+        if max_length <= self._special:
             raise ModelFormatError(
-                f"{path}: {special} special tokens leave no place in {max_length} tokens"
+                f"{path}: {self._special} special tokens leave no place in {max_length} tokens"
             )
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
         self._max_length = max_length
-        self._do_lower_case = do_lower_case
-        self._cuts_early = packed.cuts_early
+        self._cut_pattern = cut_pattern(self._tokenizer)
+        if any(sample.type_ids):
+            raise UnsupportedError(f"{path}: token types other than 0 are not supported")
 
-    def _check_vocabulary(self, path: Path, vocabulary: int) -> None:
-        largest = max(self._tokenizer.get_vocab().values(), default=0)
+    def _check_vocabulary(self, vocabulary: int, sample: list[int]) -> None:
+        # The post-processor has ids of its own, which every text shows.
+        largest = max(_largest_id(self._tokenizer), *sample, 0)
         if largest >= vocabulary:
             raise ModelFormatError(
-                f"{path}: token id {largest} lies beyond the model's vocab_size {vocabulary}"
+                f"{self._path}: token id {largest} lies beyond the model's vocab_size {vocabulary}"
             )
 
     def packed(self) -> PackedTokenizer:
         """Return what another TextTokenizer can be made of without checking it again."""
-        return PackedTokenizer(self._tokenizer.to_str().encode(), self._cuts_early)
+        return PackedTokenizer(self._tokenizer.to_str().encode())
 
-    def pack(self, texts: Sequence[str], first: int = 0) -> PackedTokens:
-        """Tokenize texts, each truncated to the model's limit; errors count from ``first``.
+    def pack(self, texts: Sequence[str], first: int = 0, prompt: str = "") -> PackedTokens:
+        """Tokenize texts, each behind the prompt and cut at the model's limit.
+
+        Errors and cuts count the texts from ``first``.
 
         Raises
         ------
@@ -99,66 +112,99 @@ class TextTokenizer:
         ValueError
             If a text contains a lone surrogate, or gives no token at all.
         """
-        rows = [self._token_ids(text, i) for i, text in enumerate(texts, first)]
+        cuts: list[Cut] = []
+        rows = [self._token_ids(text, i, prompt, cuts) for i, text in enumerate(texts, first)]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         np.cumsum(lengths, out=offsets[1:])
         flat = itertools.chain.from_iterable(rows)
         token_ids = np.fromiter(flat, dtype=np.int32, count=int(offsets[-1]))
-        return PackedTokens(token_ids, offsets)
+        return PackedTokens(token_ids, offsets, tuple(cuts))
 
-    def _token_ids(self, text: str, index: int) -> list[int]:
+    def prompt_length(self, prompt: str) -> int:
+        """Return how many tokens of a text belong to the prompt before it, as far as one can tell.
+
+        As in sentence-transformers: the tokens of the prompt alone, but for a special one at the
+        end.
+        """
+        if not prompt:
+            return 0
+        encoding = self._encode(prompt, None)
+        last_is_special = bool(encoding.special_tokens_mask[-1:] == [1])
+        return len(encoding.ids) - last_is_special
+
+    def _token_ids(self, text: str, index: int, prompt: str, cuts: list[Cut]) -> list[int]:
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}]: expected str, got {type(text).__name__}")
-        if self._do_lower_case:
-            text = text.lower()
-        ids = self._encode_beginning(text, index)
+        encoding, is_whole = self._encode_beginning(prompt + text if prompt else text, index)
+        ids: list[int] = encoding.ids
         if not ids:
             raise ValueError(f"texts[{index}]: the tokenizer gives no token for this text")
+        if len(ids) > self._max_length:
+            raise ModelFormatError(
+                f"{self._path}: the tokenizer adds more special tokens than it says: "
+                f"{len(ids)} tokens, the model reads {self._max_length}"
+            )
+        if len(ids) == self._max_length:
+            dropped = sum(len(rest.ids) - self._special for rest in encoding.overflowing)
+            if dropped or not is_whole:
+                cuts.append(Cut(index, dropped, is_whole))
         return ids
 
-    def _encode_beginning(self, text: str, index: int) -> list[int]:
-        """Encode no more of a long text than is kept.
+    def _encode_beginning(self, text: str, index: int) -> tuple[Any, bool]:
+        """Encode no more of a long text than is kept; False when something was left out.
 
-        Where words are tokenized one by one, the tokens of a beginning that ends before white space
-        are the first tokens of the whole; when they fill the model's limit, the rest is not needed.
+        The tokens of a beginning that ends where :mod:`early_cut` allows are the first tokens of
+        the whole; when they fill the model's limit, the rest is not needed.
         """
         length = self._max_length * _GENEROUS_CHARACTERS
-        while self._cuts_early and length < len(text):
-            space = _WHITESPACE.search(text, length)
-            if space is None:
+        while self._cut_pattern is not None and length < len(text):
+            place = self._cut_pattern.search(text, length)
+            if place is None:
                 break
-            ids = self._encode(text[: space.start()], index)
-            if len(ids) == self._max_length:
-                return ids
-            length = space.start() * 4
-        return self._encode(text, index)
+            encoding = self._encode(text[: place.start()], index)
+            if len(encoding.ids) == self._max_length:
+                return encoding, False
+            length = place.start() * 4
+        return self._encode(text, index), True
 
-    def _encode(self, text: str, index: int) -> list[int]:
+    def _encode(self, text: str, index: int | None) -> Any:
+        what = "prompt" if index is None else f"texts[{index}]"
         try:
-            ids: list[int] = self._tokenizer.encode(text).ids
+            return self._tokenizer.encode(text)
         except (TypeError, UnicodeEncodeError):
             surrogate = _SURROGATE.search(text)
             if surrogate is None:
                 raise
             raise ValueError(
-                f"texts[{index}]: lone surrogate {surrogate.group()!a} "
+                f"{what}: lone surrogate {surrogate.group()!a} "
                 f"at position {surrogate.start()} is no valid text"
             ) from None
-        return ids
+        except Exception as error:  # the library raises a bare one
+            raise ModelFormatError(
+                f"{self._path}: the tokenizer failed on {what}: {error}"
+            ) from error
 
 
-def _words_are_independent(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether text before white space is tokenized regardless of what follows.
+def _largest_id(tokenizer: Any) -> int:
+    """Return the largest token id."""
+    if type(tokenizer.model).__name__ != "Unigram":
+        return max(tokenizer.get_vocab().values(), default=0)
+    # Its ids are places in a list; a dictionary of a quarter of a million words would take longer
+    # than reading the file.
+    added = max(tokenizer.get_added_tokens_decoder(), default=0)
+    return max(int(added), int(tokenizer.get_vocab_size(False)) - 1)
 
-    True of BERT's normalizer (character by character; combining marks attach to what precedes
-    them) with BERT's splitting at white space, unless an added token spans white space.
-    """
-    normalizer = tokenizer.get("normalizer") or {"type": "BertNormalizer"}
-    splitter = tokenizer.get("pre_tokenizer") or {}
-    added = tokenizer.get("added_tokens") or []
-    return (
-        splitter.get("type") == "BertPreTokenizer"
-        and normalizer.get("type") == "BertNormalizer"
-        and not any(_WHITESPACE.search(token["content"]) for token in added)
-    )
+
+def _lower_first(tokenizer: Any) -> None:
+    """Put lower-casing before the normalizer, unless it is a part of it."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    normalizer = tokenizer.normalizer
+    if normalizer is None:
+        tokenizer.normalizer = Lowercase()
+        return
+    state = json.loads(normalizer.__getstate__())
+    steps = state.get("normalizers") or [state]
+    if not any(step.get("type") == "Lowercase" for step in steps):
+        tokenizer.normalizer = Sequence([Lowercase(), normalizer])

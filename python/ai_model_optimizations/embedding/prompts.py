@@ -1,0 +1,99 @@
+"""Prompts: texts that a model wants before every query or document."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelFormatError
+
+logger = logging.getLogger("ai_model_optimizations")
+
+#: Prompts by which documents are known, the first that a model has.
+_DOCUMENT_NAMES = ("document", "passage", "corpus")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A model's prompts by name, and the name of the one that is used when none is asked for."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    default_name: str | None = None
+
+    def resolve(self, prompt_name: str | None, prompt: str | None) -> str:
+        """Return the text to put before every input; the empty string for none.
+
+        Raises
+        ------
+        TypeError
+            If ``prompt`` is no string.
+        ValueError
+            If the model has no prompt of that name, or ``prompt`` is no valid Unicode.
+        """
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt: expected str, got {type(prompt).__name__}")
+            _check_text("prompt", prompt)
+            if prompt_name is not None:
+                logger.warning("prompt_name is ignored where a prompt is given")
+            return prompt
+        if prompt_name is None:
+            prompt_name = self.default_name
+        if prompt_name is None:
+            return ""
+        if prompt_name not in self.texts:
+            raise ValueError(
+                f"prompt_name: the model has no prompt {prompt_name!r}, only {sorted(self.texts)}"
+            )
+        return self.texts[prompt_name]
+
+    @property
+    def query_name(self) -> str | None:
+        """The prompt of queries, by sentence-transformers' name for it."""
+        return "query" if "query" in self.texts else None
+
+    @property
+    def document_name(self) -> str | None:
+        """The prompt of documents, by the first of the names that are in use."""
+        return next((name for name in _DOCUMENT_NAMES if name in self.texts), None)
+
+
+def read_prompts(config: Mapping[str, Any], file: Path) -> Prompts:
+    """Read the prompts of config_sentence_transformers.json.
+
+    As in sentence-transformers, ``query`` and ``document`` are always there, empty if need be.
+
+    Raises
+    ------
+    ModelFormatError
+        If they are no object of strings or the default is none of them.
+    """
+    saved = config.get("prompts") or {}
+    if not isinstance(saved, dict) or not all(
+        isinstance(text, str) or text is None for text in saved.values()
+    ):
+        raise ModelFormatError(f"{file}: prompts must be an object of strings")
+    try:
+        for name, text in saved.items():
+            _check_text(f"prompts[{name!a}]", text or "")
+    except ValueError as error:
+        raise ModelFormatError(f"{file}: {error}") from None
+    texts = {"query": "", "document": ""} | {name: text or "" for name, text in saved.items()}
+    default = config.get("default_prompt_name")
+    if default is not None and (not isinstance(default, str) or default not in texts):
+        raise ModelFormatError(
+            f"{file}: default_prompt_name {default!r} is none of the prompts {sorted(texts)}"
+        )
+    return Prompts(texts, default)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what}: lone surrogate at position {error.start} is no valid text"
+        ) from None
