@@ -282,6 +282,17 @@ def filters(tests: Path, prefixes: tuple[str, ...]) -> list[str]:
     return [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
 
 
+def fuzz(log: Log) -> None:
+    """One minute of damaged model folders, other ones every day."""
+    seed = int(time.time()) // 86400
+    keep = WORK / "fuzz"
+    shutil.rmtree(keep, ignore_errors=True)
+    log.run(
+        VENV / "bin" / "python", "tests/fuzz/fuzz_model_folder.py", "--seconds", 60, "--seed", seed,
+        "--keep", keep,
+    )  # fmt: skip
+
+
 def c_release(log: Log) -> None:
     """Optimized as in a wheel; once per row."""
     tests = build_c_tests(log, "c-release")
@@ -357,6 +368,7 @@ PARTS: dict[str, Callable[[Log], None]] = {
     "C tests, clang": c_clang,
     "other CPythons and numpys": other_pythons,
     "sdist, wheel, fresh environment": distribution,
+    "fuzz, one minute": fuzz,
     "mypy, ruff, clang-format": style,
 }
 

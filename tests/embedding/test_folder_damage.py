@@ -40,7 +40,7 @@ def shift(header: dict[str, Any]) -> None:
 
 
 def overlap(header: dict[str, Any]) -> None:
-    begin, end = header[WORD]["data_offsets"]
+    begin, _ = header[WORD]["data_offsets"]
     other = next(n for n in header if n not in (WORD, "__metadata__"))
     header[other]["data_offsets"] = [begin, begin + np.ptp(header[other]["data_offsets"]).item()]
 
@@ -236,6 +236,71 @@ def test_damage_is_named(small_path: Path, tmp_path: Path, case: str) -> None:
         tracemalloc.stop()
 
 
+def post_processor(**changes: Any) -> Callable[[Path], None]:
+    """Special tokens that do not belong to the model."""
+
+    def edit(folder: Path) -> None:
+        value = json.loads((folder / "tokenizer.json").read_text())
+        value["post_processor"].update(changes)
+        write_json(folder / "tokenizer.json", value)
+
+    return edit
+
+
+#: Found by tests/fuzz: each ended in an exception of the operating system or a library.
+FUZZED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "path longer than the system allows": (
+        lambda folder: write_json(
+            folder / "modules.json",
+            [{"path": "", "type": "Transformer"}, {"path": "a" * 5000, "type": "Pooling"}],
+        ),
+        "path must name a folder inside the model's, got 'a{200}'",
+    ),
+    "special token beyond int32": (
+        post_processor(sep=["[SEP]", 1 << 31]),
+        "tokenizer.json: token id 2147483648 lies beyond",
+    ),
+    "prompt no text": (
+        edit_json("config_sentence_transformers.json", prompts={"query": "\ud800"}),
+        r"prompts\['query'\]: lone surrogate at position 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FUZZED)
+def test_what_the_fuzzer_found_is_refused(small_path: Path, tmp_path: Path, case: str) -> None:
+    damage, message = FUZZED[case]
+    folder = Path(shutil.copytree(small_path, tmp_path / "model"))
+    damage(folder)
+    with pytest.raises(ModelFormatError, match=message):
+        EmbeddingModel.load(folder)
+
+
+def test_padding_of_the_file_is_never_made(small_path: Path, tmp_path: Path) -> None:
+    """A fixed length of 2^31 would end the process in the library's allocator."""
+    folder = Path(shutil.copytree(small_path, tmp_path / "model"))
+    value = json.loads((folder / "tokenizer.json").read_text())
+    value["padding"]["strategy"] = {"Fixed": 1 << 31}
+    write_json(folder / "tokenizer.json", value)
+    assert EmbeddingModel.load(folder).count_tokens(["the file"]).tolist() == [4]
+
+
+def test_a_post_processor_that_lies_about_its_length_is_named(
+    small_path: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(small_path, tmp_path / "model"))
+    value = json.loads((folder / "tokenizer.json").read_text())
+    piece = {"Sequence": {"id": "A", "type_id": 0}}
+    value["post_processor"] = {
+        "type": "TemplateProcessing", "single": [piece, piece], "pair": [piece],
+        "special_tokens": {},
+    }  # fmt: skip
+    write_json(folder / "tokenizer.json", value)
+    model = EmbeddingModel.load(folder)
+    with pytest.raises(ModelFormatError, match="adds more special tokens than it says: 80 tokens"):
+        model.encode("the " * 40)
+
+
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_unsupported_is_refused_by_name(small_path: Path, tmp_path: Path, case: str) -> None:
     change, message = UNSUPPORTED[case]
@@ -353,9 +418,9 @@ def test_lookup_knows_revisions(
     with pytest.raises(FileNotFoundError, match="with revision 'v3'"):
         EmbeddingModel.load("someone/small", revision="v3", local_files_only=True)
     # A package carries one version, which no name of a revision stands for.
-    with pytest.raises(FileNotFoundError, match="not in .* with revision 'v3'$"):
+    with pytest.raises(FileNotFoundError, match=r"not in .* with revision 'v3'$"):
         EmbeddingModel.load(lookup.DEFAULT_MODEL, revision="v3", local_files_only=True)
-    with pytest.raises(ValueError, match="is a folder, which has no revision 'v2'"):
+    with pytest.raises(ValueError, match="is local and has no revision 'v2'"):
         EmbeddingModel.load(small_path, revision="v2")
     for wrong in ("../../x", "/etc", ""):
         with pytest.raises(ValueError, match="names no branch, tag or commit"):

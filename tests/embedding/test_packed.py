@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_folders import BertFolder
+from model_folders import BertFolder, write_json
 from packed_fixtures import DATA, TEXT
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from ai_model_optimizations import EmbeddingModel, ModelFormatError, _core
 
@@ -55,6 +56,32 @@ def test_settings_survive(tmp_path: Path, pooling: str) -> None:
     assert (tmp_path / "c/packed.safetensors").stat().st_size == (
         tmp_path / "b/packed.safetensors"
     ).stat().st_size
+
+
+def test_everything_behind_the_layers_survives(tmp_path: Path) -> None:
+    source = BertFolder(pooling="cls_token").write(tmp_path / "a")
+    pooling = {"pooling_mode": ["cls", "max"], "include_prompt": False}
+    write_json(source / "1_Pooling" / "config.json", pooling)
+    write_json(source / "2_Dense" / "config.json", {"in_features": 72, "out_features": 11})
+    tensors = {
+        "linear.weight": np.random.default_rng(1).standard_normal((11, 72), dtype=np.float32),
+        "linear.bias": np.ones(11, np.float32),
+    }
+    save_file(tensors, str(source / "2_Dense" / "model.safetensors"))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3": "Normalize"}
+    write_json(source / "modules.json", [{"path": p, "type": k} for p, k in kinds.items()])
+    settings = {"prompts": {"query": "read "}, "default_prompt_name": "query"}
+    write_json(source / "config_sentence_transformers.json", settings)
+    for truncate_dim in (None, 7):
+        model = EmbeddingModel.load(source, dtype="f16", truncate_dim=truncate_dim)
+        packed = EmbeddingModel.load(model.save(tmp_path / f"b{truncate_dim}"))
+        assert packed.dimension == model.dimension == (truncate_dim or 11)
+        assert packed.space_id == model.space_id and packed.prompts == model.prompts
+        np.testing.assert_array_equal(packed.encode(TEXTS), model.encode(TEXTS))
+        np.testing.assert_array_equal(
+            packed.encode(TEXTS, prompt="write "), model.encode(TEXTS, prompt="write ")
+        )
+    assert not np.array_equal(model.encode("the file"), model.encode("the file", prompt=""))
 
 
 def test_weights_are_mapped_and_stay_mapped_as_long_as_needed(
@@ -192,6 +219,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"layout version 99, this package reads \d+; use the version .* \(7\.0\), or save",
     ),
     "no space": (edit_metadata(space_id=None), "the metadata has no 'space_id'"),
+    "dense": (edit_model(dense=[[1, "2", "tanh"]]), r"dense must hold \[inputs, outputs, act"),
     "model no JSON": (edit_metadata(model="{"), "metadata 'model': "),
     "model a list": (edit_metadata(model="[]"), "metadata 'model' is no object"),
     "unknown dtype": (edit_metadata(dtype="f8"), "dtype: unknown value 'f8'"),

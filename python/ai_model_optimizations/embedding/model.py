@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -21,6 +20,7 @@ from .lookup import DEFAULT_MODEL, find_model
 from .packed_cache import load_through_cache
 from .packed_file import FILE_NAME, find_packed
 from .packed_model import ModelParts, check_target, read_parts, write_parts
+from .progress import with_progress_bar
 from .space import narrowed
 from .tokenization import TextTokenizer
 from .truncation import OnTruncate, TruncationLog, TruncationReport, check_policy
@@ -276,7 +276,7 @@ class EmbeddingModel:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
         out = np.empty((len(texts), call.dimension), dtype=np.float32)
         starts: Iterable[int] = range(0, len(texts), batch_size)
-        for start in _with_progress_bar(starts, show_progress_bar):
+        for start in with_progress_bar(starts, show_progress_bar):
             batch = texts[start : start + batch_size]
             out[start : start + len(batch)] = self._encode_batch(batch, call, first=start)
         return out
@@ -432,21 +432,6 @@ def _as_sequence(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, (Sequence, np.ndarray)):
         raise TypeError(f"texts: expected str or a sequence of str, got {type(texts).__name__}")
     return texts
-
-
-def _with_progress_bar(starts: Iterable[int], wanted: bool | None) -> Iterable[int]:
-    """Wrap the batches in a tqdm bar when one is wanted and tqdm is installed."""
-    batches = list(starts)
-    if wanted is None:
-        wanted = len(batches) >= 100 and sys.stderr.isatty()
-    if not wanted:
-        return batches
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return batches
-    bar: Iterable[int] = tqdm(batches, desc="Batches")
-    return bar
 
 
 def _interned(

@@ -135,8 +135,12 @@ def _kind(module: Mapping[str, Any]) -> str:
 def _subfolder(path: Path, module: Mapping[str, Any]) -> Path:
     name = module.get("path", "")
     # Longer names are no names to the operating system.
-    if not isinstance(name, str) or not name.isprintable() or name.startswith("/") or (
-        ".." in name or len(name.encode()) > 200
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or name.startswith("/")
+        or ".." in name
+        or len(name.encode()) > 200
     ):
         raise ModelFormatError(
             f"{path / 'modules.json'}: path must name a folder inside the model's, "

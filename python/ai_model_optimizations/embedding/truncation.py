@@ -80,9 +80,7 @@ class TruncationLog:
     def report(self) -> TruncationReport:
         """The counts so far."""
         with self._lock:
-            return TruncationReport(
-                self._texts, self._cut, self._dropped, self._exact, self._limit
-            )
+            return TruncationReport(self._texts, self._cut, self._dropped, self._exact, self._limit)
 
     def record(self, texts: int, cuts: Sequence[Cut], policy: OnTruncate) -> None:
         """Count a batch of ``texts`` texts, and warn or raise as the policy says.
