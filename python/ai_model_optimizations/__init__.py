@@ -16,6 +16,7 @@ from .errors import (
     DeviceError,
     ModelFormatError,
     NoSuitableModelError,
+    PrecisionError,
     QueueFull,
     SpaceMismatchError,
     UnsupportedError,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         setup_memory_monitoring,
         track_memory,
     )
-    from .quantization import ModelQuantizer
+    from .quantization import ModelQuantizer, QuantizationReport
     from .selection import AdaptiveModelSelector, Selection
 
 #: Where each name that is imported on first use is defined.
@@ -48,6 +49,7 @@ _HOMES = {
     "MemoryMonitor": ".memory_monitor",
     "MemoryTracker": ".memory_monitor",
     "ModelQuantizer": ".quantization",
+    "QuantizationReport": ".quantization",
     "Selection": ".selection",
     "SmartCache": ".cache",
     "TextGuard": ".cache",
@@ -77,6 +79,8 @@ __all__ = [
     "ModelFormatError",
     "ModelQuantizer",
     "NoSuitableModelError",
+    "PrecisionError",
+    "QuantizationReport",
     "QueueFull",
     "Selection",
     "SmartCache",

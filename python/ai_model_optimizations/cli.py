@@ -17,6 +17,7 @@ from .embedding.tune import add_command as add_tune
 from .errors import AimoError
 from .memory_monitor.command import add_command as add_memory
 from .memory_monitor.doctor import add_command as add_doctor
+from .quantization.command import add_command as add_quantize
 
 #: Every environment variable that the package reads, and what it does.
 VARIABLES: Mapping[str, str] = {
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     info.set_defaults(run=run_info)
     add_demo(commands)
     add_tune(commands)
+    add_quantize(commands)
     add_memory(commands)
     add_doctor(commands)
     options = parser.parse_args(arguments)

@@ -23,6 +23,10 @@ class SpaceMismatchError(AimoError, ValueError):
     """Vectors of two models, which must never be compared, were about to meet."""
 
 
+class PrecisionError(AimoError, ValueError):
+    """A quantized model's vectors differ more from the given one's than ``min_cosine`` allows."""
+
+
 class UnsupportedError(AimoError, RuntimeError):
     """The feature is not built in, or this machine lacks what it needs."""
 

@@ -4,7 +4,6 @@ import json
 import math
 import re
 
-import numpy as np
 import pytest
 
 from ai_model_optimizations import ModelQuantizer, UnsupportedError
@@ -14,7 +13,6 @@ from ai_model_optimizations.quantization import (
     TensorReport,
     model_quantizer,
 )
-from ai_model_optimizations.quantization.report import measure
 from ai_model_optimizations.quantization.request import Request, matches
 
 
@@ -101,12 +99,3 @@ def test_report_is_strict_json() -> None:
     content = json.loads(example_report().to_json(), parse_constant=pytest.fail)
     assert content["bytes_after"] == 24 and content["tensors"][0]["sqnr_db"] == 70.0
     assert content["tensors"][1]["sqnr_db"] is None and content["cosine"]["texts"] == 3
-
-
-def test_measure_is_the_definition() -> None:
-    before = np.array([1.0, -2.0, 0.5], np.float32)
-    after = np.array([1.0, -2.5, 0.5], np.float32)
-    figures = measure(before, after)
-    assert figures["max_error"] == 0.5
-    assert figures["sqnr_db"] == pytest.approx(10 * math.log10(5.25 / 0.25))
-    assert measure(before, before)["sqnr_db"] == math.inf

@@ -30,12 +30,11 @@ from .. import _core
 from .._files import write_whole
 from .._version import __version__
 from ..errors import ModelFormatError
-from .tensors import TensorFile
+from .mapped_file import MappedFile, file_chunks
 
 FORMAT = "ai-model-optimizations packed model"
 FILE_NAME = "packed.safetensors"
 
-_ALIGNMENT = 64
 _CODES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _TOKENIZER = "tokenizer.json"
 
@@ -48,6 +47,14 @@ def find_packed(path: Path) -> Path | None:
     if path.is_dir():
         path = path / FILE_NAME
     return path if path.suffix == ".safetensors" and path.is_file() else None
+
+
+def is_packed(path: Path) -> bool:
+    """Whether ``path`` is a packed model or a folder with one; ModelFormatError when damaged."""
+    file = find_packed(path)
+    return file is not None and (
+        file.name == FILE_NAME or MappedFile(file).metadata.get("format") == FORMAT
+    )
 
 
 def write_packed(
@@ -76,12 +83,12 @@ def write_packed(
         If it cannot be written; nothing is left then.
     """
     blocks: dict[str, NDArray[np.uint8]] = {}
-    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+    entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
     for name, weight, layer, code, shape in _weights(encoder):
-        blocks[name] = encoder.weight(weight, layer)
-        entries[name] = (code, shape)
+        blocks[name] = block = encoder.weight(weight, layer)
+        entries[name] = (code, shape, len(block))
     blocks[_TOKENIZER] = np.frombuffer(tokenizer, np.uint8)
-    entries[_TOKENIZER] = ("U8", (len(tokenizer),))
+    entries[_TOKENIZER] = ("U8", (len(tokenizer),), len(tokenizer))
     everything = {
         "format": FORMAT,
         "layout_version": str(_core.encoder_layout_version()),
@@ -89,7 +96,7 @@ def write_packed(
         "checksum": f"{_checksum(blocks):08x}",
         **metadata,
     }
-    return write_whole(path, _file_bytes(blocks, entries, everything), mode=mode)
+    return write_whole(path, file_chunks(entries, blocks.values(), everything), mode=mode)
 
 
 def _weights(encoder: _core.Encoder) -> Iterator[tuple[str, str, int, str, tuple[int, ...]]]:
@@ -102,33 +109,6 @@ def _weights(encoder: _core.Encoder) -> Iterator[tuple[str, str, int, str, tuple
 
 def _group(weight: str) -> str:
     return "head" if weight.startswith("dense_") else "embeddings"
-
-
-def _file_bytes(
-    blocks: Mapping[str, NDArray[np.uint8]],
-    entries: Mapping[str, tuple[str, tuple[int, ...]]],
-    metadata: Mapping[str, str],
-) -> Iterator[bytes | NDArray[np.uint8]]:
-    """Yield a safetensors file piece by piece."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    pieces: list[bytes | NDArray[np.uint8]] = []
-    position = 0
-
-    def add(name: str, dtype: str, shape: tuple[int, ...], block: bytes | NDArray[np.uint8]) -> int:
-        end = position + len(block)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
-        pieces.append(block)
-        return end
-
-    for name, block in blocks.items():
-        position = add(name, *entries[name], block)
-        if gap := -position % _ALIGNMENT:
-            position = add(f"padding.{len(pieces)}", "U8", (gap,), bytes(gap))
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-(8 + len(head)) % _ALIGNMENT)
-    yield len(head).to_bytes(8, "little")
-    yield head
-    yield from pieces
 
 
 def _checksum(blocks: Mapping[str, NDArray[np.uint8]]) -> int:
@@ -155,7 +135,7 @@ class PackedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = TensorFile(path)
+        self._file = MappedFile(path)
         metadata = self._file.metadata
         if metadata.get("format") != FORMAT:
             raise ModelFormatError(f"{path}: not a packed model")
@@ -187,7 +167,7 @@ class PackedFile:
         return value
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._file)
+        return len(self._file)
 
     @property
     def tokenizer(self) -> bytes:

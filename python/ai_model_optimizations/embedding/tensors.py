@@ -46,9 +46,7 @@ class TensorFile:
             raise ModelFormatError(f"{path}: the file is missing") from None
         except (SafetensorError, ValueError, RecursionError, OSError) as error:
             raise ModelFormatError(f"{path}: not a valid safetensors file: {error}") from error
-        #: The file's own key-value pairs.
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        self._map: NDArray[np.uint8] | None = None
+        header.pop("__metadata__", None)
         self._file: FileIO | None = None
         self._start = 8 + size
         self._entries: dict[str, dict[str, Any]] = header
@@ -79,17 +77,6 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
         return tuple(self._entries[name]["shape"])
-
-    def dtype(self, name: str) -> str:
-        """Return the dtype of a tensor as the file spells it: ``F32``, ``BF16``, ``U8``, ..."""
-        return str(self._entries[name]["dtype"])
-
-    def raw(self, name: str) -> NDArray[np.uint8]:
-        """Return a tensor's bytes, a view that keeps the file mapped as long as it lives."""
-        if self._map is None:
-            self._map = np.memmap(self.path, dtype=np.uint8, mode="r")
-        begin, end = self._entries[name]["data_offsets"]
-        return self._map[self._start + begin : self._start + end]
 
     def check_shape(self, name: str, expected: tuple[int, ...]) -> None:
         """Raise ModelFormatError unless the tensor has this shape."""

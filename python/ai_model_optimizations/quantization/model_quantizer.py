@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from ..embedding import EmbeddingModel
@@ -33,8 +35,20 @@ def _is_embedding_model(model: object) -> bool:
     return isinstance(model, EmbeddingModel)
 
 
+def _is_dict(model: object) -> bool:
+    return isinstance(model, dict)
+
+
+def _is_path(model: object) -> bool:
+    return isinstance(model, (str, os.PathLike))
+
+
 #: Tried in order; the first that recognises the model quantizes it.
-KINDS: tuple[Kind, ...] = (Kind("EmbeddingModel", _is_embedding_model, ".embedding_model"),)
+KINDS: tuple[Kind, ...] = (
+    Kind("EmbeddingModel", _is_embedding_model, ".embedding_model"),
+    Kind("dict of numpy arrays", _is_dict, ".tensors"),
+    Kind("path of a model or safetensors file", _is_path, ".model_paths"),
+)
 
 
 class ModelQuantizer:
@@ -64,6 +78,7 @@ class ModelQuantizer:
         verify_texts: Iterable[str] | None = None,
     ) -> None:
         self._dtype = _resolve(dtype)
+        self._automatic = dtype == "auto"
         self._skip = check_skip_patterns(skip)
         self._min_cosine = _check_cosine(min_cosine)
         self._verify_texts = _check_texts(verify_texts)
@@ -106,9 +121,7 @@ class ModelQuantizer:
         ValueError
             If it is stored in another 16-bit type already.
         """
-        request = Request(
-            self._dtype, self._skip, self._min_cosine, self._verify_texts, in_place, dry_run
-        )
+        request = self._request(in_place=in_place, dry_run=dry_run)
         for kind in KINDS:
             if kind.recognises(model):
                 part = import_module(kind.module, __package__)
@@ -118,6 +131,77 @@ class ModelQuantizer:
                 self._report = report
                 return report if dry_run else result
         raise UnsupportedError(_not_a_model(model))
+
+    def save_quantized(self, model: Any, path: str | os.PathLike[str]) -> Path:
+        """Write a quantized model; it appears whole or not at all.
+
+        Parameters
+        ----------
+        model : an :class:`EmbeddingModel`, which becomes a packed folder that
+            ``EmbeddingModel.load`` maps; a dict of arrays, which becomes a safetensors file; any
+            other model that has a ``save`` or ``save_pretrained`` of its own, which is called
+        path : where to; see :meth:`EmbeddingModel.save` for folders. A file is replaced
+
+        Returns
+        -------
+        The file that was written, or ``path`` where the model wrote it itself.
+
+        Raises
+        ------
+        UnsupportedError
+            If ``model`` cannot be saved.
+        OSError
+            If it cannot be written, as on a full disk; nothing is left then.
+        """
+        target = Path(path).expanduser()
+        if isinstance(model, EmbeddingModel):
+            return model.save(target)
+        if isinstance(model, dict):
+            from .tensor_files import write_tensors
+
+            return write_tensors(model, target)
+        for name in ("save", "save_pretrained"):
+            if callable(method := getattr(model, name, None)):
+                method(str(target))
+                return target
+        raise UnsupportedError(_not_a_model(model))
+
+    def quantize_path(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        dry_run: bool = False,
+    ) -> QuantizationReport:
+        """Quantize a model on disk into a new one, without holding a model that is only tensors.
+
+        Parameters
+        ----------
+        source : a model folder or name, or a safetensors file or folder
+        target : a model that the encoder runs becomes a packed folder here; any other model keeps
+            its form, with matrices and tables in 16 bits. Must not exist or be an empty folder
+        dry_run : write nothing and return the report that quantizing would give, sizes only
+
+        Returns
+        -------
+        What was changed.
+        """
+        from .model_paths import quantize_to
+
+        request = self._request(dry_run=dry_run)
+        self._report = quantize_to(source, Path(target).expanduser(), request)
+        return self._report
+
+    def _request(self, *, in_place: bool = False, dry_run: bool = False) -> Request:
+        return Request(
+            self._dtype,
+            self._skip,
+            self._min_cosine,
+            self._verify_texts,
+            in_place,
+            dry_run,
+            self._automatic,
+        )
 
 
 def _resolve(dtype: str) -> str:
@@ -154,5 +238,10 @@ def _check_texts(texts: Iterable[str] | None) -> tuple[str, ...] | None:
 
 
 def _not_a_model(model: object) -> str:
+    if type(model).__module__.partition(".")[0] in ("onnx", "onnxruntime"):
+        return (
+            f"model: got {type(model).__name__}; ONNX models are not supported; "
+            "use onnxruntime.quantization, or give the safetensors folder it was exported from"
+        )
     kinds = ", ".join(kind.name for kind in KINDS)
     return f"model: got {type(model).__name__}, but only these are understood: {kinds}"

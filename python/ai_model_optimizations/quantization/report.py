@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import psutil
+
+from .. import _core
 
 Action = Literal["quantized", "kept", "removed"]
 
@@ -136,24 +137,10 @@ class QuantizationReport:
         return self.table()
 
 
-def measure(before: NDArray[np.float32], after: NDArray[np.float32]) -> dict[str, Any]:
-    """Compare values with what they became; the keyword arguments of a TensorReport.
-
-    Parameters
-    ----------
-    before, after : float32, of one shape; ``after`` is widened again
-    """
-    if before.size == 0:
-        return {"sqnr_db": math.inf, "max_error": 0.0}
-    error = np.subtract(after, before, dtype=np.float64)
-    np.abs(error, out=error)
-    noise = float(np.square(error).sum())
-    signal = float(np.square(before, dtype=np.float64).sum())
-    if noise == 0.0:
-        sqnr = math.inf
-    else:
-        sqnr = 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
-    return {"sqnr_db": sqnr, "max_error": float(error.max())}
+def resident_bytes() -> int:
+    """Return what the process holds in memory, after free memory went back to the system."""
+    _core.allocator_trim()
+    return int(psutil.Process().memory_info().rss)
 
 
 def _row(tensor: TensorReport) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: Storage types that weights can be quantized to, besides ``"auto"`` and ``"smallest"``.
+#: Storage types that weights can be quantized to, the most exact of those with the fewest bytes
+#: first.
 DTYPES = ("f16", "bf16")
 
 
@@ -24,6 +25,8 @@ class Request:
     verify_texts: tuple[str, ...] | None = None
     in_place: bool = False
     dry_run: bool = False
+    #: Whether ``dtype`` was chosen for the machine and another 16-bit type will do.
+    automatic: bool = False
 
     @property
     def verifies(self) -> bool:
@@ -38,6 +41,13 @@ class Request:
         if self.min_cosine is not None:
             return self.min_cosine
         return 0.999 if self.dtype == "smallest" else -1.0
+
+    def candidates(self) -> tuple[str, ...]:
+        """Return the types to try in turn, the one with the fewest bytes first."""
+        if self.dtype == "smallest":
+            return DTYPES
+        others = [dtype for dtype in DTYPES if dtype != self.dtype]
+        return (self.dtype, *others) if self.automatic else (self.dtype,)
 
     def skips(self, name: str) -> bool:
         """Whether ``skip`` names this tensor or layer."""

@@ -1,0 +1,144 @@
+"""Quantizing what lies at a path: a model that the encoder runs, or any safetensors file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..embedding import EmbeddingModel
+from ..embedding.folder import ModelFolder, read_folder
+from ..embedding.lookup import find_model
+from ..embedding.mapped_file import MappedFile
+from ..embedding.packed_file import is_packed
+from ..embedding.packed_model import check_target
+from ..errors import AimoError, ModelFormatError, PrecisionError
+from . import embedding_model
+from .report import QuantizationReport, TensorReport, resident_bytes
+from .request import Request
+from .tensor_files import (
+    file_dtype,
+    measure_file,
+    quantize_files,
+    quantize_tensors,
+    tensor_paths,
+)
+from .tensors import Tensors, reason_to_keep, refuse_cosine, tensor_report
+from .verify import check, compare
+
+Source = str | os.PathLike[str]
+
+
+def quantize(
+    model: Source, request: Request
+) -> tuple[EmbeddingModel | Tensors | Source, QuantizationReport]:
+    """Return an EmbeddingModel where the folder is one, else the tensors as arrays.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is there.
+    UnsupportedError
+        If it is an ONNX model or a pickle; the message says what to do instead.
+    ModelFormatError
+        If a file is damaged; the message names it.
+    """
+    path = _locate(model)
+    folder, why_not = _as_model(path)
+    if is_packed(path):
+        return embedding_model.quantize(EmbeddingModel.load(path), request)
+    if folder is not None and not request.skip:
+        result, report = _load_model(path, folder, request)
+        return (model if result is None else result), report
+    refuse_cosine(request, why_not or "with skip, the tensors are returned as arrays, which")
+    tensors, report = quantize_tensors(path, request)
+    return (model if request.dry_run else tensors), report
+
+
+def quantize_to(source: Source, target: Path, request: Request) -> QuantizationReport:
+    """Quantize a model at a path into a new one, without holding it where that is possible.
+
+    A model that the encoder runs becomes a packed folder; any other keeps its form.
+    """
+    path = _locate(source)
+    folder, why_not = _as_model(path)
+    if not is_packed(path) and (folder is None or request.skip):
+        refuse_cosine(request, why_not or "with skip, the model keeps its form and")
+        return quantize_files(path, target, request)
+    check_target(target)
+    result, report = quantize(source, request)
+    if not request.dry_run:
+        assert isinstance(result, EmbeddingModel)
+        result.save(target)
+    return report
+
+
+def _locate(model: Source) -> Path:
+    if not os.fspath(model):
+        raise ValueError("model: expected a path or a name, got an empty string")
+    path = Path(model).expanduser()
+    return path if path.exists() else find_model(model)
+
+
+def _as_model(path: Path) -> tuple[ModelFolder | None, str]:
+    """Return the folder as one that the encoder runs, or why it is not."""
+    if not (path / "config.json").is_file():
+        return None, f"{path.name}, which is no model folder,"
+    tensor_paths(path)  # another format is refused with what to use instead
+    try:
+        return read_folder(path), ""
+    except AimoError as error:
+        return None, f"{path.name} ({error})"
+
+
+def _load_model(
+    path: Path, folder: ModelFolder, request: Request
+) -> tuple[EmbeddingModel | None, QuantizationReport]:
+    if request.dry_run:
+        dtype = request.candidates()[0]
+        return None, QuantizationReport("model folder", dtype, tuple(_sizes(path, folder, dtype)))
+    before = resident_bytes()
+    notes: list[str] = []
+    for dtype in request.candidates():
+        try:
+            model = EmbeddingModel.load(path, dtype=dtype)
+            cosine = None
+            if request.verifies:
+                full = EmbeddingModel.load(path, dtype="f32")
+                cosine = compare(full.encode, model.encode, request.verify_texts)
+                del full
+                check(cosine, request, dtype)
+            break
+        except (ModelFormatError, PrecisionError) as error:
+            if dtype == request.candidates()[-1]:
+                raise
+            notes.append(f"{dtype} was left aside: {error}")
+    tensors = tuple(_sizes(path, folder, model.dtype, look=True))
+    after = resident_bytes()
+    return model, QuantizationReport(
+        "model folder", model.dtype, tensors, before, after, cosine, tuple(notes)
+    )
+
+
+def _sizes(
+    path: Path, folder: ModelFolder, dtype: str, *, look: bool = False
+) -> Iterator[TensorReport]:
+    """Yield what becomes of each tensor of the folder's files; ``look`` at the values too."""
+    family = folder.architecture.family
+    any_name = Request(dtype)
+    for file in map(MappedFile, tensor_paths(path)):
+        for name in file:
+            old, shape, size = file_dtype(file, name), file.shape(name), file.raw(name).nbytes
+            plain = name
+            for prefix in family.prefixes:
+                plain = plain.removeprefix(prefix)
+            if plain.startswith(family.ignored):
+                reason = "the encoder has no use for it"
+                yield TensorReport(name, shape, old, "", size, 0, "removed", reason)
+                continue
+            reason = reason_to_keep(name, shape, old, any_name)
+            figures: dict[str, Any] = {}
+            if look and not reason:
+                figures = measure_file(file, name, dtype).figures()
+            yield tensor_report(name, shape, old, size, dtype, reason, figures)
