@@ -1,26 +1,28 @@
 """Packed models: what is saved is what is loaded, mapped and shared; damage is named."""
 
+import dataclasses
 import gc
 import json
 import os
-import resource
 import stat
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from model_folders import BertFolder, write_json
+from obstacles import closed_folder, no_room_for
 from packed_fixtures import DATA, TEXT
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ai_model_optimizations import EmbeddingModel, ModelFormatError, _core
+from ai_model_optimizations.embedding import packed_model
+from ai_model_optimizations.embedding.folder import ModelFolder
 
 TEXTS = ["read the file", "a list of values (3, 4)", "", "x", "time " * 40, "A server, in a TEST."]
 DTYPES = ["f32", "f16", "bf16"]
@@ -265,17 +267,6 @@ def test_save_refuses_what_it_would_overwrite(small_model: EmbeddingModel, tmp_p
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-@contextmanager
-def no_room_for(size: int) -> Iterator[None]:
-    """Files cannot grow beyond `size` bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_nothing_half_written(
     small_model: EmbeddingModel, tmp_path: Path
 ) -> None:
@@ -289,11 +280,9 @@ def test_a_full_disk_leaves_nothing_half_written(
     EmbeddingModel.load(tmp_path / "old").encode("the file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
-def test_a_read_only_folder_is_named(small_model: EmbeddingModel, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match="saved"):
-        small_model.save(tmp_path / "saved")
+def test_a_read_only_folder_is_named(small_model: EmbeddingModel) -> None:
+    with closed_folder() as folder, pytest.raises(PermissionError, match="saved"):
+        small_model.save(folder / "saved")
 
 
 def test_permissions_follow_the_umask(small_model: EmbeddingModel, tmp_path: Path) -> None:
@@ -337,3 +326,9 @@ def test_checksum_covers_every_tensor(small_model: EmbeddingModel, tmp_path: Pat
         for piece in (name.encode(), block[:256], block[-256:]):  # all are shorter than 256 KiB
             checksum = zlib.crc32(piece, checksum)
     assert head["__metadata__"]["checksum"] == f"{checksum:08x}"
+
+
+def test_every_setting_of_a_folder_is_packed() -> None:
+    """A field that is added to ModelFolder and not to the file would be lost by save."""
+    fields = {field.name for field in dataclasses.fields(ModelFolder)}
+    assert fields == {"path", "architecture", *packed_model._SETTINGS}

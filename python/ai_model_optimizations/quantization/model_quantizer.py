@@ -91,6 +91,15 @@ class ModelQuantizer:
 
     @overload
     def quantize_model(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        in_place: bool = ...,
+        dry_run: Literal[False] = ...,
+    ) -> Any: ...
+
+    @overload
+    def quantize_model(
         self, model: Model, *, in_place: bool = ..., dry_run: Literal[False] = ...
     ) -> Model: ...
 
@@ -105,7 +114,8 @@ class ModelQuantizer:
         Parameters
         ----------
         model : see docs/quantization.md for what is understood
-        in_place : free the given model's weights while it is quantized
+        in_place : free the given model's weights while it is quantized; an EmbeddingModel, which
+            others may be using, and files keep theirs
         dry_run : change nothing and return the report that quantizing would give, sizes only
 
         Returns

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 
-_PIECE = 1 << 20
+_PIECE = 1 << 17
 #: The smallest normal value of each type; what lies below has fewer significant bits.
 _SMALLEST_NORMAL = {"f16": 2.0**-14, "bf16": 2.0**-126}
 
@@ -124,17 +124,22 @@ def _widen(piece: NDArray[Any]) -> NDArray[np.float32]:
 
 def _measure_piece(result: Rounding, piece: NDArray[Any], dtype: str) -> None:
     after = _widen(_narrow_piece(piece, dtype))
-    finite = np.isfinite(piece)
     stays = np.isfinite(after)
-    result.count += piece.size
-    result.not_finite += int(piece.size - np.count_nonzero(finite))
-    result.overflowed += int(np.count_nonzero(finite & ~stays))
+    if not stays.all():
+        finite = np.isfinite(piece)
+        result.not_finite += int(piece.size - np.count_nonzero(finite))
+        result.overflowed += int(np.count_nonzero(finite & ~stays))
+        piece, after = piece[stays], after[stays]
+    result.count += stays.size
     magnitude = np.abs(after)
-    result.flushed += int(np.count_nonzero((magnitude == 0) & (piece != 0)))
-    small = (magnitude > 0) & (magnitude < _SMALLEST_NORMAL[dtype])
-    result.subnormal += int(np.count_nonzero(small))
-    before = np.where(finite & stays, piece, 0).astype(np.float64)
-    error = np.abs(np.where(finite & stays, after, 0) - before)
-    result.max_error = max(result.max_error, float(error.max()))
+    below = int(np.count_nonzero(magnitude < _SMALLEST_NORMAL[dtype]))
+    if below:
+        zeros = int(np.count_nonzero(magnitude == 0))
+        result.subnormal += below - zeros
+        result.flushed += zeros - int(np.count_nonzero(piece == 0))
+    # Squares of what is below 1e-19 need more than float32.
+    before = piece.astype(np.float64)
+    error = after - before
+    result.max_error = max(result.max_error, float(np.abs(error).max(initial=0.0)))
     result.noise += float(np.dot(error, error))
     result.signal += float(np.dot(before, before))
