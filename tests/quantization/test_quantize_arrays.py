@@ -304,3 +304,37 @@ def test_folders_of_the_encoder_become_models(tmp_path: Path) -> None:
     assert quantizer.report is not None and quantizer.report.cosine is not None
     assert quantizer.report.cosine.minimum > 0.999
     assert quantizer.quantize_model(path, dry_run=True).model == "model folder"
+
+
+def test_dense_layers_and_prefixes_are_part_of_the_model(tmp_path: Path) -> None:
+    path = BertFolder(prefix="bert.").write(tmp_path / "model")
+    weight = np.random.default_rng(0).standard_normal((8, 36)).astype(np.float32) / 6
+    bias = np.zeros(8, np.float32)
+    (path / "2_Dense").mkdir()
+    save_file(
+        {"linear.weight": weight, "linear.bias": bias},
+        str(path / "2_Dense" / "model.safetensors"),
+    )
+    dense = {
+        "in_features": 36,
+        "out_features": 8,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    (path / "2_Dense" / "config.json").write_text(json.dumps(dense))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [
+        {"idx": i, "path": folder, "type": f"sentence_transformers.models.{kind}"}
+        for i, (folder, kind) in enumerate(kinds.items())
+    ]
+    (path / "modules.json").write_text(json.dumps(modules))
+    quantizer = ModelQuantizer("f16", min_cosine=0.999)
+    model = quantizer.quantize_model(path)
+    reports = by_name(quantizer)
+    assert model.dimension == 8 and reports["linear.weight"].action == "quantized"
+    quantizer.quantize_path(path, tmp_path / "packed")
+    back = EmbeddingModel.load(tmp_path / "packed")
+    np.testing.assert_array_equal(back.encode(["the file"]), model.encode(["the file"]))
+    full = EmbeddingModel.load(path, dtype="f32")
+    quantizer.quantize_model(full)
+    assert quantizer.report is not None and quantizer.report.bytes_after == model.memory_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,13 +57,19 @@ def load_encoder(folder: ModelFolder, dtype: str) -> _core.Encoder:
 def copy_encoder(folder: ModelFolder, encoder: _core.Encoder, dtype: str) -> _core.Encoder:
     """Return an encoder with the weights of another, stored as ``dtype``."""
     copy = new_encoder(folder, dtype)
+    for name, layer, _ in tensor_places(folder):
+        copy.set_tensor(name, layer, encoder.tensor(name, layer))
+    copy.seal()
+    return copy
+
+
+def tensor_places(folder: ModelFolder) -> Iterator[tuple[str, int, bool]]:
+    """Yield each tensor of the model: the core's name, the layer, and whether layers have it."""
     for name, per_layer in _core.encoder_tensor_names():
         if name.startswith("dense_") and int(name[6]) >= len(folder.head.dense):
             continue
         for layer in range(folder.architecture.layers if per_layer else 1):
-            copy.set_tensor(name, layer, encoder.tensor(name, layer))
-    copy.seal()
-    return copy
+            yield name, layer, per_layer
 
 
 class _TensorNames:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from ..embedding import EmbeddingModel
+from ..embedding.weights import new_encoder, tensor_places
 from ..errors import ModelFormatError, PrecisionError, UnsupportedError
 from .report import CosineReport, QuantizationReport, TensorReport, resident_bytes
 from .request import Request
@@ -78,20 +78,13 @@ def _first_that_keeps(
 
 def _tensors(model: EmbeddingModel) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield every tensor of the encoder, widened, with a name that tells its layer."""
-    encoder = model._encoder
-    layers = model._folder.architecture.layers
-    for name, per_layer in _core.encoder_tensor_names():
-        for layer in range(layers if per_layer else 1):
-            values = encoder.tensor(name, layer)
-            if values.size:
-                yield f"layers.{layer}.{name}" if per_layer else name, values
+    for name, layer, per_layer in tensor_places(model._folder):
+        yield f"layers.{layer}.{name}" if per_layer else name, model._encoder.tensor(name, layer)
 
 
 def _reports(model: EmbeddingModel, dtype: str, *, look: bool) -> Iterator[TensorReport]:
     """Yield what storing the model as ``dtype`` does to each tensor; ``look`` at the values too."""
-    target = _core.Encoder(
-        dtype=dtype, pooling=model._folder.pooling, **model._folder.architecture.sizes
-    )  # which allocates nothing before a tensor is set
+    target = new_encoder(model._folder, dtype)  # allocates nothing before a tensor is set
     before, after = model.memory_bytes, target.weight_bytes
     for name, values in _tensors(model):
         report = _report(name, values, model.dtype, dtype, look=look)

@@ -22,7 +22,6 @@ from .tensor_files import (
     measure_file,
     quantize_files,
     quantize_tensors,
-    tensor_paths,
 )
 from .tensors import Tensors, reason_to_keep, refuse_cosine, tensor_report
 from .verify import check, compare
@@ -83,9 +82,8 @@ def _locate(model: Source) -> Path:
 
 def _as_model(path: Path) -> tuple[ModelFolder | None, str]:
     """Return the folder as one that the encoder runs, or why it is not."""
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", "modules.json")):
         return None, f"{path.name}, which is no model folder,"
-    tensor_paths(path)  # another format is refused with what to use instead
     try:
         return read_folder(path), ""
     except AimoError as error:
@@ -97,7 +95,7 @@ def _load_model(
 ) -> tuple[EmbeddingModel | None, QuantizationReport]:
     if request.dry_run:
         dtype = request.candidates()[0]
-        return None, QuantizationReport("model folder", dtype, tuple(_sizes(path, folder, dtype)))
+        return None, QuantizationReport("model folder", dtype, tuple(_sizes(folder, dtype)))
     before = resident_bytes()
     notes: list[str] = []
     for dtype in request.candidates():
@@ -114,26 +112,22 @@ def _load_model(
             if dtype == request.candidates()[-1]:
                 raise
             notes.append(f"{dtype} was left aside: {error}")
-    tensors = tuple(_sizes(path, folder, model.dtype, look=True))
+    tensors = tuple(_sizes(folder, model.dtype, look=True))
     after = resident_bytes()
     return model, QuantizationReport(
         "model folder", model.dtype, tensors, before, after, cosine, tuple(notes)
     )
 
 
-def _sizes(
-    path: Path, folder: ModelFolder, dtype: str, *, look: bool = False
-) -> Iterator[TensorReport]:
+def _sizes(folder: ModelFolder, dtype: str, *, look: bool = False) -> Iterator[TensorReport]:
     """Yield what becomes of each tensor of the folder's files; ``look`` at the values too."""
-    family = folder.architecture.family
+    files = [MappedFile(path) for path in folder.weight_files]
+    prefix = _prefix(folder, [name for file in files for name in file])
     any_name = Request(dtype)
-    for file in map(MappedFile, tensor_paths(path)):
+    for file in files:
         for name in file:
             old, shape, size = file_dtype(file, name), file.shape(name), file.raw(name).nbytes
-            plain = name
-            for prefix in family.prefixes:
-                plain = plain.removeprefix(prefix)
-            if plain.startswith(family.ignored):
+            if name.removeprefix(prefix).startswith(folder.architecture.family.ignored):
                 reason = "the encoder has no use for it"
                 yield TensorReport(name, shape, old, "", size, 0, "removed", reason)
                 continue
@@ -142,3 +136,9 @@ def _sizes(
             if look and not reason:
                 figures = measure_file(file, name, dtype).figures()
             yield tensor_report(name, shape, old, size, dtype, reason, figures)
+
+
+def _prefix(folder: ModelFolder, names: list[str]) -> str:
+    """Return what stands before the family's names of tensors."""
+    anchor = folder.architecture.family.anchor
+    return next((name.removesuffix(anchor) for name in names if name.endswith(anchor)), "")
