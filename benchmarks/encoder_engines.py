@@ -259,4 +259,4 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "ours bf16": lambda: Ours("bf16"),
 }
 #: Type of the weights, for the machines where the engine has no fast path for it.
-NEEDS_ROW = {"OpenVINO bf16": ("avx512", "avx512_vnni", "amx")}
+NEEDS_ROW = {"OpenVINO bf16": ("avx512", "avx512_vnni", "avx512_bf16", "amx")}

@@ -14,11 +14,12 @@ typedef enum {
     AIMO_CPU_AVX512_VNNI = 1 << 2, /* AVX512 row + VNNI */
     AIMO_CPU_AMX = 1 << 3,         /* AMX tile, bf16 and int8, with the kernel's permission */
     AIMO_CPU_NEON = 1 << 4,        /* every aarch64 */
+    AIMO_CPU_AVX512_BF16 = 1 << 5, /* AVX512_VNNI row + VDPBF16PS where it outruns f32 FMA */
 } aimo_cpu_features;
 
-/* Reads CPUID and XCR0 and the variable AIMO_CPU (scalar | avx2 | avx512 | avx512_vnni | amx |
- * neon), which lowers the row. Call once, before any other function of the library. Fails with
- * AIMO_ERR_ARGUMENT when AIMO_CPU names no row, AIMO_ERR_UNSUPPORTED when the machine lacks it. */
+/* Reads CPUID and XCR0 and the variable AIMO_CPU (a row's name, see aimo_cpu_row_name), which
+ * lowers the row. Call once, before any other function of the library. Fails with AIMO_ERR_ARGUMENT
+ * when AIMO_CPU names no row, AIMO_ERR_UNSUPPORTED when the machine lacks it. */
 AIMO_MUST_CHECK aimo_status aimo_cpu_init(aimo_error *err);
 
 /* The bits that kernels may use: those of the selected row. */

@@ -29,6 +29,13 @@ struct aimo_gemm_kernels {
 #include "gemm/gemm_kernels.def"
 #undef AIMO_GEMM_KERNEL
 
+/* Whether the row rounds x to bf16 when it multiplies with bf16 weights: its instructions take both
+ * factors so. */
+static inline bool aimo_gemm_rounds_x(const aimo_gemm_kernels *row, aimo_dtype dtype)
+{
+    return dtype == AIMO_BF16 && (row->required & (AIMO_CPU_AVX512_BF16 | AIMO_CPU_AMX)) != 0;
+}
+
 /* Row `index` of the table, NULL after the last. */
 const aimo_gemm_kernels *aimo_gemm_row(size_t index);
 /* The strongest row whose bits are all in `features`. */

@@ -23,7 +23,7 @@ from .quantization.command import add_command as add_quantize
 VARIABLES: Mapping[str, str] = {
     "AIMO_CACHE_DIR": "folder that keeps packed models, which later processes map",
     "AIMO_CONFIG": "settings that tune wrote, for BatchEmbeddingProcessor.from_config()",
-    "AIMO_CPU": "row of kernels: scalar, avx2, avx512, avx512_vnni, amx or neon",
+    "AIMO_CPU": "row of kernels: scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx or neon",
     "AIMO_DISABLE": "comma-separated parts to turn off: batch, cache, guard, hook",
     "AIMO_NUM_THREADS": "threads of the pool",
     "MEMORY_THRESHOLD_MB": "the memory monitor's threshold",

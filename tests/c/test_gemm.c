@@ -104,13 +104,16 @@ static void run(product *p, aimo_activation activation)
 /* reduction: k * 2^-24 * sum |x||w| for the products, 2^-23 more for the activation. */
 static bool matches_exact_sums(const product *p, aimo_activation activation)
 {
+    const bool round_x = aimo_gemm_rounds_x(p->matrix.kernels, p->dtype);
     for (size_t i = 0; i < p->s.m; i++) {
         for (size_t j = 0; j < p->s.n; j++) {
             double sum = (double)p->bias[j], size = fabs(sum);
             for (size_t k = 0; k < p->s.k; k++) {
                 const double w = (double)stored(p->dtype, p->w[j * p->s.k + k]);
-                sum += (double)p->x[i * p->s.k + k] * w;
-                size += fabs((double)p->x[i * p->s.k + k] * w);
+                const float given = p->x[i * p->s.k + k];
+                const double x = (double)(round_x ? stored(AIMO_BF16, given) : given);
+                sum += x * w;
+                size += fabs(x * w);
             }
             const double expected = activate_exactly(sum, activation);
             const double bound = (double)(p->s.k + 4) * 0x1p-24 * size * 1.2 + 8e-7;

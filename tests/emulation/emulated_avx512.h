@@ -1,9 +1,9 @@
-/* AVX-512 F, BW, DQ, VL and VNNI for a machine that has AVX2: the AVX-512 rows run unchanged, only
- * slower, so their tests run everywhere (cmake -DAIMO_EMULATE_ISA=ON).
+/* AVX-512 F, BW, DQ, VL, VNNI and BF16 for a machine that has AVX2: the AVX-512 rows run unchanged,
+ * only slower, so their tests run everywhere (cmake -DAIMO_EMULATE_ISA=ON).
  *
  * Each emu_mm512_<name> gives the bits of the instruction: two AVX2 halves where AVX2 has the same
  * operation, GCC vectors or one lane at a time elsewhere. emulated_avx512_names.h then gives them
- * the intrinsics' names. What is not here (rcp14, rsqrt14, conflict, bf16, ...) does not compile in
+ * the intrinsics' names. What is not here (rcp14, rsqrt14, conflict, ...) does not compile in
  * the emulation build, so nothing runs with other semantics unseen.
  *
  * As on the processor: a masked load or store touches no memory of a lane that is off; an aligned
@@ -1110,6 +1110,39 @@ AIMO_INLINE __m512i emu_mm512_dpbusds_epi32(__m512i src, __m512i a, __m512i b)
     return (__m512i)result;
 }
 EMU_MASKED_FMA(si, __mmask16, epi32, dpbusd_epi32)
+
+/* --- bf16: rounds to nearest even, flushes subnormals, adds the odd product before the even ----
+ */
+
+AIMO_INLINE float emu_flush(float x) { return fabsf(x) < 0x1p-126f ? 0.0f : x; }
+AIMO_INLINE float emu_bf16_value(uint16_t bits)
+{
+    const uint32_t wide = (uint32_t)bits << 16;
+    float x;
+    memcpy(&x, &wide, sizeof x);
+    return emu_flush(x);
+}
+AIMO_INLINE __m256bh emu_mm512_cvtneps_pbh(__m512 a)
+{
+    emu_uint16_256 result;
+    for (int i = 0; i < 16; i++) {
+        uint32_t bits;
+        const float x = ((emu_f32_512)a)[i], flushed = x != x ? x : emu_flush(x);
+        memcpy(&bits, &flushed, sizeof bits);
+        bits = x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1);
+        result[i] = (uint16_t)(bits >> 16);
+    }
+    return (__m256bh)result;
+}
+AIMO_INLINE __m512 emu_mm512_dpbf16_ps(__m512 src, __m512bh a, __m512bh b)
+{
+    const emu_uint16_512 x = (emu_uint16_512)a, y = (emu_uint16_512)b;
+    emu_f32_512 result = (emu_f32_512)src;
+    for (int i = 0; i < 16; i++)
+        for (int j = 2 * i + 1; j >= 2 * i; j--)
+            result[i] = emu_flush(fmaf(emu_bf16_value(x[j]), emu_bf16_value(y[j]), result[i]));
+    return (__m512)result;
+}
 
 AIMO_TARGET_END
 

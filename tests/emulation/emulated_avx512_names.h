@@ -456,6 +456,7 @@
 #define _mm512_cvtepu8_epi32 emu_mm512_cvtepu8_epi32
 #define _mm512_cvtpd_epi32 emu_mm512_cvtpd_epi32
 #define _mm512_cvtpd_ps emu_mm512_cvtpd_ps
+#define _mm512_cvtneps_pbh emu_mm512_cvtneps_pbh
 #define _mm512_cvtph_ps emu_mm512_cvtph_ps
 #define _mm512_cvtps_epi32 emu_mm512_cvtps_epi32
 #define _mm512_cvtps_pd emu_mm512_cvtps_pd
@@ -472,6 +473,7 @@
 #define _mm512_cvtusepi32_epi8 emu_mm512_cvtusepi32_epi8
 #define _mm512_div_pd emu_mm512_div_pd
 #define _mm512_div_ps emu_mm512_div_ps
+#define _mm512_dpbf16_ps emu_mm512_dpbf16_ps
 #define _mm512_dpbusd_epi32 emu_mm512_dpbusd_epi32
 #define _mm512_dpbusds_epi32 emu_mm512_dpbusds_epi32
 #define _mm512_dpwssd_epi32 emu_mm512_dpwssd_epi32

@@ -29,14 +29,17 @@ from .weights import copy_encoder, load_encoder
 DType = Literal["f32", "f16", "bf16"]
 DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16")
 
+# Their instructions multiply bf16 at several times the rate of f32.
+_FAST_BF16_ROWS = ("avx512_bf16", "amx")
+
 
 def resolve_dtype(dtype: str) -> DType:
     """Return the storage type that ``dtype`` stands for on this machine.
 
-    ``"auto"`` is the fastest 16-bit type: bf16 where the AMX row runs, else f16.
+    ``"auto"`` is the fastest 16-bit type: bf16 where the processor multiplies it, else f16.
     """
     if dtype == "auto":
-        return "bf16" if _core.cpu_info()["row"] == "amx" else "f16"
+        return "bf16" if _core.cpu_info()["row"] in _FAST_BF16_ROWS else "f16"
     for known in DTYPES:
         if dtype == known:
             return known

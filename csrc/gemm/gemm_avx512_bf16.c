@@ -1,0 +1,153 @@
+/* Matrix products with VDPBF16PS: two products a lane and step, so twice the rate of f32.
+ *
+ * The rows of x are rounded to bf16 once for each block, then a 12 x 32 tile of f32 sums runs over
+ * the packed pairs of the weights as they lie: nothing is widened. */
+#include "gemm/gemm_kernels.h"
+#include "simd/intrinsics.h"
+
+#if AIMO_X86_64
+AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#include "simd/simd_avx512.h"
+
+#include "simd/simd_tile.h"
+
+/* A part of k: two panels of weights take 32 KiB and stay in L1 or next to it; the sums go through
+ * memory between parts. MC rows of x, rounded, take 128 KiB of L2. */
+enum { KC = 512, MC = 128 };
+
+/* x [m, k] f32 -> pairs [m][ceil(k / 2)], with a zero behind an odd k. */
+static void round_rows(const float *x, size_t ldx, size_t m, size_t k, uint32_t *pairs, size_t ld)
+{
+    for (size_t r = 0; r < m; r++) {
+        const float *from = x + r * ldx;
+        uint16_t *to = (uint16_t *)(pairs + r * ld);
+        for (size_t i = 0; i < 2 * ld; i += VF32_LANES) {
+            const size_t left = i < k ? k - i : 0, room = 2 * ld - i;
+            const vf32 v = left >= VF32_LANES ? v_load(from + i) : v_load_part(from + i, left);
+            const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
+            if (room >= VF32_LANES)
+                _mm256_storeu_si256((__m256i *)(to + i), rounded);
+            else
+                _mm256_mask_storeu_epi16(to + i, lane_mask(room), rounded);
+        }
+    }
+}
+
+typedef struct {
+    const uint32_t *x; /* [m][ld] pairs */
+    size_t ld, pairs;
+    const uint32_t *panels; /* [pairs][16], the next panel panel_stride further */
+    size_t panel_stride;
+    size_t columns;
+    float *y;
+    size_t ldy;
+    bool accumulate;
+} pair_tile;
+
+/* y = [y +] x @ panels for `rows` rows and `panels` panels, both constants at every call. */
+AIMO_INLINE void multiply_tile(const pair_tile *t, size_t row, const size_t rows,
+                               const size_t panels)
+{
+    const uint32_t *x = t->x + row * t->ld;
+    float *y = t->y + row * t->ldy;
+    vf32 sums[TILE_ROWS][TILE_PANELS];
+    AIMO_UNROLL
+    for (size_t r = 0; r < rows; r++)
+        AIMO_UNROLL
+    for (size_t p = 0; p < panels; p++)
+        sums[r][p] = t->accumulate
+                         ? v_load_part(y + r * t->ldy + p * VF32_LANES, lanes_left(t->columns, p))
+                         : v_zero();
+    for (size_t k = 0; k < t->pairs; k++) {
+        __m512bh w[TILE_PANELS];
+        AIMO_UNROLL
+        for (size_t p = 0; p < panels; p++)
+            w[p] =
+                (__m512bh)_mm512_loadu_si512(t->panels + p * t->panel_stride + k * PANEL_COLUMNS);
+        AIMO_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            const __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r * t->ld + k]);
+            AIMO_UNROLL
+            for (size_t p = 0; p < panels; p++)
+                sums[r][p] = _mm512_dpbf16_ps(sums[r][p], a, w[p]);
+        }
+    }
+    AIMO_UNROLL
+    for (size_t r = 0; r < rows; r++)
+        AIMO_UNROLL
+    for (size_t p = 0; p < panels; p++)
+        v_store_part(y + r * t->ldy + p * VF32_LANES, sums[r][p], lanes_left(t->columns, p));
+}
+
+AIMO_INLINE void multiply_rows(const pair_tile *t, size_t m, const size_t panels)
+{
+    size_t row = 0;
+    for (; row + TILE_ROWS <= m; row += TILE_ROWS)
+        multiply_tile(t, row, TILE_ROWS, panels);
+    for (; row + TILE_ROWS / 2 <= m; row += TILE_ROWS / 2)
+        multiply_tile(t, row, TILE_ROWS / 2, panels);
+    for (; row < m; row++)
+        multiply_tile(t, row, 1, panels);
+}
+
+static void finish_rows(const aimo_gemm_args *g, const pair_tile *t, size_t column, size_t m)
+{
+    for (size_t r = 0; r < m; r++) {
+        float *y = t->y + r * t->ldy;
+        V_FOR_EACH(i, lanes, t->columns)
+        {
+            vf32 v = v_load_part_or_full(y + i, lanes);
+            if (g->bias != NULL)
+                v = v_add(v, v_load_part_or_full(g->bias + column + i, lanes));
+            v_store_part_or_full(y + i, activate(v, g->activation), lanes);
+        }
+    }
+}
+
+/* Rows [row, row + m) of y, one part of k after the other. */
+static void multiply_block(const aimo_gemm_args *g, size_t row, size_t m)
+{
+    _Alignas(64) uint32_t x[MC * KC / 2];
+    const size_t all_pairs = (g->w->k + 1) / 2, parts = (all_pairs + KC / 2 - 1) / (KC / 2);
+    const size_t share = (all_pairs + parts - 1) / parts;
+    for (size_t first = 0; first < all_pairs; first += share) {
+        const size_t pairs = all_pairs - first < share ? all_pairs - first : share;
+        const bool last = first + pairs == all_pairs;
+        round_rows(g->x + row * g->ldx + 2 * first, g->ldx, m, g->w->k - 2 * first, x, pairs);
+        for (size_t panel = g->panel_begin; panel < g->panel_end; panel += TILE_PANELS) {
+            const size_t panels = g->panel_end - panel < TILE_PANELS ? 1 : TILE_PANELS;
+            const size_t column = panel * PANEL_COLUMNS, wide = panels * PANEL_COLUMNS;
+            const pair_tile t = {
+                .x = x,
+                .ld = pairs,
+                .pairs = pairs,
+                .panels =
+                    (const uint32_t *)g->w->panels + (panel * all_pairs + first) * PANEL_COLUMNS,
+                .panel_stride = all_pairs * PANEL_COLUMNS,
+                .columns = g->w->n - column < wide ? g->w->n - column : wide,
+                .y = g->y + row * g->ldy + column,
+                .ldy = g->ldy,
+                .accumulate = first != 0,
+            };
+            if (panels == TILE_PANELS)
+                multiply_rows(&t, m, TILE_PANELS);
+            else
+                multiply_rows(&t, m, 1);
+            if (last)
+                finish_rows(g, &t, column, m);
+        }
+    }
+}
+
+void aimo_gemm_f32_avx512_bf16(const aimo_gemm_args *args) { aimo_gemm_f32_avx512(args); }
+
+void aimo_gemm_f16_avx512_bf16(const aimo_gemm_args *args) { aimo_gemm_f16_avx512(args); }
+
+void aimo_gemm_bf16_avx512_bf16(const aimo_gemm_args *g)
+{
+    for (size_t row = 0; row < g->m; row += MC)
+        multiply_block(g, row, g->m - row < MC ? g->m - row : MC);
+}
+
+AIMO_TARGET_END
+#endif
