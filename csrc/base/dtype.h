@@ -8,14 +8,19 @@ typedef enum {
     AIMO_F32,
     AIMO_F16,
     AIMO_BF16,
+    AIMO_INT8, /* with scales: one for each output of a matrix, one for each row of a table */
 } aimo_dtype;
-enum { AIMO_DTYPE_COUNT = AIMO_BF16 + 1 };
+enum { AIMO_DTYPE_COUNT = AIMO_INT8 + 1 };
 
-static inline size_t aimo_dtype_size(aimo_dtype dtype) { return dtype == AIMO_F32 ? 4 : 2; }
+/* Bytes of one element, scales not counted. */
+static inline size_t aimo_dtype_size(aimo_dtype dtype)
+{
+    return dtype == AIMO_F32 ? 4 : dtype == AIMO_INT8 ? 1 : 2;
+}
 
 static inline const char *aimo_dtype_name(aimo_dtype dtype)
 {
-    static const char *const names[AIMO_DTYPE_COUNT] = {"f32", "f16", "bf16"};
+    static const char *const names[AIMO_DTYPE_COUNT] = {"f32", "f16", "bf16", "int8"};
     return names[dtype];
 }
 

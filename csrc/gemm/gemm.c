@@ -1,6 +1,7 @@
 /* Packing of weights and dispatch of matrix products. */
 #include "gemm/gemm.h"
 
+#include "gemm/gemm_int8.h"
 #include "gemm/gemm_kernels.h"
 #include "half/half_scalar.h"
 
@@ -8,7 +9,9 @@
 
 static const aimo_gemm_kernels rows[] = {
 #define AIMO_GEMM_KERNEL(isa, required)                                                            \
-    {#isa, required, {aimo_gemm_f32_##isa, aimo_gemm_f16_##isa, aimo_gemm_bf16_##isa}},
+    {#isa,                                                                                         \
+     required,                                                                                     \
+     {aimo_gemm_f32_##isa, aimo_gemm_f16_##isa, aimo_gemm_bf16_##isa, aimo_gemm_int8_##isa}},
 #include "gemm/gemm_kernels.def"
 #undef AIMO_GEMM_KERNEL
 };
@@ -36,6 +39,8 @@ aimo_status aimo_panels_size(aimo_dtype dtype, size_t n, size_t k, size_t *bytes
     if (n == 0 || k == 0 || n > SIZE_MAX - AIMO_PANEL_COLUMNS || k == SIZE_MAX)
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "matrix: expected a positive size, got %zu x %zu",
                          n, k);
+    if (dtype == AIMO_INT8)
+        return aimo_int8_panels_size(n, k, bytes, err);
     const size_t columns = (n + AIMO_PANEL_COLUMNS - 1) / AIMO_PANEL_COLUMNS * AIMO_PANEL_COLUMNS;
     AIMO_TRY(aimo_size_mul(columns, padded_k(dtype, k), bytes, "matrix", err));
     return aimo_size_mul(*bytes, aimo_dtype_size(dtype), bytes, "matrix", err);
@@ -66,6 +71,10 @@ void aimo_panels_pack(aimo_dtype dtype, size_t n, size_t k, void *panels, const 
 {
     assert(first + row_count <= n);
     (void)n;
+    if (dtype == AIMO_INT8) {
+        aimo_int8_panels_pack(k, panels, src, first, row_count);
+        return;
+    }
     for (size_t j = 0; j < row_count; j++) {
         for (size_t i = 0; i < k; i++) {
             const size_t at = panel_index(dtype, k, first + j, i);
@@ -84,6 +93,10 @@ void aimo_panels_unpack(aimo_dtype dtype, size_t n, size_t k, const void *panels
 {
     assert(first + row_count <= n);
     (void)n;
+    if (dtype == AIMO_INT8) {
+        aimo_int8_panels_unpack(k, panels, dst, first, row_count);
+        return;
+    }
     for (size_t j = 0; j < row_count; j++) {
         for (size_t i = 0; i < k; i++) {
             const size_t at = panel_index(dtype, k, first + j, i);

@@ -26,8 +26,12 @@ enum { AIMO_ACTIVATION_COUNT = AIMO_ACT_TANH + 1 };
 /* The layout that AIMO_PANELS_VERSION names, for a matrix w [n, k] (n outputs, k inputs):
  *   f32, f16   [ceil(n / 16)][k][16]             element (j, i) at [j / 16][i][j % 16]
  *   bf16       [ceil(n / 16)][ceil(k / 2)][16][2]  ... at [j / 16][i / 2][j % 16][i % 2]
+ *   int8       [bytes]                           as gemm_int8.h says
  * with zeros where n or k is exceeded. */
 enum { AIMO_PANELS_VERSION = 1, AIMO_PANEL_COLUMNS = 16, AIMO_PANELS_DIMENSIONS = 4 };
+
+/* For int8: input channels that are kept in 16 bits, and the most inputs that a matrix may have. */
+enum { AIMO_INT8_OUTLIERS = 16, AIMO_INT8_K_LIMIT = 8192 };
 
 typedef struct aimo_gemm_kernels aimo_gemm_kernels;
 
@@ -46,6 +50,11 @@ AIMO_MUST_CHECK aimo_status aimo_panels_size(aimo_dtype dtype, size_t n, size_t 
 /* Writes the shape of the panels as above; returns how many dimensions it has. */
 size_t aimo_panels_shape(aimo_dtype dtype, size_t n, size_t k,
                          size_t shape[AIMO_PANELS_DIMENSIONS]);
+
+/* Says which input channels of zeroed int8 panels are outliers, before anything is packed into
+ * them: at most AIMO_INT8_OUTLIERS distinct channels. Which they are changes no shape, only
+ * precision. */
+void aimo_panels_set_outliers(void *panels, const int32_t *channels, size_t count);
 
 /* Writes rows [first, first + rows) of w, given as src [rows, k] f32, into zeroed panels of an
  * [n, k] matrix. Rounds to nearest even. */

@@ -14,5 +14,7 @@ void aimo_gemm_f16_avx512(const aimo_gemm_args *args) { gemm(args, AIMO_F16); }
 
 void aimo_gemm_bf16_avx512(const aimo_gemm_args *args) { gemm(args, AIMO_BF16); }
 
+void aimo_gemm_int8_avx512(const aimo_gemm_args *args) { aimo_gemm_int8_avx2(args); }
+
 AIMO_TARGET_END
 #endif

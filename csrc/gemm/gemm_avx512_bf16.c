@@ -90,17 +90,14 @@ AIMO_INLINE void multiply_rows(const pair_tile *t, size_t m, const size_t panels
         multiply_tile(t, row, 1, panels);
 }
 
-static void finish_rows(const aimo_gemm_args *g, const pair_tile *t, size_t column, size_t m)
+static void add_bias(const pair_tile *t, const float *bias, size_t m)
 {
     for (size_t r = 0; r < m; r++) {
         float *y = t->y + r * t->ldy;
         V_FOR_EACH(i, lanes, t->columns)
-        {
-            vf32 v = v_load_part_or_full(y + i, lanes);
-            if (g->bias != NULL)
-                v = v_add(v, v_load_part_or_full(g->bias + column + i, lanes));
-            v_store_part_or_full(y + i, activate(v, g->activation), lanes);
-        }
+        v_store_part_or_full(
+            y + i, v_add(v_load_part_or_full(y + i, lanes), v_load_part_or_full(bias + i, lanes)),
+            lanes);
     }
 }
 
@@ -133,8 +130,10 @@ static void multiply_block(const aimo_gemm_args *g, size_t row, size_t m)
                 multiply_rows(&t, m, TILE_PANELS);
             else
                 multiply_rows(&t, m, 1);
-            if (last)
-                finish_rows(g, &t, column, m);
+            if (last && g->bias != NULL)
+                add_bias(&t, g->bias + column, m);
+            if (last && g->activation != AIMO_ACT_NONE)
+                activate_rows(t.y, t.ldy, m, t.columns, g->activation);
         }
     }
 }
@@ -142,6 +141,8 @@ static void multiply_block(const aimo_gemm_args *g, size_t row, size_t m)
 void aimo_gemm_f32_avx512_bf16(const aimo_gemm_args *args) { aimo_gemm_f32_avx512(args); }
 
 void aimo_gemm_f16_avx512_bf16(const aimo_gemm_args *args) { aimo_gemm_f16_avx512(args); }
+
+void aimo_gemm_int8_avx512_bf16(const aimo_gemm_args *args) { aimo_gemm_int8_avx512_vnni(args); }
 
 void aimo_gemm_bf16_avx512_bf16(const aimo_gemm_args *g)
 {

@@ -25,7 +25,8 @@ struct aimo_gemm_kernels {
 #define AIMO_GEMM_KERNEL(isa, required)                                                            \
     void aimo_gemm_f32_##isa(const aimo_gemm_args *args);                                          \
     void aimo_gemm_f16_##isa(const aimo_gemm_args *args);                                          \
-    void aimo_gemm_bf16_##isa(const aimo_gemm_args *args);
+    void aimo_gemm_bf16_##isa(const aimo_gemm_args *args);                                         \
+    void aimo_gemm_int8_##isa(const aimo_gemm_args *args);
 #include "gemm/gemm_kernels.def"
 #undef AIMO_GEMM_KERNEL
 

@@ -62,12 +62,13 @@ AIMO_INLINE size_t lanes_left(size_t columns, size_t vector)
 
 /* In place, while the tile is in the L1 cache; in the tile itself this would be inlined for every
  * register. */
-static void activate_rows(const tile_args *t, size_t row, size_t rows)
+static void activate_rows(float *y, size_t ldy, size_t m, size_t columns,
+                          aimo_activation activation)
 {
-    for (size_t r = row; r < row + rows; r++) {
-        float *y = t->y + r * t->ldy;
-        V_FOR_EACH(i, lanes, t->columns)
-        v_store_part_or_full(y + i, activate(v_load_part_or_full(y + i, lanes), t->activation),
+    for (size_t r = 0; r < m; r++) {
+        float *row = y + r * ldy;
+        V_FOR_EACH(i, lanes, columns)
+        v_store_part_or_full(row + i, activate(v_load_part_or_full(row + i, lanes), activation),
                              lanes);
     }
 }
@@ -130,7 +131,7 @@ AIMO_INLINE void tile(const tile_args *t, size_t row, const size_t rows, const s
         }
     }
     if (t->activation != AIMO_ACT_NONE)
-        activate_rows(t, row, rows);
+        activate_rows(y, t->ldy, rows, t->columns, t->activation);
 }
 
 /* All m rows, in tiles as high as there are rows left. */

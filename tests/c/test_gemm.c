@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 #include "gemm/gemm.h"
+#include "gemm/gemm_int8.h"
 #include "gemm/gemm_kernels.h"
 #include "half/half_scalar.h"
 
@@ -50,10 +51,15 @@ static double activate_exactly(double x, aimo_activation activation)
     return x;
 }
 
+/* Two input channels of int8 matrices that are kept in 16 bits. */
+static const int32_t outliers[] = {3, 0};
+
 typedef struct {
     shape s;
     aimo_dtype dtype;
     float *x, *w, *bias, *y;
+    float *stored;  /* [n, k]: w as the panels hold it */
+    float *rounded; /* [m, k]: x as the row multiplies it */
     void *panels;
     aimo_matrix matrix;
 } product;
@@ -78,10 +84,15 @@ static bool product_new(product *p, shape s, aimo_dtype dtype, uint64_t *random)
     p->w = random_floats(s.n * s.k, random);
     p->bias = random_floats(s.n, random);
     p->y = malloc((s.m * s.n + 1) * sizeof *p->y);
+    if (dtype == AIMO_INT8)
+        aimo_panels_set_outliers(p->panels, outliers, s.k > 4 ? 2 : 0);
     const size_t half = s.n / 2; /* packed in two parts, as query, key and value are */
     aimo_panels_pack(dtype, s.n, s.k, p->panels, p->w, 0, half);
     aimo_panels_pack(dtype, s.n, s.k, p->panels, p->w + half * s.k, half, s.n - half);
     p->matrix = aimo_matrix_of(dtype, s.n, s.k, p->panels, aimo_cpu_available());
+    p->stored = malloc(s.n * s.k * sizeof *p->stored);
+    aimo_panels_unpack(dtype, s.n, s.k, p->panels, p->stored, 0, s.n);
+    p->rounded = malloc(s.m * s.k * sizeof *p->rounded);
     return true;
 }
 
@@ -92,6 +103,8 @@ static void product_free(product *p)
     free(p->w);
     free(p->bias);
     free(p->y);
+    free(p->stored);
+    free(p->rounded);
 }
 
 static void run(product *p, aimo_activation activation)
@@ -101,17 +114,49 @@ static void run(product *p, aimo_activation activation)
     aimo_gemm(&p->matrix, p->x, p->s.k, p->s.m, p->bias, activation, p->y, p->s.n, cut, panels);
 }
 
+static bool is_outlier(const product *p, size_t channel)
+{
+    return p->s.k > 4 && (channel == 0 || channel == 3);
+}
+
+/* One row of x for int8 weights: 127 steps to the largest that is no outlier. */
+static void round_to_int8(const product *p, const float *x, float *out)
+{
+    float largest = 0.0f;
+    for (size_t k = 0; k < p->s.k; k++)
+        if (!is_outlier(p, k))
+            largest = fmaxf(largest, fabsf(x[k]));
+    for (size_t k = 0; k < p->s.k; k++)
+        out[k] = is_outlier(p, k)
+                     ? x[k]
+                     : rintf(x[k] * aimo_int8_inverse_scale(largest)) * aimo_int8_scale(largest);
+}
+
+/* x as the row's instructions take it. */
+static void round_x(const product *p)
+{
+    for (size_t i = 0; i < p->s.m; i++) {
+        const float *x = p->x + i * p->s.k;
+        float *out = p->rounded + i * p->s.k;
+        if (p->dtype == AIMO_INT8)
+            round_to_int8(p, x, out);
+        else
+            for (size_t k = 0; k < p->s.k; k++)
+                out[k] = aimo_gemm_rounds_x(p->matrix.kernels, p->dtype) ? stored(AIMO_BF16, x[k])
+                                                                         : x[k];
+    }
+}
+
 /* reduction: k * 2^-24 * sum |x||w| for the products, 2^-23 more for the activation. */
 static bool matches_exact_sums(const product *p, aimo_activation activation)
 {
-    const bool round_x = aimo_gemm_rounds_x(p->matrix.kernels, p->dtype);
+    round_x(p);
     for (size_t i = 0; i < p->s.m; i++) {
         for (size_t j = 0; j < p->s.n; j++) {
             double sum = (double)p->bias[j], size = fabs(sum);
             for (size_t k = 0; k < p->s.k; k++) {
-                const double w = (double)stored(p->dtype, p->w[j * p->s.k + k]);
-                const float given = p->x[i * p->s.k + k];
-                const double x = (double)(round_x ? stored(AIMO_BF16, given) : given);
+                const double x = (double)p->rounded[i * p->s.k + k];
+                const double w = (double)p->stored[j * p->s.k + k];
                 sum += x * w;
                 size += fabs(x * w);
             }
@@ -176,6 +221,19 @@ TEST(gemm_element_depends_neither_on_m_nor_on_the_split)
     }
 }
 
+/* Half a step of the output's scale; outliers as f16. */
+static bool is_close_in_int8(const product *p, size_t at, float back)
+{
+    if (is_outlier(p, at % p->s.k))
+        return back == stored(AIMO_F16, p->w[at]);
+    const float *row = p->w + at / p->s.k * p->s.k;
+    float largest = 0.0f;
+    for (size_t k = 0; k < p->s.k; k++)
+        if (!is_outlier(p, k))
+            largest = fmaxf(largest, fabsf(row[k]));
+    return fabsf(back - p->w[at]) <= largest / 127 * 0.5001f;
+}
+
 TEST(gemm_packing_round_trips)
 {
     uint64_t random = 13;
@@ -188,12 +246,70 @@ TEST(gemm_packing_round_trips)
             aimo_panels_unpack(p.dtype, p.s.n, p.s.k, p.panels, back, 0, p.s.n);
             bool same = true;
             for (size_t j = 0; j < count; j++)
-                same &= back[j] == stored(p.dtype, p.w[j]);
+                same &= p.dtype == AIMO_INT8 ? is_close_in_int8(&p, j, back[j])
+                                             : back[j] == stored(p.dtype, p.w[j]);
             free(back);
             product_free(&p);
             CHECK(same);
         }
     }
+}
+
+/* But for the scalar row, whose last multiplications and additions are not fused. */
+TEST(gemm_int8_gives_the_same_bits_on_every_vector_row)
+{
+    uint64_t random = 17;
+    for (size_t i = 0; i < SHAPES; i++) {
+        product p;
+        CHECK(product_new(&p, shapes[i], AIMO_INT8, &random));
+        const size_t count = p.s.m * p.s.n;
+        float *expected = malloc(count * sizeof *expected);
+        p.matrix.kernels = aimo_gemm_row(1);
+        if ((p.matrix.kernels->required & ~aimo_cpu_available()) != 0)
+            p.matrix.kernels = aimo_gemm_row(0);
+        run(&p, AIMO_ACT_NONE);
+        memcpy(expected, p.y, count * sizeof *expected);
+        for (size_t r = 1; aimo_gemm_row(r) != NULL; r++) {
+            if ((aimo_gemm_row(r)->required & ~aimo_cpu_available()) != 0)
+                continue;
+            p.matrix.kernels = aimo_gemm_row(r);
+            run(&p, AIMO_ACT_NONE);
+            CHECK_MSG(memcmp(p.y, expected, count * sizeof *expected) == 0, "%s %zu x %zu x %zu",
+                      aimo_gemm_row(r)->isa, p.s.m, p.s.n, p.s.k);
+        }
+        free(expected);
+        product_free(&p);
+    }
+}
+
+/* Neither zeros, nor numbers whose scale or inverse leaves the range of f32, nor the largest
+ * integers everywhere may turn into NaN. */
+TEST(gemm_int8_survives_extreme_rows)
+{
+    static const float extremes[] = {0.0f, 1e-44f, 1e-30f, 1.0f, -1.0f, 1e30f, 1e37f};
+    uint64_t random = 19;
+    product p;
+    CHECK(product_new(&p, (shape){7, 20, 2048}, AIMO_INT8, &random));
+    for (size_t i = 0; i < p.s.n * p.s.k; i++)
+        p.w[i] = i / p.s.k % 2 ? 1e-3f : -1e-3f;
+    aimo_panels_pack(AIMO_INT8, p.s.n, p.s.k, p.panels, p.w, 0, p.s.n);
+    for (size_t i = 0; i < p.s.m * p.s.k; i++)
+        p.x[i] = extremes[i / p.s.k];
+    for (size_t r = 0; aimo_gemm_row(r) != NULL; r++) {
+        if ((aimo_gemm_row(r)->required & ~aimo_cpu_available()) != 0)
+            continue;
+        p.matrix.kernels = aimo_gemm_row(r);
+        run(&p, AIMO_ACT_NONE);
+        bool right = true;
+        for (size_t i = 0; i < p.s.m; i++)
+            for (size_t j = 0; j < p.s.n; j++) {
+                const double sum = (double)p.s.k * (double)extremes[i] * (j % 2 ? 1e-3 : -1e-3);
+                const double y = (double)p.y[i * p.s.n + j] - (double)p.bias[j];
+                right &= fabs(y - sum) <= 1e-2 * fabs(sum) + 1e-6;
+            }
+        CHECK_MSG(right, "%s", aimo_gemm_row(r)->isa);
+    }
+    product_free(&p);
 }
 
 TEST(gemm_refuses_sizes_that_do_not_exist)
@@ -203,5 +319,7 @@ TEST(gemm_refuses_sizes_that_do_not_exist)
     CHECK(aimo_panels_size(AIMO_F16, 0, 4, &bytes, &err) == AIMO_ERR_ARGUMENT);
     CHECK(aimo_panels_size(AIMO_F16, 4, 0, &bytes, &err) == AIMO_ERR_ARGUMENT);
     CHECK(aimo_panels_size(AIMO_BF16, SIZE_MAX / 4, 64, &bytes, &err) == AIMO_ERR_ARGUMENT);
+    CHECK(aimo_panels_size(AIMO_INT8, 16, AIMO_INT8_K_LIMIT + 1, &bytes, &err) ==
+          AIMO_ERR_UNSUPPORTED);
     CHECK(aimo_panels_size(AIMO_BF16, 17, 3, &bytes, &err) == AIMO_OK && bytes == 32 * 4 * 2);
 }

@@ -1,0 +1,59 @@
+/* Matrix products with VPDPBUSD: four products a lane and step, in a 12 x 32 tile of int32 sums.
+ * The instruction takes unsigned x, so x + 128 is multiplied and the weights' sums correct for it.
+ */
+#include "gemm/gemm_kernels.h"
+#include "simd/intrinsics.h"
+
+#if AIMO_X86_64
+AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#include "simd/simd_avx512.h"
+
+/* A vector of its lanes' own type: gcc keeps arrays of __m512i sums in memory. */
+typedef int32_t vi32 __attribute__((vector_size(64)));
+enum { UNIT_K = 4, UNSIGNED_X = 1, LAID_OUT_UNITS = 1 };
+
+AIMO_INLINE vi32 vi32_zero(void) { return (vi32)_mm512_setzero_si512(); }
+AIMO_INLINE vi32 vi32_set1(int32_t x) { return (vi32)_mm512_set1_epi32(x); }
+AIMO_INLINE vi32 vi32_load(const int32_t *p) { return (vi32)_mm512_loadu_si512(p); }
+AIMO_INLINE vf32 vi32_to_f32(vi32 x) { return _mm512_cvtepi32_ps((__m512i)x); }
+AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
+{
+    return (vi32)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)w);
+}
+
+/* units [ceil(k / 4)]: the bytes of x + 128 */
+AIMO_INLINE void round_row(const float *x, const float *keep, size_t k, float inverse,
+                           uint32_t *units)
+{
+    uint8_t *bytes = (uint8_t *)units;
+    const size_t padded = (k + UNIT_K - 1) / UNIT_K * UNIT_K;
+    for (size_t i = 0; i < padded; i += VF32_LANES) {
+        const __mmask16 inside = lane_mask(k - i < VF32_LANES ? k - i : VF32_LANES);
+        const __mmask16 stored = lane_mask(padded - i < VF32_LANES ? padded - i : VF32_LANES);
+        const vf32 kept = _mm512_mul_ps(_mm512_maskz_loadu_ps(inside, x + i),
+                                        _mm512_maskz_loadu_ps(inside, keep + i));
+        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(kept, _mm512_set1_ps(inverse)));
+        const __m512i shifted = _mm512_add_epi32(q, _mm512_set1_epi32(128));
+        _mm_mask_storeu_epi8(bytes + i, stored, _mm512_cvtepi32_epi8(shifted));
+    }
+}
+
+/* Already as the instruction wants them. */
+AIMO_INLINE const uint32_t *lay_out(const int8_t *weights, size_t groups, uint32_t *out)
+{
+    (void)groups, (void)out;
+    return (const uint32_t *)weights;
+}
+
+#include "gemm/gemm_int8_body.h"
+
+void aimo_gemm_f32_avx512_vnni(const aimo_gemm_args *args) { aimo_gemm_f32_avx512(args); }
+
+void aimo_gemm_f16_avx512_vnni(const aimo_gemm_args *args) { aimo_gemm_f16_avx512(args); }
+
+void aimo_gemm_bf16_avx512_vnni(const aimo_gemm_args *args) { aimo_gemm_bf16_avx512(args); }
+
+void aimo_gemm_int8_avx512_vnni(const aimo_gemm_args *args) { gemm_int8(args); }
+
+AIMO_TARGET_END
+#endif
