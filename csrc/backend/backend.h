@@ -39,7 +39,7 @@ typedef struct {
 
 /* out[t] = layer_norm(word[ids[t]] + position[t - its sequence's begin + first_position] + type) */
 typedef struct {
-    aimo_dtype dtype;      /* of the tables */
+    aimo_dtype dtype;      /* of the tables, whose rows take aimo_table_row_bytes */
     const void *word;      /* device, [vocabulary, hidden] */
     const void *position;  /* device, [positions, hidden] */
     const void *type;      /* device, [hidden]: the first token type, or NULL */
@@ -56,6 +56,7 @@ typedef struct {
     const float *bias;            /* device, [n] or NULL */
     const float *x;               /* device, [m, k], not overlapping y */
     size_t m;
+    float *input_peaks; /* host, [k]: raised to the largest |x| of each column; or NULL */
     aimo_activation activation;
     const aimo_layer_norm *norm; /* NULL: neither residual nor norm */
     const float *residual;       /* device, [m, n]; y may be the same memory */

@@ -18,6 +18,13 @@ static inline size_t aimo_dtype_size(aimo_dtype dtype)
     return dtype == AIMO_F32 ? 4 : dtype == AIMO_INT8 ? 1 : 2;
 }
 
+/* Bytes of one row of a table; the scale of an int8 row, f32 and unaligned, follows its elements.
+ */
+static inline size_t aimo_table_row_bytes(aimo_dtype dtype, size_t columns)
+{
+    return columns * aimo_dtype_size(dtype) + (dtype == AIMO_INT8 ? sizeof(float) : 0);
+}
+
 static inline const char *aimo_dtype_name(aimo_dtype dtype)
 {
     static const char *const names[AIMO_DTYPE_COUNT] = {"f32", "f16", "bf16", "int8"};

@@ -336,6 +336,88 @@ static PyObject *seal(encoder_object *self, PyObject *Py_UNUSED(unused))
     Py_RETURN_NONE;
 }
 
+/* Packed sequences as the core takes them. */
+typedef struct {
+    PyArrayObject *ids, *offsets;
+    npy_intp batch;
+} sequences;
+
+static void sequences_clear(sequences *s)
+{
+    Py_XDECREF(s->ids);
+    Py_XDECREF(s->offsets);
+}
+
+/* False with an exception, and then nothing to clear. */
+static bool sequences_of(PyObject *ids, PyObject *offsets, sequences *s)
+{
+    s->ids = (PyArrayObject *)PyArray_FROMANY(ids, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+    s->offsets = (PyArrayObject *)PyArray_FROMANY(offsets, NPY_INT64, 1, 1, NPY_ARRAY_IN_ARRAY);
+    if (s->ids != NULL && s->offsets != NULL) {
+        s->batch = PyArray_SIZE(s->offsets) - 1;
+        const int64_t *begins = PyArray_DATA(s->offsets);
+        if (s->batch >= 0 && begins[s->batch] == PyArray_SIZE(s->ids))
+            return true;
+        PyErr_SetString(PyExc_ValueError, "offsets: expected to end with the number of token_ids");
+    }
+    sequences_clear(s);
+    return false;
+}
+
+/* set_outliers(name: str, layer: int, channels: ndarray[int32], /) -> None */
+static PyObject *set_outliers(encoder_object *self, PyObject *args)
+{
+    const char *name;
+    Py_ssize_t layer;
+    PyObject *channels;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "snO", &name, &layer, &channels))
+        return NULL;
+    const Py_ssize_t tensor = find_tensor(name);
+    PyArrayObject *array = tensor < 0 ? NULL
+                                      : (PyArrayObject *)PyArray_FROMANY(channels, NPY_INT32, 1, 1,
+                                                                         NPY_ARRAY_IN_ARRAY);
+    if (array == NULL)
+        return NULL;
+    aimo_error err;
+    const aimo_status status =
+        aimo_encoder_set_outliers(self->encoder, (size_t)tensor, (size_t)layer, PyArray_DATA(array),
+                                  (size_t)PyArray_SIZE(array), &err);
+    Py_DECREF(array);
+    if (status != AIMO_OK)
+        return fail(self, status, &err);
+    Py_RETURN_NONE;
+}
+
+/* input_peaks(token_ids: ndarray[int32], offsets: ndarray[int64], /)
+ * -> ndarray[float32] of shape (layers, 4, max(hidden, intermediate)) */
+static PyObject *input_peaks(encoder_object *self, PyObject *args)
+{
+    PyObject *ids, *offsets;
+    sequences s;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "OO", &ids, &offsets) ||
+        !sequences_of(ids, offsets, &s))
+        return NULL;
+    const aimo_encoder_config *c = aimo_encoder_config_of(self->encoder);
+    const npy_intp shape[3] = {
+        (npy_intp)c->layers,
+        AIMO_LAYER_MATRICES,
+        (npy_intp)(c->intermediate > c->hidden ? c->intermediate : c->hidden),
+    };
+    PyObject *result = PyArray_SimpleNew(3, shape, NPY_FLOAT32);
+    aimo_error err;
+    aimo_status status = AIMO_OK;
+    if (result != NULL)
+        status =
+            aimo_encoder_input_peaks(self->encoder, PyArray_DATA(s.ids), PyArray_DATA(s.offsets),
+                                     (size_t)s.batch, PyArray_DATA((PyArrayObject *)result), &err);
+    if (status != AIMO_OK) {
+        Py_CLEAR(result);
+        fail(self, status, &err);
+    }
+    sequences_clear(&s);
+    return result;
+}
+
 /* encode(token_ids: ndarray[int32], offsets: ndarray[int64], normalize: bool, skip: int,
  * columns: int, /) -> ndarray[float32] of shape (batch, columns) */
 static PyObject *encode(encoder_object *self, PyObject *args)
@@ -343,6 +425,7 @@ static PyObject *encode(encoder_object *self, PyObject *args)
     PyObject *ids_arg, *offsets_arg, *result = NULL;
     int normalize;
     Py_ssize_t skip, columns;
+    sequences s;
     if (!is_ready(self) ||
         !PyArg_ParseTuple(args, "OOpnn", &ids_arg, &offsets_arg, &normalize, &skip, &columns))
         return NULL;
@@ -350,23 +433,15 @@ static PyObject *encode(encoder_object *self, PyObject *args)
     if (skip < 0 || columns < 1 || columns > dimension)
         return PyErr_Format(PyExc_ValueError, "skip %zd, columns %zd: expected 0 up, 1 to %zd",
                             skip, columns, dimension);
-    PyArrayObject *ids =
-        (PyArrayObject *)PyArray_FROMANY(ids_arg, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
-    PyArrayObject *offsets =
-        (PyArrayObject *)PyArray_FROMANY(offsets_arg, NPY_INT64, 1, 1, NPY_ARRAY_IN_ARRAY);
-    if (ids == NULL || offsets == NULL)
-        goto done;
-    const npy_intp batch = PyArray_SIZE(offsets) - 1;
-    const int64_t *begins = PyArray_DATA(offsets);
-    if (batch < 0 || begins[batch] != PyArray_SIZE(ids)) {
-        PyErr_SetString(PyExc_ValueError, "offsets: expected to end with the number of token_ids");
-        goto done;
-    }
+    if (!sequences_of(ids_arg, offsets_arg, &s))
+        return NULL;
+    const npy_intp batch = s.batch;
+    const int64_t *begins = PyArray_DATA(s.offsets);
     const npy_intp shape[2] = {batch, (npy_intp)columns};
     result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     if (result == NULL)
         goto done;
-    const int32_t *tokens = PyArray_DATA(ids);
+    const int32_t *tokens = PyArray_DATA(s.ids);
     float *out = PyArray_DATA((PyArrayObject *)result);
     const aimo_encode_options options = {(size_t)skip, (size_t)columns, normalize != 0};
     aimo_error err;
@@ -379,8 +454,7 @@ static PyObject *encode(encoder_object *self, PyObject *args)
         fail(self, status, &err);
     }
 done:
-    Py_XDECREF(ids);
-    Py_XDECREF(offsets);
+    sequences_clear(&s);
     return result;
 }
 
@@ -425,6 +499,10 @@ static PyMethodDef encoder_methods[] = {
      "weight($self, name, layer, /)\n--\n\nA packed weight's bytes where they lie."},
     {"map_weight", (PyCFunction)map_weight, METH_VARARGS,
      "map_weight($self, name, layer, data, /)\n--\n\nTake a packed weight where it lies."},
+    {"set_outliers", (PyCFunction)set_outliers, METH_VARARGS,
+     "set_outliers($self, name, layer, channels, /)\n--\n\nChannels of int8 kept in 16 bits."},
+    {"input_peaks", (PyCFunction)input_peaks, METH_VARARGS,
+     "input_peaks($self, token_ids, offsets, /)\n--\n\nLargest magnitude of each input channel."},
     {"seal", (PyCFunction)seal, METH_NOARGS,
      "seal($self, /)\n--\n\nCheck that nothing is missing and make ready."},
     {"encode", (PyCFunction)encode, METH_VARARGS,

@@ -10,6 +10,7 @@
 #include "encoder/weights.h"
 
 #include <stdatomic.h>
+#include <string.h>
 
 /* Rows of f32 that one chunk works on; named by what they hold, sized for its tokens. */
 typedef struct {
@@ -18,6 +19,7 @@ typedef struct {
                             at last two times the widest vector after pooling of each sequence */
     float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
     size_t *offsets;     /* [sequences + 1], from the chunk's first token */
+    float *peaks;        /* as aimo_encoder_input_peaks returns them, or NULL */
 } workspace;
 
 typedef struct {
@@ -31,6 +33,7 @@ typedef struct {
     const aimo_encode_options *options;
     size_t columns;
     float *out;
+    float *peaks; /* for aimo_encoder_input_peaks, else NULL */
     const chunk *chunks;
     size_t workspace_bytes;
     /* The first failure; written by whoever sets `failed` first. */
@@ -83,7 +86,7 @@ static workspace workspace_at(void *memory, const aimo_encoder_config *c, size_t
     const size_t x = align_up(tokens * c->hidden * sizeof(float));
     char *qkv = (char *)memory + x, *intermediate = qkv + qkv_size(c, tokens, sequences);
     char *offsets = intermediate + align_up(tokens * widest(c) * sizeof(float));
-    return (workspace){memory, (float *)qkv, (float *)intermediate, (size_t *)offsets};
+    return (workspace){memory, (float *)qkv, (float *)intermediate, (size_t *)offsets, NULL};
 }
 
 static aimo_layer_norm norm_of(const aimo_encoder *e, const aimo_weight *weight,
@@ -112,6 +115,15 @@ static aimo_status run_embedding(const aimo_encoder *e, const int32_t *ids, size
     return e->backend->ops->embed(e->backend, &args, err);
 }
 
+static float *peaks_of(const aimo_encoder *e, const aimo_layer_weights *l, size_t matrix,
+                       const workspace *w)
+{
+    const size_t layer = (size_t)(l - e->layers);
+    if (w->peaks == NULL)
+        return NULL;
+    return w->peaks + (layer * AIMO_LAYER_MATRICES + matrix) * widest(&e->config);
+}
+
 /* x = layer_norm(x + attention(x)) */
 static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights *l, size_t batch,
                                  const workspace *w, aimo_error *err)
@@ -120,7 +132,13 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
     const size_t tokens = w->offsets[batch], heads = e->config.heads;
     const aimo_layer_norm norm = norm_of(e, &l->attention_norm, &l->attention_norm_bias);
     const aimo_linear_args qkv = {
-        .w = l->qkv.matrix, .bias = l->qkv_bias.device, .x = w->x, .m = tokens, .y = w->qkv};
+        .w = l->qkv.matrix,
+        .bias = l->qkv_bias.device,
+        .x = w->x,
+        .m = tokens,
+        .input_peaks = peaks_of(e, l, 0, w),
+        .y = w->qkv,
+    };
     const aimo_attention_args attention = {
         .qkv = w->qkv,
         .offsets = w->offsets,
@@ -134,6 +152,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .bias = l->attention_bias.device,
         .x = w->intermediate,
         .m = tokens,
+        .input_peaks = peaks_of(e, l, 1, w),
         .norm = &norm,
         .residual = w->x,
         .scratch = w->qkv,
@@ -156,6 +175,7 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .bias = l->up_bias.device,
         .x = w->x,
         .m = tokens,
+        .input_peaks = peaks_of(e, l, 2, w),
         .activation = e->config.activation,
         .y = w->intermediate,
     };
@@ -164,6 +184,7 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .bias = l->down_bias.device,
         .x = w->intermediate,
         .m = tokens,
+        .input_peaks = peaks_of(e, l, 3, w),
         .norm = &norm,
         .residual = w->x,
         .scratch = w->qkv,
@@ -261,7 +282,8 @@ static void chunk_index(void *context, size_t index)
     if (status == AIMO_OK) {
         const size_t tokens =
             (size_t)(call->offsets[c->first + c->batch] - call->offsets[c->first]);
-        const workspace w = workspace_at(memory, &call->encoder->config, tokens, c->batch);
+        workspace w = workspace_at(memory, &call->encoder->config, tokens, c->batch);
+        w.peaks = call->peaks;
         status = run_chunk(call, c, &w, &err);
         b->ops->workspace_return(b, memory);
     }
@@ -316,6 +338,25 @@ static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, s
     return count;
 }
 
+/* Runs all chunks of a checked call. */
+static aimo_status run_batch(encode_call *call, size_t batch, aimo_error *err)
+{
+    aimo_backend *b = call->encoder->backend;
+    const size_t target = b->ops->chunk_tokens(b, (size_t)call->offsets[batch]);
+    chunk *chunks;
+    AIMO_TRY(aimo_memory_new((void **)&chunks, batch, sizeof *chunks, "chunks", err));
+    const size_t count =
+        cut(call->encoder, call->offsets, batch, target, chunks, &call->workspace_bytes);
+    call->chunks = chunks;
+    if (call->peaks == NULL)
+        b->ops->for_each_chunk(b, count, chunk_index, call);
+    else /* one after the other: they all raise the same peaks */
+        for (size_t i = 0; i < count; i++)
+            chunk_index(call, i);
+    aimo_memory_free(chunks);
+    return call->status;
+}
+
 aimo_status aimo_encoder_encode(const aimo_encoder *encoder, const int32_t *token_ids,
                                 const int64_t *offsets, size_t batch,
                                 const aimo_encode_options *options, float *out, aimo_error *err)
@@ -325,9 +366,6 @@ aimo_status aimo_encoder_encode(const aimo_encoder *encoder, const int32_t *toke
     if (options->columns > dimension)
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "columns: expected 1 to %zu, got %zu", dimension,
                          options->columns);
-    aimo_backend *b = encoder->backend;
-    chunk *chunks;
-    AIMO_TRY(aimo_memory_new((void **)&chunks, batch, sizeof *chunks, "chunks", err));
     encode_call call = {
         .encoder = encoder,
         .token_ids = token_ids,
@@ -335,14 +373,35 @@ aimo_status aimo_encoder_encode(const aimo_encoder *encoder, const int32_t *toke
         .options = options,
         .columns = options->columns != 0 ? options->columns : dimension,
         .out = out,
-        .chunks = chunks,
         .err = err,
     };
-    const size_t target = b->ops->chunk_tokens(b, (size_t)offsets[batch]);
-    const size_t count = cut(encoder, offsets, batch, target, chunks, &call.workspace_bytes);
-    b->ops->for_each_chunk(b, count, chunk_index, &call);
-    aimo_memory_free(chunks);
-    return call.status;
+    return run_batch(&call, batch, err);
+}
+
+aimo_status aimo_encoder_input_peaks(const aimo_encoder *encoder, const int32_t *token_ids,
+                                     const int64_t *offsets, size_t batch, float *peaks,
+                                     aimo_error *err)
+{
+    AIMO_TRY(check_batch(encoder, token_ids, offsets, batch, err));
+    const aimo_encoder_config *c = &encoder->config;
+    memset(peaks, 0, c->layers * AIMO_LAYER_MATRICES * widest(c) * sizeof *peaks);
+    const size_t dimension = aimo_encoder_dimension(encoder);
+    const aimo_encode_options options = {0};
+    float *vectors;
+    AIMO_TRY(aimo_memory_new((void **)&vectors, batch, dimension * sizeof *vectors, "peaks", err));
+    encode_call call = {
+        .encoder = encoder,
+        .token_ids = token_ids,
+        .offsets = offsets,
+        .options = &options,
+        .columns = dimension,
+        .out = vectors,
+        .peaks = peaks,
+        .err = err,
+    };
+    const aimo_status status = run_batch(&call, batch, err);
+    aimo_memory_free(vectors);
+    return status;
 }
 
 static aimo_status check_config(const aimo_encoder_config *c, aimo_error *err)

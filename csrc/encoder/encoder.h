@@ -100,6 +100,24 @@ AIMO_MUST_CHECK aimo_status aimo_encoder_map_weight(aimo_encoder *encoder, size_
                                                     size_t layer, const void *data, size_t bytes,
                                                     aimo_error *err);
 
+/* For an int8 matrix, by the first tensor in it and before any of them is set: the input channels
+ * that are kept in 16 bits, at most AIMO_INT8_OUTLIERS. AIMO_ERR_ARGUMENT: no such matrix, it is
+ * set already, or no such channel. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_set_outliers(aimo_encoder *encoder, size_t tensor,
+                                                      size_t layer, const int32_t *channels,
+                                                      size_t count, aimo_error *err);
+
+/* The matrices of a layer in the order of their use, for aimo_encoder_input_peaks. */
+enum { AIMO_LAYER_MATRICES = 4 }; /* qkv, attention, up, down */
+
+/* peaks [layers][AIMO_LAYER_MATRICES][max(hidden, intermediate)] f32 = the largest magnitude that
+ * each input channel of each matrix takes while the batch is encoded; 0 behind a matrix's inputs.
+ * Arguments and errors as aimo_encoder_encode. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_input_peaks(const aimo_encoder *encoder,
+                                                     const int32_t *token_ids,
+                                                     const int64_t *offsets, size_t batch,
+                                                     float *peaks, aimo_error *err);
+
 /* Checks that every tensor was set and makes the encoder ready on the CPU. AIMO_ERR_FORMAT names
  * the first tensor that is missing. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error *err);

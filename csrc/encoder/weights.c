@@ -2,6 +2,7 @@
 #include "encoder/weights.h"
 
 #include "base/memory.h"
+#include "gemm/gemm_int8.h"
 #include "half/half.h"
 
 #include <assert.h>
@@ -141,9 +142,9 @@ static aimo_status measure(aimo_encoder *encoder, const tensor *t, aimo_weight *
     if (t->kind == MATRIX) {
         AIMO_TRY(aimo_panels_size(c->dtype, rows, columns, &w->bytes, err));
     } else {
-        const size_t element = t->kind == VECTOR ? sizeof(float) : aimo_dtype_size(c->dtype);
-        AIMO_TRY(aimo_size_mul(rows, t->kind == VECTOR ? 1 : columns, &w->bytes, t->name, err));
-        AIMO_TRY(aimo_size_mul(w->bytes, element, &w->bytes, t->name, err));
+        const size_t row =
+            t->kind == VECTOR ? sizeof(float) : aimo_table_row_bytes(c->dtype, columns);
+        AIMO_TRY(aimo_size_mul(rows, row, &w->bytes, t->name, err));
     }
     encoder->weight_bytes += w->bytes;
     return AIMO_OK;
@@ -245,24 +246,51 @@ static aimo_status check_values(const aimo_encoder *encoder, const tensor *t, si
     return AIMO_OK;
 }
 
-static void table_pack(aimo_dtype dtype, const float *src, void *dst, size_t n)
+static void row_pack_int8(const float *src, int8_t *row, size_t columns)
 {
+    float largest = 0.0f;
+    for (size_t i = 0; i < columns; i++)
+        largest = fmaxf(largest, fabsf(src[i]));
+    const float inverse = aimo_int8_inverse_scale(largest), scale = aimo_int8_scale(largest);
+    for (size_t i = 0; i < columns; i++)
+        row[i] = (int8_t)rintf(src[i] * inverse);
+    memcpy(row + columns, &scale, sizeof scale);
+}
+
+static void row_unpack_int8(const int8_t *row, float *dst, size_t columns)
+{
+    float scale;
+    memcpy(&scale, row + columns, sizeof scale);
+    for (size_t i = 0; i < columns; i++)
+        dst[i] = (float)row[i] * scale;
+}
+
+static void table_pack(aimo_dtype dtype, const float *src, void *dst, size_t rows, size_t columns)
+{
+    const size_t n = rows * columns, row_bytes = aimo_table_row_bytes(dtype, columns);
     if (dtype == AIMO_F32)
         memcpy(dst, src, n * sizeof *src);
     else if (dtype == AIMO_F16)
         aimo_f32_to_f16(src, dst, n);
-    else
+    else if (dtype == AIMO_BF16)
         aimo_f32_to_bf16(src, dst, n);
+    else
+        for (size_t r = 0; r < rows; r++)
+            row_pack_int8(src + r * columns, (int8_t *)dst + r * row_bytes, columns);
 }
 
-static void table_unpack(aimo_dtype dtype, const void *src, float *dst, size_t n)
+static void table_unpack(aimo_dtype dtype, const void *src, float *dst, size_t rows, size_t columns)
 {
+    const size_t n = rows * columns, row_bytes = aimo_table_row_bytes(dtype, columns);
     if (dtype == AIMO_F32)
         memcpy(dst, src, n * sizeof *dst);
     else if (dtype == AIMO_F16)
         aimo_f16_to_f32(src, dst, n);
-    else
+    else if (dtype == AIMO_BF16)
         aimo_bf16_to_f32(src, dst, n);
+    else
+        for (size_t r = 0; r < rows; r++)
+            row_unpack_int8((const int8_t *)src + r * row_bytes, dst + r * columns, columns);
 }
 
 /* Memory of our own for a weight, zeroed, because panels are padded with zeros. */
@@ -293,7 +321,7 @@ aimo_status aimo_encoder_set_tensor(aimo_encoder *encoder, size_t index, size_t 
     if (t->kind == MATRIX)
         aimo_panels_pack(dtype, rows * t->parts, columns, w->owned, data, rows * t->part, rows);
     else if (t->kind == TABLE)
-        table_pack(dtype, data, w->owned, count);
+        table_pack(dtype, data, w->owned, rows, columns);
     else
         memcpy((float *)w->owned + rows * t->part, data, count * sizeof *data);
     *(t->per_layer ? &encoder->layers_set[layer] : &encoder->model_set) |= 1u << index;
@@ -312,9 +340,33 @@ aimo_status aimo_encoder_get_tensor(const aimo_encoder *encoder, size_t index, s
     if (t->kind == MATRIX)
         aimo_panels_unpack(dtype, rows * t->parts, columns, w->data, data, rows * t->part, rows);
     else if (t->kind == TABLE)
-        table_unpack(dtype, w->data, data, rows * columns);
+        table_unpack(dtype, w->data, data, rows, columns);
     else
         memcpy(data, (const float *)w->data + rows * t->part, rows * sizeof *data);
+    return AIMO_OK;
+}
+
+aimo_status aimo_encoder_set_outliers(aimo_encoder *encoder, size_t index, size_t layer,
+                                      const int32_t *channels, size_t count, aimo_error *err)
+{
+    aimo_weight_info info;
+    if (!aimo_encoder_weight_info(encoder, index, &info) || tensors[index].kind != MATRIX ||
+        info.dtype != AIMO_INT8 || layer >= (info.layers != 0 ? info.layers : 1))
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "tensor %zu of layer %zu begins no int8 matrix",
+                         index, layer);
+    const tensor *t = &tensors[index];
+    aimo_weight *w = weight_of(encoder, t, layer);
+    if (w->data != NULL)
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s of layer %zu was set already", info.name,
+                         layer);
+    const size_t k = extent_of(&encoder->config, t->columns);
+    for (size_t i = 0; i < count; i++)
+        if (count > AIMO_INT8_OUTLIERS || channels[i] < 0 || (size_t)channels[i] >= k)
+            return aimo_fail(err, AIMO_ERR_ARGUMENT,
+                             "%s: expected at most %d outlier channels below %zu", info.name,
+                             AIMO_INT8_OUTLIERS, k);
+    AIMO_TRY(allocate(t, w, err));
+    aimo_panels_set_outliers(w->owned, channels, count);
     return AIMO_OK;
 }
 
@@ -339,7 +391,7 @@ bool aimo_encoder_weight_info(const aimo_encoder *encoder, size_t tensor_index,
     } else {
         info->dimensions = t->kind == TABLE ? 2 : 1;
         info->shape[0] = rows;
-        info->shape[1] = columns;
+        info->shape[1] = c->dtype == AIMO_INT8 ? aimo_table_row_bytes(c->dtype, columns) : columns;
     }
     return true;
 }
@@ -370,6 +422,10 @@ aimo_status aimo_encoder_map_weight(aimo_encoder *encoder, size_t index, size_t 
                          info.name, layer, AIMO_CACHE_LINE);
     if (t->kind == VECTOR)
         AIMO_TRY(check_values(encoder, t, layer, data, bytes / sizeof(float), err));
+    if (t->kind == MATRIX && info.dtype == AIMO_INT8 &&
+        !aimo_panels_outliers_fit(data, extent_of(&encoder->config, t->columns)))
+        return aimo_fail(err, AIMO_ERR_FORMAT, "%s of layer %zu: an outlier channel does not exist",
+                         info.name, layer);
     w->data = data;
     uint32_t *set = t->per_layer ? &encoder->layers_set[layer] : &encoder->model_set;
     for (size_t part = 0; part < TENSOR_COUNT; part++)

@@ -49,6 +49,11 @@ aimo_status aimo_panels_size(aimo_dtype dtype, size_t n, size_t k, size_t *bytes
 size_t aimo_panels_shape(aimo_dtype dtype, size_t n, size_t k, size_t shape[AIMO_PANELS_DIMENSIONS])
 {
     const size_t group = dtype == AIMO_BF16 ? 2 : 1;
+    if (dtype == AIMO_INT8) {
+        const size_t panels = (n + AIMO_PANEL_COLUMNS - 1) / AIMO_PANEL_COLUMNS;
+        shape[0] = AIMO_INT8_HEADER + panels * aimo_int8_panel_bytes(k);
+        return 1;
+    }
     shape[0] = (n + AIMO_PANEL_COLUMNS - 1) / AIMO_PANEL_COLUMNS;
     shape[1] = padded_k(dtype, k) / group;
     shape[2] = AIMO_PANEL_COLUMNS;

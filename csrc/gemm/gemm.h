@@ -56,6 +56,9 @@ size_t aimo_panels_shape(aimo_dtype dtype, size_t n, size_t k,
  * precision. */
 void aimo_panels_set_outliers(void *panels, const int32_t *channels, size_t count);
 
+/* Whether the outlier channels of int8 panels that came from elsewhere lie below k. */
+bool aimo_panels_outliers_fit(const void *panels, size_t k);
+
 /* Writes rows [first, first + rows) of w, given as src [rows, k] f32, into zeroed panels of an
  * [n, k] matrix. Rounds to nearest even. */
 void aimo_panels_pack(aimo_dtype dtype, size_t n, size_t k, void *panels, const float *src,

@@ -27,6 +27,16 @@ void aimo_panels_set_outliers(void *panels, const int32_t *channels, size_t coun
         header[o] = o < count ? channels[o] + 1 : 0;
 }
 
+bool aimo_panels_outliers_fit(const void *panels, size_t k)
+{
+    for (size_t o = 0; o < AIMO_INT8_OUTLIERS; o++) {
+        const int32_t channel = aimo_int8_channels(panels)[o];
+        if (channel < 0 || (size_t)channel > k)
+            return false;
+    }
+    return true;
+}
+
 static bool is_outlier(const void *panels, size_t channel)
 {
     for (size_t o = 0; o < AIMO_INT8_OUTLIERS; o++)

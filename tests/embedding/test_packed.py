@@ -25,7 +25,7 @@ from ai_model_optimizations.embedding import packed_model
 from ai_model_optimizations.embedding.folder import ModelFolder
 
 TEXTS = ["read the file", "a list of values (3, 4)", "", "x", "time " * 40, "A server, in a TEST."]
-DTYPES = ["f32", "f16", "bf16"]
+DTYPES = ["f32", "f16", "bf16", "int8"]
 #: The vectors that the files under tests/data gave when they were written.
 EXPECTED = [0.0646, -0.3238, 0.0331, -0.0419, -0.1915, -0.0951]
 

@@ -10,6 +10,8 @@
 #include "base/scratch.h"
 #include "base/threads.h"
 
+#include <math.h>
+
 typedef struct {
     aimo_backend base;
     unsigned features;
@@ -154,10 +156,20 @@ static void norm_index(void *context, size_t index)
                                              a->norm, a->y + begin * n, m, n);
 }
 
+static void raise_peaks(const aimo_linear_args *a)
+{
+    const size_t k = a->w->view.k;
+    for (size_t i = 0; i < a->m * k; i++)
+        if (fabsf(a->x[i]) > a->input_peaks[i % k])
+            a->input_peaks[i % k] = fabsf(a->x[i]);
+}
+
 static aimo_status linear(aimo_backend *backend, const aimo_linear_args *args, aimo_error *err)
 {
     (void)err;
     const aimo_matrix *w = &args->w->view;
+    if (args->input_peaks != NULL)
+        raise_peaks(args);
     const size_t panels = aimo_matrix_panel_count(w), even = 2; /* wide tiles take two panels */
     size_t step = items_per_index(panels, args->m * w->k * AIMO_PANEL_COLUMNS);
     step = (step + even - 1) / even * even;

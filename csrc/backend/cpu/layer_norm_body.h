@@ -46,30 +46,40 @@ AIMO_INLINE void residual_layer_norm(float *x, const float *residual, const aimo
     }
 }
 
-/* Elements [i, i + lanes) of row `row` of a table [rows, n]. */
-AIMO_INLINE vf32 table_load(aimo_dtype dtype, const void *table, size_t at, size_t lanes)
+/* Elements [i, i + lanes) of a row of a table with n columns. */
+AIMO_INLINE vf32 row_load(aimo_dtype dtype, const void *row, size_t n, size_t i, size_t lanes)
 {
-    const uint16_t *halves = (const uint16_t *)table + at;
+    const uint16_t *halves = (const uint16_t *)row + i;
     const bool full = lanes == VF32_LANES;
     if (dtype == AIMO_F32)
-        return v_load_part_or_full((const float *)table + at, lanes);
+        return v_load_part_or_full((const float *)row + i, lanes);
     if (dtype == AIMO_F16)
         return full ? v_load_f16(halves) : v_load_f16_part(halves, lanes);
-    return full ? v_load_bf16(halves) : v_load_bf16_part(halves, lanes);
+    if (dtype == AIMO_BF16)
+        return full ? v_load_bf16(halves) : v_load_bf16_part(halves, lanes);
+    const int8_t *integers = row;
+    float scale, widened[VF32_LANES] = {0};
+    memcpy(&scale, integers + n, sizeof scale);
+    for (size_t lane = 0; lane < lanes; lane++)
+        widened[lane] = (float)integers[i + lane];
+    return v_mul(v_load(widened), v_set1(scale));
 }
 
 AIMO_INLINE void embed_sequence(const aimo_embed_args *e, size_t sequence)
 {
     const size_t begin = e->offsets[sequence], end = e->offsets[sequence + 1], n = e->hidden;
+    const size_t row_bytes = aimo_table_row_bytes(e->dtype, n);
     for (size_t t = begin; t < end; t++) {
-        const size_t word = (size_t)e->ids[t] * n, position = (t - begin + e->first_position) * n;
+        const char *word = (const char *)e->word + (size_t)e->ids[t] * row_bytes;
+        const char *position =
+            (const char *)e->position + (t - begin + e->first_position) * row_bytes;
         float *out = e->out + t * n;
         V_FOR_EACH(i, lanes, n)
         {
-            vf32 x = table_load(e->dtype, e->word, word + i, lanes);
+            vf32 x = row_load(e->dtype, word, n, i, lanes);
             if (e->type != NULL)
-                x = v_add(x, table_load(e->dtype, e->type, i, lanes));
-            x = v_add(x, table_load(e->dtype, e->position, position + i, lanes));
+                x = v_add(x, row_load(e->dtype, e->type, n, i, lanes));
+            x = v_add(x, row_load(e->dtype, position, n, i, lanes));
             v_store_part_or_full(out + i, x, lanes);
         }
         layer_norm_row(out, &e->norm, out, n);

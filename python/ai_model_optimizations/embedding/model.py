@@ -17,6 +17,7 @@ from .. import _core
 from ..errors import ModelFormatError
 from .folder import ModelFolder, read_folder
 from .lookup import DEFAULT_MODEL, find_model
+from .outliers import find_outliers
 from .packed_cache import load_through_cache
 from .packed_file import FILE_NAME, find_packed
 from .packed_model import ModelParts, check_target, read_parts, write_parts
@@ -26,8 +27,8 @@ from .tokenization import TextTokenizer
 from .truncation import OnTruncate, TruncationLog, TruncationReport, check_policy
 from .weights import copy_encoder, load_encoder
 
-DType = Literal["f32", "f16", "bf16"]
-DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16")
+DType = Literal["f32", "f16", "bf16", "int8"]
+DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16", "int8")
 
 # Their instructions multiply bf16 at several times the rate of f32.
 _FAST_BF16_ROWS = ("avx512_bf16", "amx")
@@ -109,7 +110,8 @@ class EmbeddingModel:
         ----------
         name_or_path : a folder, or a name: looked for in the local Hugging Face cache, then in an
             installed package that carries the model, then on the hub
-        dtype : ``"f32"``, ``"f16"``, ``"bf16"`` or ``"auto"``, the machine's fastest 16-bit type
+        dtype : ``"f32"``, ``"f16"``, ``"bf16"``, ``"int8"`` or ``"auto"``, the machine's fastest
+            16-bit type; int8 changes vectors most, see docs/quantization.md
 
         A folder that :meth:`save` wrote (or the file in it) is mapped: nothing is converted, and
         processes share the weights. Its dtype is the file's; ``"auto"`` takes it. With
@@ -335,18 +337,23 @@ class EmbeddingModel:
         Raises
         ------
         ValueError
-            If the weights are stored in 16 bits and another type is asked for: rounding twice
-            would lose more than the type must. Load the model again instead.
+            If the weights are rounded already, and another type would lose more by rounding twice
+            than by rounding once (f16 to int8 would not). Load the model again instead.
         """
         storage = resolve_dtype(dtype)
         if storage == self._dtype:
             return self
-        if self._dtype != "f32":
+        if self._dtype != "f32" and (self._dtype, storage) != ("f16", "int8"):
             raise ValueError(
                 f"dtype: the weights are {self._dtype} already; "
                 f"use EmbeddingModel.load({str(self.path)!r}, dtype={storage!r})"
             )
-        encoder = copy_encoder(self._folder, self._encoder, storage)
+        outliers = None
+        if storage == "int8":
+            frame = self._tokenizer.pack([""]).token_ids
+            words = int(self._folder.architecture.sizes["vocabulary"])
+            outliers = find_outliers(self._encoder, words, frame)
+        encoder = copy_encoder(self._folder, self._encoder, storage, outliers)
         return EmbeddingModel(
             encoder, self._tokenizer, self._folder, storage, self._space_id, self._options
         )
@@ -488,6 +495,8 @@ def _load_folder(folder: ModelFolder, dtype: DType) -> EmbeddingModel:
 
 
 def _pack(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
+    if dtype == "int8":
+        return _pack(folder, "f32", space_id).astype("int8")
     encoder = load_encoder(folder, dtype)
     tokenizer = TextTokenizer(
         folder.tokenizer,

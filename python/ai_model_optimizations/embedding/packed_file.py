@@ -35,7 +35,7 @@ from .mapped_file import MappedFile, file_chunks
 FORMAT = "ai-model-optimizations packed model"
 FILE_NAME = "packed.safetensors"
 
-_CODES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_CODES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "int8": "I8"}
 _TOKENIZER = "tokenizer.json"
 
 #: A piece of each tensor's every so many bytes goes into the checksum.

@@ -12,6 +12,7 @@ from .. import _core
 from ..errors import ModelFormatError
 from .folder import ModelFolder
 from .modules import Dense
+from .outliers import Outliers, set_outliers
 from .tensors import TensorFile
 
 
@@ -54,9 +55,13 @@ def load_encoder(folder: ModelFolder, dtype: str) -> _core.Encoder:
     return encoder
 
 
-def copy_encoder(folder: ModelFolder, encoder: _core.Encoder, dtype: str) -> _core.Encoder:
-    """Return an encoder with the weights of another, stored as ``dtype``."""
+def copy_encoder(
+    folder: ModelFolder, encoder: _core.Encoder, dtype: str, outliers: Outliers | None = None
+) -> _core.Encoder:
+    """Return an encoder with the weights of another, stored as ``dtype``; outliers are for int8."""
     copy = new_encoder(folder, dtype)
+    if outliers is not None:
+        set_outliers(copy, outliers)
     for name, layer, _ in tensor_places(folder):
         copy.set_tensor(name, layer, encoder.tensor(name, layer))
     copy.seal()

@@ -1,0 +1,66 @@
+"""Input channels that int8 weights must not share a scale with.
+
+A few channels of a transformer's activations are tens of times larger than the rest, whatever the
+text: rounding a row to 127 steps of its largest value would leave the others two or three steps.
+They show on any input, so random words find them, once, when a model is packed. The choice is part
+of the model and never depends on the texts that are embedded later. Outlier channels of this kind:
+Dettmers et al., LLM.int8(), 2022.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+
+#: For each layer and each of its inputs, the channels.
+Outliers = list[list[NDArray[np.int32]]]
+
+# The weights whose matrices share each input, in the order of Encoder.input_peaks.
+_MATRICES = ("query.weight", "attention_output.weight", "up.weight", "down.weight")
+_CHANNELS = 16
+_LENGTHS = (4, 16, 64, 128)
+_SEQUENCES = 8  # of each length
+
+
+def find_outliers(
+    encoder: _core.Encoder, vocabulary: int, frame: NDArray[np.int32]
+) -> Outliers:
+    """Return the input channels with the largest peaks over sequences of random words.
+
+    Parameters
+    ----------
+    encoder : sealed, with f32 or 16-bit weights
+    vocabulary : its number of words
+    frame : (m,) int32, the tokens of an empty text; the words come before the last of them
+
+    Returns
+    -------
+    For each layer, and in it for the inputs of query, attention output, up and down: at most 16
+    channels, int32, rising
+    """
+    random = np.random.default_rng(0)
+    longest = max(encoder.max_length - len(frame), 1)
+    lengths = [min(length, longest) for length in _LENGTHS * _SEQUENCES]
+    last = max(len(frame) - 1, 0)
+    sequences = [
+        np.insert(frame, last, random.integers(0, vocabulary, length, dtype=np.int32))
+        for length in lengths
+    ]
+    offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+    peaks = encoder.input_peaks(np.concatenate(sequences), offsets)
+    return [[_largest(matrix) for matrix in layer] for layer in peaks]
+
+
+def _largest(peaks: NDArray[np.float32]) -> NDArray[np.int32]:
+    channels = np.argsort(peaks)[-_CHANNELS:]
+    # Behind a matrix's inputs, and in channels that are always off, there is nothing to keep.
+    return np.sort(channels[peaks[channels] > 0]).astype(np.int32)
+
+
+def set_outliers(encoder: _core.Encoder, outliers: Outliers) -> None:
+    """Tell an int8 encoder, before its tensors are set, which channels stay in 16 bits."""
+    for layer, matrices in enumerate(outliers):
+        for name, channels in zip(_MATRICES, matrices, strict=True):
+            encoder.set_outliers(name, layer, channels)
