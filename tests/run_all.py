@@ -60,6 +60,15 @@ VERSION_DEPENDENT = (
     "tests/test_stub.py",
     "tests/test_cli.py",
 )
+# Policy and processes: no row of kernels makes a difference to them.
+WITHOUT_KERNELS = (
+    "*/tests/memory_monitor", "*/tests/selection", "*/tests/content", "*/tests/docs", "*/tests/examples",
+    "*/tests/test_ai_optimizations.py", "*/tests/embedding/test_batching*.py",
+    "*/tests/embedding/test_tune.py", "*/tests/embedding/test_settings.py",
+    "*/tests/embedding/test_packed_cache.py", "*/tests/cache/test_files.py",
+    "*/tests/cache/test_guards.py", "*/tests/cache/test_computing.py",
+    "*/tests/cache/test_cache_example.py",
+)  # fmt: skip
 # No part takes this long unless it hangs.
 LONGEST_COMMAND = 1200
 
@@ -173,7 +182,7 @@ def environment(log: Log) -> None:
 def python_suite(log: Log) -> None:
     """The Python suite, once per row of kernels that this machine has, the strongest first.
 
-    What computes nothing, the memory monitor, is tested with the first alone.
+    What computes nothing by itself is tested with the first alone.
     """
     python = VENV / "bin" / "python"
     rows = output(
@@ -182,10 +191,14 @@ def python_suite(log: Log) -> None:
         "from ai_model_optimizations import _core; print(*_core.cpu_info()['available'])",
     ).split()
     leave_out: list[str] = []
+    shutil.rmtree(WORK / "cache", ignore_errors=True)
     for row in reversed(rows):
         start = time.monotonic()
-        log.run(python, "-m", "pytest", "-q", "--durations=25", "tests", *leave_out, AIMO_CPU=row)
-        leave_out = ["--ignore=tests/memory_monitor"]
+        log.run(
+            python, "-m", "pytest", "-q", "--durations=25", "tests", *leave_out, AIMO_CPU=row,
+            AIMO_TEST_CACHE=str(WORK / "cache"),
+        )  # fmt: skip
+        leave_out = [f"--ignore-glob={pattern}" for pattern in WITHOUT_KERNELS]
         log.note(f"row {row}: {time.monotonic() - start:.0f} s")
 
 

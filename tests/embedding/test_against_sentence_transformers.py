@@ -1,5 +1,7 @@
 """The same vectors as sentence-transformers in fp32: the real model, and random BERTs."""
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,20 @@ def texts(real_texts: tuple[str, ...]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def reference(minilm_path: Path, texts: list[str]) -> np.ndarray:
-    from sentence_transformers import SentenceTransformer
+def reference(
+    minilm_path: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> np.ndarray:
+    """The texts' vectors; runs of the suite for several rows share them by AIMO_TEST_CACHE."""
+    import sentence_transformers
 
-    return np.asarray(SentenceTransformer(str(minilm_path), device="cpu").encode(texts))
+    key = hashlib.sha256("\0".join([sentence_transformers.__version__, *texts]).encode())
+    folder = Path(os.environ.get("AIMO_TEST_CACHE") or tmp_path_factory.mktemp("reference"))
+    file = folder / f"{key.hexdigest()}.npy"
+    if not file.exists():
+        model = sentence_transformers.SentenceTransformer(str(minilm_path), device="cpu")
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.asarray(model.encode(texts)))
+    return np.load(file)
 
 
 @pytest.mark.parametrize("dtype", LEAST_COSINE)
