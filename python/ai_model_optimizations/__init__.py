@@ -13,6 +13,7 @@ from .errors import (
     AimoError,
     CacheFileError,
     ClosedError,
+    ContentFileError,
     DeviceError,
     ModelFormatError,
     NoSuitableModelError,
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
         track_memory,
     )
     from .quantization import ModelQuantizer, QuantizationReport
+    from .optimized_content_manager import (
+        OptimizedContentManager,
+        OptimizedContentMixin,
+        create_optimized_content_manager,
+        find_optimized_response,
+        process_batch_queries,
+    )
+    from .quantization import ModelQuantizer
     from .selection import AdaptiveModelSelector, Selection
 
 #: Where each name that is imported on first use is defined.
@@ -49,12 +58,17 @@ _HOMES = {
     "MemoryMonitor": ".memory_monitor",
     "MemoryTracker": ".memory_monitor",
     "ModelQuantizer": ".quantization",
+    "OptimizedContentManager": ".optimized_content_manager",
+    "OptimizedContentMixin": ".optimized_content_manager",
     "QuantizationReport": ".quantization",
     "Selection": ".selection",
     "SmartCache": ".cache",
     "TextGuard": ".cache",
     "context_of": ".cache",
+    "create_optimized_content_manager": ".optimized_content_manager",
+    "find_optimized_response": ".optimized_content_manager",
     "get_memory_status": ".memory_monitor",
+    "process_batch_queries": ".optimized_content_manager",
     "setup_memory_monitoring": ".memory_monitor",
     "track_memory": ".memory_monitor",
 }
@@ -69,6 +83,7 @@ __all__ = [
     "CacheFileError",
     "CacheHit",
     "ClosedError",
+    "ContentFileError",
     "DeviceError",
     "Embedding",
     "EmbeddingModel",
@@ -79,6 +94,8 @@ __all__ = [
     "ModelFormatError",
     "ModelQuantizer",
     "NoSuitableModelError",
+    "OptimizedContentManager",
+    "OptimizedContentMixin",
     "PrecisionError",
     "QuantizationReport",
     "QueueFull",
@@ -89,8 +106,11 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "context_of",
+    "create_optimized_content_manager",
+    "find_optimized_response",
     "get_memory_status",
     "half",
+    "process_batch_queries",
     "setup_memory_monitoring",
     "track_memory",
 ]

@@ -19,6 +19,10 @@ class CacheFileError(AimoError, ValueError):
     """A cache file is damaged or is none; the message says what can still be read."""
 
 
+class ContentFileError(AimoError, ValueError):
+    """A content file is not what it should be; the message names file, key and line."""
+
+
 class SpaceMismatchError(AimoError, ValueError):
     """Vectors of two models, which must never be compared, were about to meet."""
 

@@ -1,0 +1,172 @@
+"""One model for all managers of a process that name the same one.
+
+Coroutines and threads go through a `BatchEmbeddingProcessor`. A plain call inside a running event
+loop may not wait for somebody else's batch: it embeds its one text at once, within a budget.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..embedding import BatchEmbeddingProcessor, EmbeddingModel
+from ..embedding.engine import Embedder, model_loader
+from ..embedding.lookup import DEFAULT_MODEL, find_model
+from ..errors import UnsupportedError
+from .lane import Lane
+
+#: What managers accept: a model, a function that returns one, a name or path, a processor.
+EmbedderLike: TypeAlias = (
+    Embedder | Callable[[], Embedder] | str | os.PathLike[str] | BatchEmbeddingProcessor | None
+)
+# A model that did not load is not tried again by each request.
+_RETRY_SECONDS: Final = 30.0
+
+
+class _Loader:
+    """Loads a model once; a failure is remembered for a while.
+
+    Apart from `SharedEmbedder`, because the processor's threads hold it as long as they live.
+    """
+
+    def __init__(self, load: Callable[[], Embedder]) -> None:
+        self._load = load
+        self._loading = threading.Lock()
+        self._failed: tuple[float, Exception] | None = None
+        self.model: Embedder | None = None
+        _loaders.add(self)
+
+    def __call__(self) -> Embedder:
+        with self._loading:
+            if self.model is None:
+                if self._failed is not None and time.monotonic() < self._failed[0]:
+                    reason = self._failed[1]
+                    raise UnsupportedError(
+                        f"the model could not be loaded: {type(reason).__name__}: {reason}"
+                    )
+                try:
+                    self.model = self._load()
+                except Exception as error:
+                    self._failed = (time.monotonic() + _RETRY_SECONDS, error)
+                    raise
+            return self.model
+
+
+class SharedEmbedder:
+    """Texts in, vectors out, in every way that a manager needs.
+
+    Parameters
+    ----------
+    source : the model; the default one when None. Names are looked for on this machine alone: a
+        request must not wait for a download.
+    timeout : seconds without a vector after which a caller gets TimeoutError
+    """
+
+    def __init__(self, source: EmbedderLike, timeout: float) -> None:
+        self.source = source
+        self._lane = Lane("aimo-content-embed")
+        self._loader: _Loader | None = None
+        if isinstance(source, BatchEmbeddingProcessor):
+            self.processor = source
+            return
+        if source is None or isinstance(source, (str, os.PathLike)):
+            name = source or DEFAULT_MODEL
+            self._loader = _Loader(lambda: EmbeddingModel.load(find_model(name, download=False)))
+        else:
+            self._loader = _Loader(model_loader(source, "embedder"))
+        self.processor = BatchEmbeddingProcessor(model=self._loader, timeout=timeout)
+
+    @property
+    def model(self) -> Embedder | None:
+        """The model; None before it is loaded or when it is a processor's own."""
+        return None if self._loader is None else self._loader.model
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self.model is not None or self.processor.ready()
+
+    @property
+    def space_id(self) -> str | None:
+        """The space of the vectors, where it is known yet."""
+        own = getattr(self.model, "space_id", None)
+        return own if isinstance(own, str) else self.processor.space_id
+
+    async def embed(self, text: str) -> NDArray[np.float32]:
+        """Embed one text together with those of other coroutines; (dim,) float32."""
+        return await self.processor.embed(text)
+
+    async def embed_many(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts as one batch; (n, dim) float32."""
+        return await self.processor.process_batch(texts)
+
+    def embed_sync(self, text: str) -> NDArray[np.float32]:
+        """As `embed`, for a thread without an event loop."""
+        return self.processor.embed_sync(text)
+
+    def embed_within(self, text: str, seconds: float) -> NDArray[np.float32]:
+        """Embed one text for a caller inside an event loop, which waits `seconds` at most.
+
+        Raises
+        ------
+        TimeoutError
+            If the vector is not there in time; while a call hangs, at once.
+        """
+        if self._lane.busy_for() > seconds:
+            raise TimeoutError("an earlier call of the model has not returned")
+        future = self._lane.submit(lambda: self._embed_one(text))
+        try:
+            return future.result(seconds)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise TimeoutError(f"no vector within {seconds} s") from None
+
+    def _embed_one(self, text: str) -> NDArray[np.float32]:
+        if self._loader is not None:
+            model = self._loader()
+            # Any number of threads may call ours; another's tokenizer may forbid a second one.
+            if isinstance(model, EmbeddingModel):
+                return model.encode(text)
+        return self.processor.embed_sync(text, priority="high")
+
+
+_sharing = threading.Lock()
+_loaders: weakref.WeakSet[_Loader] = weakref.WeakSet()
+_embedders: weakref.WeakValueDictionary[tuple[Any, ...], SharedEmbedder] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def shared_embedder(source: EmbedderLike, timeout: float) -> SharedEmbedder:
+    """The process's embedder for a model: the same name or object gives the same one."""
+    key = embedder_key(source, timeout)
+    with _sharing:
+        found = _embedders.get(key)
+        if found is None:
+            found = _embedders[key] = SharedEmbedder(source, timeout)
+        return found
+
+
+def embedder_key(source: EmbedderLike, timeout: float) -> tuple[Any, ...]:
+    """What makes two embedders one; an object counts by identity and is held while it is one."""
+    if source is None or isinstance(source, (str, os.PathLike)):
+        return ("name", str(source or DEFAULT_MODEL), timeout)
+    return ("object", id(source), timeout)
+
+
+def _after_fork_in_child() -> None:
+    global _sharing
+    _sharing = threading.Lock()
+    for loader in list(_loaders):
+        loader._loading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,92 @@
+"""One daemon thread that runs calls one after another.
+
+An executor's threads are joined when the interpreter ends and are gone after a fork; a hanging
+model would then keep a process from ending, or a child from answering. A lane's thread does
+neither: it is a daemon, and a new one is started in a child.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_Job = tuple["Future[Any]", Callable[[], Any]]
+
+
+class Lane:
+    """Runs what it is given, in order, in a thread that starts with the first call.
+
+    Parameters
+    ----------
+    name : of the thread
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start_anew()
+        _lanes.add(self)
+
+    def _start_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._began: list[float] = []  # empty, or when the call under way began
+        self._started = False
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Queue a call; cancelling the future before its turn leaves it out."""
+        future: Future[T] = Future()
+        with self._lock:
+            if not self._started:
+                self._started = True
+                threading.Thread(
+                    target=_run, args=(self._jobs, self._began), name=self._name, daemon=True
+                ).start()
+            self._jobs.put((future, call))
+        return future
+
+    def busy_for(self) -> float:
+        """Seconds that the call under way has taken; 0 when there is none."""
+        try:
+            return time.monotonic() - self._began[0]
+        except IndexError:
+            return 0.0
+
+    def __del__(self) -> None:
+        # Wakes the thread so that it ends; it holds the queue alone, never the lane.
+        self._jobs.put(None)
+
+
+_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+
+
+def _start_anew_after_fork() -> None:
+    for lane in list(_lanes):
+        lane._start_anew()
+
+
+os.register_at_fork(after_in_child=_start_anew_after_fork)
+
+
+def _run(jobs: queue.SimpleQueue[_Job | None], began: list[float]) -> None:
+    while (job := jobs.get()) is not None:
+        future, call = job
+        if future.set_running_or_notify_cancel():
+            began.append(time.monotonic())
+            try:
+                result = call()
+            except BaseException as error:
+                began.clear()
+                future.set_exception(error)
+            else:
+                began.clear()
+                future.set_result(result)
+                del result
+        # The last call's objects must not live until the next one comes.
+        del job, future, call

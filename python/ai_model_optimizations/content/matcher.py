@@ -1,0 +1,238 @@
+"""Answers from static content: by keyword, then by meaning, else the default template.
+
+What is read and what is embedded of it form one immutable state, which is replaced whole: a
+request sees the old content or the new, never a mixture, and nobody waits while the new one is
+embedded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from ..cache.calibration import LabelledPair, calibrate_pairs
+from .answers import AnswerCaches, Found
+from .embedder import SharedEmbedder
+from .lane import Lane
+from .static_content import StaticContent, file_stamp, read_content
+
+logger = logging.getLogger("ai_model_optimizations")
+
+_CHECK_SECONDS: Final = 0.5
+_RETRY_SECONDS: Final = 30.0
+# A question and its answer are less alike than two questions; below and above these bounds a
+# threshold from a few texts is an accident.
+_LOWEST, _USUAL, _HIGHEST = 0.35, 0.5, 0.75
+_WRONG_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True)
+class MeaningIndex:
+    """The category texts' vectors and the similarity from which one answers."""
+
+    index: _core.EmbeddingIndex
+    categories: tuple[int, ...]
+    threshold: float
+
+    def find(self, vector: NDArray[np.float32]) -> int | None:
+        """The number of the category that is meant; None when none is near enough."""
+        slots, _ = self.index.search(np.ascontiguousarray(vector), 0, self.threshold, 1)
+        return self.categories[int(slots[0])] if len(slots) else None
+
+
+def build_index(content: StaticContent, embedder: SharedEmbedder) -> MeaningIndex | None:
+    """Embed the texts of all categories in one batch; None when there are none."""
+    texts, categories = [], []
+    for number, entry in enumerate(content.entries):
+        for text in entry.texts:
+            texts.append(text)
+            categories.append(number)
+    if not texts:
+        return None
+    vectors = embedder.processor.process_batch_sync(texts)
+    index = _core.EmbeddingIndex(vectors.shape[1])
+    kept: list[int] = []
+    for vector, category in zip(vectors, categories, strict=True):
+        index.add(np.ascontiguousarray(vector), 0)
+        kept.append(category)
+    threshold = content.threshold
+    if threshold is None:
+        threshold = calibrated_threshold(vectors, np.array(categories))
+    return MeaningIndex(index, tuple(kept), threshold)
+
+
+def calibrated_threshold(vectors: NDArray[np.float32], categories: NDArray[np.int64]) -> float:
+    """The lowest similarity at which few texts are nearer to another category than that.
+
+    Parameters
+    ----------
+    vectors : (n, dim), of the categories' texts
+    categories : (n,), whose text each is
+    """
+    rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -1.0)
+    same = categories[:, None] == categories[None, :]
+    own = np.where(same, cosines, -1.0).max(axis=1)
+    foreign = np.where(same, -1.0, cosines).max(axis=1)
+    pairs = [LabelledPair(float(value), True) for value in own if value > -1.0]
+    pairs += [LabelledPair(float(value), False) for value in foreign if value > -1.0]
+    if not pairs:
+        return _USUAL
+    found = calibrate_pairs(pairs, None, _WRONG_SHARE, 0.5).threshold
+    return min(max(_USUAL if found is None else found, _LOWEST), _HIGHEST)
+
+
+@dataclass(frozen=True)
+class _State:
+    content: StaticContent
+    index: Future[MeaningIndex | None] | None  # None before the first question needs it
+    retry_at: float = 0.0
+
+
+class ContentMatcher:
+    """The plain content manager of a content file; follows its changes.
+
+    Parameters
+    ----------
+    path : the file
+    embedder : of messages and category texts
+    caches : cleared when the content changes
+
+    Raises
+    ------
+    OSError, ContentFileError
+        As `read_content`.
+    """
+
+    shares_by_meaning = False  # the lookup by meaning is in the content itself
+    lane: Lane | None = None  # answers in microseconds
+
+    def __init__(self, path: Path, embedder: SharedEmbedder, caches: AnswerCaches) -> None:
+        self.path = path
+        self._embedder = embedder
+        self.caches = caches
+        self._worker = Lane("aimo-content-reload")
+        self._lock = threading.Lock()
+        self._state = _State(read_content(path), None)
+        self._checked = time.monotonic()
+        self._refused: tuple[int, ...] | None = None  # the stamp of a file that was no content
+        self.reloads = 0
+        self.reload_errors = 0
+
+    @property
+    def content(self) -> StaticContent:
+        """What answers now."""
+        return self._state.content
+
+    # ---- answering ----
+
+    def check(self, message: object) -> None:
+        """Raise TypeError for what is no string."""
+        if not isinstance(message, str):
+            raise TypeError(f"user_message: expected str, got {type(message).__name__}")
+
+    def quick(self, message: str) -> Found | None:
+        """An answer that needs no vector: a blank message's and a keyword's."""
+        content = self._state.content
+        if not message.strip():
+            return Found(content.default_answer(message), "default", "no")
+        name = content.keywords.match(message)
+        if name is None:
+            return None
+        entry = next(entry for entry in content.entries if entry.name == name)
+        return Found(entry.message, "keyword", "exact")
+
+    def answer(self, message: str, vector: NDArray[np.float32] | None) -> Found:
+        """The answer by meaning, or the default; without a vector the latter is not kept."""
+        state = self._state
+        content = state.content
+        ready = state.index is not None and state.index.done() and not state.index.exception()
+        if vector is None or not ready:
+            return Found(content.default_answer(message), "default", "no")
+        assert state.index is not None
+        index = state.index.result()
+        number = None if index is None else index.find(vector)
+        if number is None:
+            return Found(content.default_answer(message), "default", "exact")
+        return Found(content.entries[number].message, "semantic", "exact")
+
+    def prepare(self) -> Future[MeaningIndex | None]:
+        """The future of the category texts' vectors, computed once per content."""
+        with self._lock:
+            state = self._state
+            failed = state.index is not None and state.index.done() and state.index.exception()
+            if state.index is None or (failed and time.monotonic() >= state.retry_at):
+                content = state.content
+                future = self._worker.submit(lambda: build_index(content, self._embedder))
+                self._state = _State(content, future, time.monotonic() + _RETRY_SECONDS)
+                return future
+            return state.index
+
+    # ---- following the file ----
+
+    def refresh(self) -> None:
+        """See, now and then, whether the file has changed; reading it is not the caller's work."""
+        now = time.monotonic()
+        if now - self._checked < _CHECK_SECONDS:
+            return
+        self._checked = now
+        try:
+            stamp = file_stamp(self.path)
+        except OSError:
+            stamp = (0,)
+        if stamp not in (self._state.content.stamp, self._refused):
+            self._refused = stamp  # so that it is read once
+            self._worker.submit(self._reload_quietly)
+
+    def reload(self) -> StaticContent:
+        """Read the file now; the next questions are answered from it.
+
+        Raises
+        ------
+        OSError, ContentFileError
+            As `read_content`; the old content stays.
+        """
+        content = read_content(self.path)
+        with self._lock:
+            needed = self._state.index is not None
+            self._state = _State(content, None)
+            self._refused = None
+            self.reloads += 1
+        self.caches.clear()
+        if needed:
+            self.prepare()
+        return content
+
+    def _reload_quietly(self) -> None:
+        """Runs in the lane: reads and embeds, then lets the new content answer."""
+        try:
+            content = read_content(self.path)
+            index: Future[MeaningIndex | None] | None = None
+            if self._state.index is not None:
+                index = Future()
+                index.set_result(build_index(content, self._embedder))
+        except Exception as error:
+            self.reload_errors += 1
+            logger.warning("the changed content is not used, the old one answers: %s", error)
+            return
+        with self._lock:
+            self._state = _State(content, index, time.monotonic() + _RETRY_SECONDS)
+            self._refused = None
+            self.reloads += 1
+        self.caches.clear()
+
+
+def content_key(path: Path) -> str:
+    """Names a content file, however its path was written."""
+    return os.path.realpath(path)

@@ -1,0 +1,95 @@
+"""Somebody's content manager as what stands behind the caches."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answers import AnswerCaches, Found, Shareable, is_for_all
+from .lane import Lane
+
+
+class WrappedPlain:
+    """Calls ``find_response`` of a manager that was written for one thread.
+
+    Coroutines have it called in one thread of its own, one message after another, and plain calls
+    wait for that thread for at most `patience` seconds: a manager that hangs must not hang them.
+
+    Parameters
+    ----------
+    find_response : the manager's own
+    owner : the manager; when its ``static_responses`` become another object, answers are forgotten
+    shareable : says for (message, response, source) whether others may get the answer, on top of
+        `is_for_all`
+    patience : seconds
+    """
+
+    shares_by_meaning = True
+
+    def __init__(
+        self,
+        find_response: Callable[[str], Any],
+        owner: Any,
+        caches: AnswerCaches,
+        shareable: Shareable | None,
+        patience: float,
+    ) -> None:
+        if inspect.iscoroutinefunction(find_response):
+            raise TypeError("find_response: expected a plain method, got a coroutine function")
+        self._find_response = find_response
+        self._owner = owner
+        self._caches = caches
+        self._shareable = shareable
+        self._patience = patience
+        self._turn = threading.RLock()
+        self._content = self._static_responses()
+        self.lane: Lane | None = Lane("aimo-content-plain")
+
+    def check(self, message: object) -> None:
+        """Whatever the manager takes is its own matter."""
+
+    def quick(self, message: str) -> Found | None:
+        """None: its answers take the time they take."""
+        return None
+
+    def prepare(self) -> Future[Any] | None:
+        """Nothing."""
+        return None
+
+    def refresh(self) -> None:
+        """Forget answers from content that was replaced."""
+        content = self._static_responses()
+        if content is not self._content:
+            self._content = content
+            self._caches.clear()
+
+    def _static_responses(self) -> Any:
+        # Not getattr: a property might load something.
+        return getattr(self._owner, "__dict__", {}).get("static_responses")
+
+    def answer(self, message: str, vector: NDArray[np.float32] | None) -> Found:
+        """Ask the manager."""
+        held = self._turn.acquire(timeout=self._patience)
+        try:
+            given = self._find_response(message)
+        finally:
+            if held:
+                self._turn.release()
+        if (
+            type(given) is not tuple
+            or len(given) != 2
+            or not all(isinstance(part, str) for part in given)
+        ):
+            return Found("", "", "no", given)
+        response, source = given
+        shared = is_for_all(message, response, source) and (
+            self._shareable is None or self._shareable(message, response, source)
+        )
+        return Found(response, source, "all" if shared else "exact")
+
