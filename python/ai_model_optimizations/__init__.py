@@ -26,7 +26,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import half
     from .cache import CacheHit, LabelledPair, SmartCache, TextGuard, context_of
-    from .embedding import BatchEmbeddingProcessor, Embedding, EmbeddingModel
+    from .embedding import Embedding, EmbeddingModel
     from .memory_monitor import (
         MemoryLeakDetector,
         MemoryMonitor,
@@ -45,11 +45,26 @@ if TYPE_CHECKING:
     )
     from .quantization import ModelQuantizer
     from .selection import AdaptiveModelSelector, Selection
+    from .service_names import (
+        AdaptiveModelManager,
+        BatchEmbeddingProcessor,
+        ModelPerformanceMetrics,
+        OptimizedAIManager,
+        SemanticCache,
+        clear_all_caches,
+        generate_optimized_embedding,
+        generate_optimized_embeddings_batch,
+        get_optimization_stats,
+        get_optimized_ai_manager,
+        optimize_loaded_models,
+        optimize_model_memory,
+    )
 
 #: Where each name that is imported on first use is defined.
 _HOMES = {
+    "AdaptiveModelManager": ".service_names",
     "AdaptiveModelSelector": ".selection",
-    "BatchEmbeddingProcessor": ".embedding",
+    "BatchEmbeddingProcessor": ".service_names",
     "CacheHit": ".cache",
     "Embedding": ".embedding",
     "EmbeddingModel": ".embedding",
@@ -57,17 +72,27 @@ _HOMES = {
     "MemoryLeakDetector": ".memory_monitor",
     "MemoryMonitor": ".memory_monitor",
     "MemoryTracker": ".memory_monitor",
+    "ModelPerformanceMetrics": ".service_names",
     "ModelQuantizer": ".quantization",
+    "OptimizedAIManager": ".service_names",
     "OptimizedContentManager": ".optimized_content_manager",
     "OptimizedContentMixin": ".optimized_content_manager",
     "QuantizationReport": ".quantization",
     "Selection": ".selection",
+    "SemanticCache": ".service_names",
     "SmartCache": ".cache",
     "TextGuard": ".cache",
+    "clear_all_caches": ".service_names",
     "context_of": ".cache",
     "create_optimized_content_manager": ".optimized_content_manager",
     "find_optimized_response": ".optimized_content_manager",
+    "generate_optimized_embedding": ".service_names",
+    "generate_optimized_embeddings_batch": ".service_names",
     "get_memory_status": ".memory_monitor",
+    "get_optimization_stats": ".service_names",
+    "get_optimized_ai_manager": ".service_names",
+    "optimize_loaded_models": ".service_names",
+    "optimize_model_memory": ".service_names",
     "process_batch_queries": ".optimized_content_manager",
     "setup_memory_monitoring": ".memory_monitor",
     "track_memory": ".memory_monitor",
@@ -77,6 +102,7 @@ _HOMES = {
 _MODULES = ("half",)
 
 __all__ = [
+    "AdaptiveModelManager",
     "AdaptiveModelSelector",
     "AimoError",
     "BatchEmbeddingProcessor",
@@ -92,24 +118,34 @@ __all__ = [
     "MemoryMonitor",
     "MemoryTracker",
     "ModelFormatError",
+    "ModelPerformanceMetrics",
     "ModelQuantizer",
     "NoSuitableModelError",
+    "OptimizedAIManager",
     "OptimizedContentManager",
     "OptimizedContentMixin",
     "PrecisionError",
     "QuantizationReport",
     "QueueFull",
     "Selection",
+    "SemanticCache",
     "SmartCache",
     "SpaceMismatchError",
     "TextGuard",
     "UnsupportedError",
     "__version__",
+    "clear_all_caches",
     "context_of",
     "create_optimized_content_manager",
     "find_optimized_response",
+    "generate_optimized_embedding",
+    "generate_optimized_embeddings_batch",
     "get_memory_status",
+    "get_optimization_stats",
+    "get_optimized_ai_manager",
     "half",
+    "optimize_loaded_models",
+    "optimize_model_memory",
     "process_batch_queries",
     "setup_memory_monitoring",
     "track_memory",

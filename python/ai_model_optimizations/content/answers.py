@@ -89,13 +89,15 @@ class ExactAnswers:
         self._ttl = float("inf") if ttl is None else ttl
         self._clock = clock
         self._lock = threading.Lock()
-        self._rows: OrderedDict[tuple[ContextKey, str], tuple[Answer, float]] = OrderedDict()
+        self._rows: OrderedDict[tuple[ContextKey, str], tuple[tuple[Any, str], float]] = (
+            OrderedDict()
+        )
         self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get(self, key: ContextKey, message: str) -> Answer | None:
+    def get(self, key: ContextKey, message: str) -> tuple[Any, str] | None:
         """The answer to this text, None when it is not there any more."""
         with self._lock:
             row = self._rows.get((key, message))
@@ -107,8 +109,8 @@ class ExactAnswers:
             self._rows.move_to_end((key, message))
             return row[0]
 
-    def put(self, key: ContextKey, message: str, answer: Answer) -> None:
-        """Keep an answer."""
+    def put(self, key: ContextKey, message: str, answer: tuple[Any, str]) -> None:
+        """Keep an answer: str or bytes, and where it came from."""
         with self._lock:
             if (key, message) in self._rows:
                 self._drop((key, message))
@@ -128,7 +130,7 @@ class ExactAnswers:
         self.bytes -= _row_bytes(name[1], answer)
 
 
-def _row_bytes(message: str, answer: Answer) -> int:
+def _row_bytes(message: str, answer: tuple[Any, str]) -> int:
     letters = (message, *answer)
     return sum(len(text) * (1 if text.isascii() else 4) for text in letters) + _ENTRY_BYTES
 
