@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         setup_memory_monitoring,
         track_memory,
     )
-    from .quantization import ModelQuantizer, QuantizationReport
     from .optimized_content_manager import (
         OptimizedContentManager,
         OptimizedContentMixin,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
         find_optimized_response,
         process_batch_queries,
     )
-    from .quantization import ModelQuantizer
+    from .quantization import ModelQuantizer, QuantizationReport
     from .selection import AdaptiveModelSelector, Selection
     from .service_names import (
         AdaptiveModelManager,

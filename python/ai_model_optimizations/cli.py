@@ -18,6 +18,8 @@ from .errors import AimoError
 from .memory_monitor.command import add_command as add_memory
 from .memory_monitor.doctor import add_command as add_doctor
 from .quantization.command import add_command as add_quantize
+from .report import add_command as add_report
+from .selftest import add_command as add_selftest
 
 #: Every environment variable that the package reads, and what it does.
 VARIABLES: Mapping[str, str] = {
@@ -34,7 +36,7 @@ EXTRAS: Mapping[str, str] = {
     "huggingface_hub": "downloads models that are not local",
     "tqdm": "progress bars",
     "torch": "torch models",
-    "sentence_transformers": "comparison in the demo",
+    "sentence_transformers": "comparison in demo and report",
     "prometheus_client": "metrics for Prometheus",
 }
 
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_quantize(commands)
     add_memory(commands)
     add_doctor(commands)
+    add_report(commands)
+    add_selftest(commands)
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)

@@ -23,9 +23,12 @@ from . import _core
 from .embedding import EmbeddingModel
 from .embedding.lookup import DEFAULT_MODEL
 from .quantization import ModelQuantizer
+from .report import chat_messages, compare, table
 
 #: Modules whose import has side effects, or needs what may be missing.
 _SKIPPED = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "lib2to3", "test"}
+
+_MESSAGES = 150
 
 QUESTIONS = (
     "How do I read a compressed archive?",
@@ -78,6 +81,9 @@ def run(options: argparse.Namespace) -> int:
     print()
     for question in _questions(options.ask):
         _answer(small, question, texts, vectors)
+    print(f"\nA chat service before and after, {_MESSAGES} messages asked of both:\n")
+    engine = "ours" if options.plain else "auto"
+    print(table(compare(chat_messages(_MESSAGES), options.model, plain_engine=engine)))
     return 0
 
 

@@ -79,7 +79,8 @@ def test_the_same_text_and_similar_texts_are_answered_once_and_counted_once() ->
     assert plain.calls == [first]
     found = counted(manager)
     assert found["optimized_queries"] == 5 and found["cache_hits"] == 4
-    assert found["exact_hits"] == 1 and found["semantic_hits"] == 3
+    # A text that was answered by meaning is an exact one from then on.
+    assert found["exact_hits"] == 2 and found["semantic_hits"] == 2
     statistics = manager.get_optimization_statistics()
     assert statistics["ai_optimization_stats"]["semantic_cache_stats"]["hit_rate"] == 0.8
     assert statistics["base_stats"] == {"total_queries": 1}

@@ -109,12 +109,14 @@ class ExactAnswers:
             self._rows.move_to_end((key, message))
             return row[0]
 
-    def put(self, key: ContextKey, message: str, answer: tuple[Any, str]) -> None:
-        """Keep an answer: str or bytes, and where it came from."""
+    def put(
+        self, key: ContextKey, message: str, answer: tuple[Any, str], age: float = 0.0
+    ) -> None:
+        """Keep an answer (str or bytes, and where it came from) that is `age` seconds old."""
         with self._lock:
             if (key, message) in self._rows:
                 self._drop((key, message))
-            self._rows[key, message] = (answer, self._clock() + self._ttl)
+            self._rows[key, message] = (answer, self._clock() + self._ttl - age)
             self.bytes += _row_bytes(message, answer)
             while len(self._rows) > self._max_entries or self.bytes > self._max_bytes:
                 self._drop(next(iter(self._rows)))
@@ -164,11 +166,21 @@ class AnswerCaches:
         return self.exact.get(context_key(context), message) if self._exact_on else None
 
     def find_similar(
-        self, message: str, context: Context, vector: NDArray[np.float32]
+        self, message: str, context: Context, vector: NDArray[np.float32], generation: int
     ) -> tuple[Answer, bool] | None:
-        """An answer by meaning and whether the text was the same after all."""
+        """An answer by meaning and whether the text was the same after all.
+
+        The text is remembered with it, for as long as the answer itself would live.
+        """
         hit = self.semantic.get_semantic_similar(vector, None, context, message)
-        return None if hit is None else ((hit.value, hit.source or ""), hit.exact)
+        if hit is None:
+            return None
+        answer = (hit.value, hit.source or "")
+        if self._exact_on and generation == self.generation:
+            self.exact.put(context_key(context), message, answer, hit.age)
+            if generation != self.generation:
+                self._forget()
+        return answer, hit.exact
 
     def store(
         self,

@@ -282,7 +282,9 @@ class AnswerEngine:
         if request.vector is None or not request.meaning:
             return None
         try:
-            found = self.caches.find_similar(request.message, request.context, request.vector)
+            found = self.caches.find_similar(
+                request.message, request.context, request.vector, request.generation
+            )
         except Exception as error:
             self._fell_back(error)
             return None
