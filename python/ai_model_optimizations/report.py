@@ -27,7 +27,7 @@ from . import _core
 from .cache.contexts import Context
 from .content.answers import Answer
 from .content.model_slots import model_bytes
-from .embedding import EmbeddingModel
+from .embedding import BatchEmbeddingProcessor, EmbeddingModel
 from .embedding.lookup import DEFAULT_MODEL
 from .optimized_content_manager import OptimizedContentManager
 from .quantization import ModelQuantizer
@@ -58,7 +58,7 @@ FRAMES = (
     "What is the best way to {}?", "Can you help me to {}?", "hi, I need to {}", "how to {}",
 )  # fmt: skip
 _THRESHOLD = 0.3  # of the plain service: below it, nothing fits
-_TURN = 50  # messages that one side is asked before the other
+_TURN = 10  # messages that one side is asked before the other
 _CHART = (640, 300)
 
 
@@ -206,14 +206,21 @@ def measure(
     messages: Sequence[str],
     contexts: Sequence[Context] | None = None,
     names: tuple[str, str] = ("plain", "optimized"),
+    seconds: float | None = None,
 ) -> tuple[Side, Side]:
-    """Ask both services the same messages, in turns, so that what disturbs one disturbs both."""
+    """Ask both services the same messages, in turns, so that what disturbs one disturbs both.
+
+    After `seconds`, if given, no further ones are asked.
+    """
     walls = contexts or [""] * len(messages)
     plain = Side(names[0], model_bytes(plain_service.model) / 1e6)
     optimized = Side(names[1], model_bytes(manager.wrapped.model) / 1e6)
     plain_service.find_response("warm up")
     asyncio.run(manager.warmup())
-    for start in _progress(range(0, len(messages), _TURN), "messages / 50"):
+    end = None if seconds is None else time.monotonic() + seconds
+    for start in _progress(range(0, len(messages), _TURN), f"messages / {_TURN}"):
+        if end is not None and time.monotonic() > end:
+            break
         part = messages[start : start + _TURN]
         ask_plain(plain_service, part, plain)
         ask_optimized(manager, zip(part, walls[start : start + _TURN], strict=True), optimized)
@@ -242,6 +249,7 @@ def compare(
     plain_engine: str = "auto",
     texts: Mapping[str, str] | None = None,
     answers: Mapping[str, str] | None = None,
+    seconds: float | None = None,
 ) -> Comparison:
     """Measure the plain service, then the optimized one, on the same messages.
 
@@ -252,26 +260,49 @@ def compare(
     plain_engine : "sentence-transformers", "ours" for our f32 path, or "auto" for the first if it
         is installed
     texts, answers : of the service; the built-in topics when None
+    seconds : after which no further messages are asked; None for no limit
     """
     if texts is None or answers is None:
         texts = {name: f"{'; '.join(wishes)}" for name, (_, wishes) in TOPICS.items()}
         answers = {name: answer for name, (answer, _) in TOPICS.items()}
     full = EmbeddingModel.load(model, dtype="f32")
     small = ModelQuantizer().quantize_model(full)
-    before, name = _plain_model(full, plain_engine)
-    service = PlainService(small, texts, answers)
-    manager = OptimizedContentManager.wrap(service, embedder=small)
+    before, name = plain_model(full, plain_engine)
+    manager = optimized_service(small, texts, answers)
     plain, optimized = measure(
         PlainService(before, texts, answers),
         manager,
         messages,
         names=(name, f"optimized, {small.dtype}"),
+        seconds=seconds,
     )
+    messages = messages[: plain.messages]
     machine = {"row": _core.cpu_info()["row"], "threads": _core.thread_count()}
     return Comparison(plain, optimized, count_hits(manager, messages, plain, optimized), machine)
 
 
-def _plain_model(full: EmbeddingModel, engine: str) -> tuple[Any, str]:
+def optimized_service(
+    model: EmbeddingModel, texts: Mapping[str, str], answers: Mapping[str, str]
+) -> OptimizedContentManager:
+    """The plain service over `model`, wrapped; both take their vectors from one processor.
+
+    So a message that is looked up by meaning and then answered by the service is embedded once.
+    """
+    processor = BatchEmbeddingProcessor(model=model)
+    service = PlainService(_Shared(processor, model.memory_bytes), texts, answers)
+    return OptimizedContentManager.wrap(service, embedder=processor)
+
+
+class _Shared:
+    """A model that takes its vectors from a processor."""
+
+    def __init__(self, processor: BatchEmbeddingProcessor, memory_bytes: int) -> None:
+        self.encode = processor.process_batch_sync
+        self.memory_bytes = memory_bytes
+
+
+def plain_model(full: EmbeddingModel, engine: str) -> tuple[Any, str]:
+    """The plain service's model and the service's name; `engine` as in `compare`."""
     if engine not in ("auto", "ours", "sentence-transformers"):
         raise ValueError(
             f"plain: expected auto, ours or sentence-transformers, got {engine!r}"
