@@ -8,7 +8,7 @@
 
 `GET /health`, `GET /metrics` (Prometheus) and `GET /memory` (the monitor's last snapshot) tell how
 it does. SIGTERM lets questions that are being answered be answered, and takes no new ones. Each
-worker is a process of its own, with its own counters and caches.
+worker is a process of its own, with its own counters and caches; all map one packed model.
 """
 
 from __future__ import annotations
@@ -149,7 +149,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--content", help="folder of static_responses.json")
+    parser.add_argument(
+        "--model-cache",
+        default=Path.home() / ".cache" / "content-service",
+        help="where several workers keep the one packed model that they map (%(default)s)",
+    )
     options = parser.parse_args()
+    if options.workers > 1:
+        os.environ.setdefault("AIMO_CACHE_DIR", str(options.model_cache))
     if options.content:
         os.environ["CONTENT_DIR"] = options.content
     uvicorn.run(

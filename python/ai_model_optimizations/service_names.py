@@ -134,7 +134,10 @@ class BatchEmbeddingProcessor(_Processor):
         engine = Engine(model)
         began = time.perf_counter()
         future = self._lane.submit(lambda: self._encode_with(engine, checked))
-        rows = await asyncio.wait_for(asyncio.wrap_future(future), self.timeout)
+        try:
+            rows = await asyncio.wait_for(asyncio.wrap_future(future), self.timeout)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"no vectors for {self.timeout} s") from None
         self._others.observe(time.perf_counter() - began, len(checked))
         return [Embedding.from_array(row, engine.space_id) for row in rows]
 

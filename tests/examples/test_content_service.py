@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 for needed in ("fastapi", "uvicorn", "prometheus_client"):
@@ -138,6 +139,26 @@ def test_sigterm_lets_an_open_question_be_answered() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_two_workers_map_one_packed_model(minilm_path: Path, tmp_path: Path) -> None:
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("needs Linux's /proc")
+    port, cache = free_port(), tmp_path / "models"
+    command = [sys.executable, str(SERVICE), "--port", str(port), "--workers", "2"]
+    process = started([*command, "--model-cache", str(cache)], port)
+    try:
+        deadline = time.monotonic() + 60
+        maps: list[str] = []
+        while len(maps) < 2 and time.monotonic() < deadline:
+            children = psutil.Process(process.pid).children()
+            found = [Path(f"/proc/{child.pid}/maps").read_text() for child in children]
+            maps = [text for text in found if str(cache) in text]
+            time.sleep(0.1)
+        assert len(maps) == 2
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
 
 
 def test_the_example_is_found_and_its_content_is_valid() -> None:

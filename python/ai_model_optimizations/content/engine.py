@@ -347,7 +347,9 @@ class AnswerEngine:
         return answer
 
     def _fell_back(self, error: Exception) -> None:
-        timed_out = isinstance(error, (TimeoutError, concurrent.futures.TimeoutError))
+        # Three classes before Python 3.11, one since.
+        kinds = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
+        timed_out = isinstance(error, kinds)
         self.statistics.fallback("timeout" if timed_out else type(error).__name__, error)
 
 
