@@ -62,8 +62,8 @@ VERSION_DEPENDENT = (
 )
 # Policy and processes: no row of kernels makes a difference to them.
 WITHOUT_KERNELS = (
-    "*/tests/memory_monitor", "*/tests/selection", "*/tests/content", "*/tests/docs", "*/tests/examples",
-    "*/tests/test_ai_optimizations.py", "*/tests/embedding/test_batching*.py",
+    "*/tests/memory_monitor", "*/tests/selection", "*/tests/content", "*/tests/docs",
+    "*/tests/examples", "*/tests/test_ai_optimizations.py", "*/tests/embedding/test_batching*.py",
     "*/tests/embedding/test_tune.py", "*/tests/embedding/test_settings.py",
     "*/tests/embedding/test_packed_cache.py", "*/tests/cache/test_files.py",
     "*/tests/cache/test_guards.py", "*/tests/cache/test_computing.py",
