@@ -33,8 +33,8 @@ static pthread_cond_t work_arrived = PTHREAD_COND_INITIALIZER;
 static loop *loops;                    /* newest first */
 static pthread_t workers[MAX_THREADS]; /* worker_count of them */
 static size_t worker_count;
-static size_t busy;     /* callers inside aimo_parallel_for and workers inside a loop */
-static size_t sleeping; /* workers waiting on work_arrived */
+static atomic_size_t busy; /* callers inside aimo_parallel_for and workers inside a loop */
+static size_t sleeping;    /* workers waiting on work_arrived */
 static bool stopping;
 /* Rises with every new loop; spinning workers watch it. */
 static atomic_uint arrivals;
@@ -197,6 +197,13 @@ void aimo_parallel_for(size_t count, aimo_loop_body body, void *context)
     loop_open(&l);
     run_indices(&l);
     loop_close(&l);
+}
+
+size_t aimo_threads_idle(void)
+{
+    const size_t limit = atomic_load(&thread_limit);
+    const size_t taken = atomic_load(&busy) + (current == NULL ? 1 : 0);
+    return taken < limit ? limit - taken : 0;
 }
 
 size_t aimo_thread_count(void) { return atomic_load(&thread_limit); }

@@ -21,6 +21,10 @@ void aimo_parallel_for(size_t count, aimo_loop_body body, void *context);
  * smaller of the CPU affinity and the cgroup's cpu quota (rounded up). At least 1. */
 size_t aimo_thread_count(void);
 
+/* How many threads besides the caller could join a loop that it starts now: an estimate, for
+ * deciding into how many parts work is worth cutting, never what the parts compute. */
+size_t aimo_threads_idle(void);
+
 /* Overrides aimo_thread_count; 0 goes back to the default. AIMO_ERR_ARGUMENT above 1024. */
 AIMO_MUST_CHECK aimo_status aimo_thread_count_set(size_t count, aimo_error *err);
 

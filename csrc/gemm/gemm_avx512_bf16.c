@@ -21,14 +21,13 @@ static void round_rows(const float *x, size_t ldx, size_t m, size_t k, uint32_t 
     for (size_t r = 0; r < m; r++) {
         const float *from = x + r * ldx;
         uint16_t *to = (uint16_t *)(pairs + r * ld);
-        for (size_t i = 0; i < 2 * ld; i += VF32_LANES) {
-            const size_t left = i < k ? k - i : 0, room = 2 * ld - i;
-            const vf32 v = left >= VF32_LANES ? v_load(from + i) : v_load_part(from + i, left);
-            const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
-            if (room >= VF32_LANES)
-                _mm256_storeu_si256((__m256i *)(to + i), rounded);
-            else
-                _mm256_mask_storeu_epi16(to + i, lane_mask(room), rounded);
+        size_t i = 0;
+        for (; i + VF32_LANES <= 2 * ld && i + VF32_LANES <= k; i += VF32_LANES)
+            _mm256_storeu_si256((__m256i *)(to + i), (__m256i)_mm512_cvtneps_pbh(v_load(from + i)));
+        for (; i < 2 * ld; i += VF32_LANES) {
+            const size_t left = k - i < VF32_LANES ? k - i : VF32_LANES, room = 2 * ld - i;
+            _mm256_mask_storeu_epi16(to + i, lane_mask(room < VF32_LANES ? room : VF32_LANES),
+                                     (__m256i)_mm512_cvtneps_pbh(v_load_part(from + i, left)));
         }
     }
 }

@@ -21,21 +21,26 @@ AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
     return (vi32)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)w);
 }
 
+AIMO_INLINE __m128i shifted_bytes(vf32 x, float inverse)
+{
+    const __m512i q = _mm512_cvtps_epi32(v_mul(x, v_set1(inverse)));
+    return _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(128)));
+}
+
 /* units [ceil(k / 4)]: the bytes of x + 128 */
 AIMO_INLINE void round_row(const float *x, const float *keep, size_t k, float inverse,
                            uint32_t *units)
 {
     uint8_t *bytes = (uint8_t *)units;
+    size_t i = 0;
+    for (; i + VF32_LANES <= k; i += VF32_LANES)
+        _mm_storeu_si128((__m128i *)(bytes + i),
+                         shifted_bytes(v_mul(v_load(x + i), v_load(keep + i)), inverse));
+    if (i == k)
+        return;
     const size_t padded = (k + UNIT_K - 1) / UNIT_K * UNIT_K;
-    for (size_t i = 0; i < padded; i += VF32_LANES) {
-        const __mmask16 inside = lane_mask(k - i < VF32_LANES ? k - i : VF32_LANES);
-        const __mmask16 stored = lane_mask(padded - i < VF32_LANES ? padded - i : VF32_LANES);
-        const vf32 kept = _mm512_mul_ps(_mm512_maskz_loadu_ps(inside, x + i),
-                                        _mm512_maskz_loadu_ps(inside, keep + i));
-        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(kept, _mm512_set1_ps(inverse)));
-        const __m512i shifted = _mm512_add_epi32(q, _mm512_set1_epi32(128));
-        _mm_mask_storeu_epi8(bytes + i, stored, _mm512_cvtepi32_epi8(shifted));
-    }
+    const vf32 kept = v_mul(v_load_part(x + i, k - i), v_load_part(keep + i, k - i));
+    _mm_mask_storeu_epi8(bytes + i, lane_mask(padded - i), shifted_bytes(kept, inverse));
 }
 
 /* Already as the instruction wants them. */

@@ -118,10 +118,13 @@ typedef struct {
 /* Below this much work another thread's help costs more than it brings. */
 enum { LOOP_WORK = 1 << 18 };
 
-/* How many of `count` items, each of `work` multiplications, one index of a loop should take. */
+/* How many of `count` items, each of `work` multiplications, one index of a loop should take: all
+ * when nobody is there to help, because a part has costs of its own (rows of x are rounded for
+ * each); else two parts for each thread, so that none waits long for the last. */
 static size_t items_per_index(size_t count, size_t work)
 {
-    const size_t share = (count + aimo_thread_count() * 4 - 1) / (aimo_thread_count() * 4);
+    const size_t idle = aimo_threads_idle(), parts = idle == 0 ? 1 : 2 * (idle + 1);
+    const size_t share = (count + parts - 1) / parts;
     const size_t least = LOOP_WORK / (work + 1) + 1;
     return share > least ? share : least;
 }
