@@ -25,6 +25,25 @@ import texts as text_sets
 
 REFERENCE = "sentence-transformers fp32"
 
+# With AIMO_CPU set, peers that can be held to the same instructions are.
+ONEDNN_ISA = {
+    "avx2": "AVX2",
+    "avx512": "AVX512_CORE",
+    "avx512_vnni": "AVX512_CORE_VNNI",
+    "avx512_bf16": "AVX512_CORE_BF16",
+}
+
+
+def same_instructions() -> dict[str, str]:
+    """Environment of a peer's process; empty on the machine's own row."""
+    row = os.environ.get("AIMO_CPU", "")
+    settings = {
+        "ONEDNN_MAX_CPU_ISA": ONEDNN_ISA.get(row),
+        "CT2_FORCE_CPU_ISA": "AVX2" if row == "avx2" else None,
+        "ATEN_CPU_CAPABILITY": "avx2" if row == "avx2" else None,
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
 
 # --- One engine's process ------------------------------------------------------------------------
 
@@ -89,6 +108,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             pass_fds=[writing],
             text=True,
+            env={**os.environ, **same_instructions()},
         )
         os.close(writing)
         self.answers = os.fdopen(reading)

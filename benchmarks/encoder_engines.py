@@ -301,4 +301,4 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "ours int8": lambda: Ours("int8"),
 }
 #: Type of the weights, for the machines where the engine has no fast path for it.
-NEEDS_ROW = {"OpenVINO bf16": ("avx512", "avx512_vnni", "avx512_bf16", "amx")}
+NEEDS_ROW = {"OpenVINO bf16": ("avx512_bf16", "amx")}
