@@ -23,7 +23,8 @@ def table(result: dict[str, Any]) -> str:
     heads = [f"{name} ({tokens:.0f} tokens)" for name, tokens in lengths.items()]
     lines = [
         f"{machine['processor']}, row `{machine['row']}`, {machine['threads']} threads; thousands "
-        f"of tokens per second, median; smallest cosine with {result['reference']}.",
+        f"of tokens per second, median; smallest cosine with {result['reference']} "
+        f"([plot](benchmarks/results/encoder-{machine['row']}.svg)).",
         "",
         "| engine | " + " | ".join(heads) + " | one short text | cosine | memory after load |",
         "|---|" + "---|" * (len(heads) + 3),
