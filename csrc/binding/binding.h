@@ -25,9 +25,15 @@ aimo_py_state *aimo_py_state_of_type(PyTypeObject *type);
 /* Raises the exception that belongs to `status`; returns NULL. */
 PyObject *aimo_py_raise(const aimo_py_state *state, aimo_status status, const aimo_error *err);
 
+/* The index of `name` in `names`; -1 with a ValueError that names `what` when it is not there. */
+int aimo_py_find_name(const char *what, const char *name, const char *const *names, int count);
+int aimo_py_find_dtype(const char *name);
+int aimo_py_find_activation(const char *name);
+
 /* Each capability adds its functions and types to the module; -1 with an exception on failure. */
 int aimo_py_add_half(PyObject *module);
 int aimo_py_add_dlpack(PyObject *module);
+int aimo_py_add_matrix(PyObject *module);
 int aimo_py_add_encoder(PyObject *module);
 int aimo_py_add_memhook(PyObject *module);
 int aimo_py_add_census(PyObject *module);

@@ -11,28 +11,8 @@ typedef struct {
     PyObject *mapped;                    /* list of memoryviews: what weights are mapped from */
 } encoder_object;
 
-static const char *const activations[AIMO_ACTIVATION_COUNT] = {
-    "none", "gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"};
 static const char *const poolings[AIMO_POOLING_COUNT] = {
     "mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last_token"};
-
-/* The index of `name` in `names`; -1 with a ValueError when it is not there. */
-static int find_name(const char *what, const char *name, const char *const *names, int count)
-{
-    for (int i = 0; i < count; i++)
-        if (strcmp(name, names[i]) == 0)
-            return i;
-    PyErr_Format(PyExc_ValueError, "%s: unknown value '%s'", what, name);
-    return -1;
-}
-
-static int find_dtype(const char *name)
-{
-    const char *names[AIMO_DTYPE_COUNT];
-    for (int i = 0; i < AIMO_DTYPE_COUNT; i++)
-        names[i] = aimo_dtype_name((aimo_dtype)i);
-    return find_name("dtype", name, names, AIMO_DTYPE_COUNT);
-}
 
 static aimo_py_state *state_of(encoder_object *self)
 {
@@ -51,7 +31,7 @@ static bool parse_poolings(PyObject *value, aimo_encoder_config *config)
     for (Py_ssize_t i = 0; good && i < count && i < AIMO_POOLINGS_MOST; i++) {
         const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(items, i));
         const int index =
-            name == NULL ? -1 : find_name("poolings", name, poolings, AIMO_POOLING_COUNT);
+            name == NULL ? -1 : aimo_py_find_name("poolings", name, poolings, AIMO_POOLING_COUNT);
         good = index >= 0;
         if (good)
             config->poolings[i] = (aimo_pooling)index;
@@ -78,7 +58,7 @@ static bool parse_dense(PyObject *value, aimo_encoder_config *config)
                                 &outputs, &activation);
         if (!good)
             break;
-        const int index = find_name("activation", activation, activations, AIMO_ACTIVATION_COUNT);
+        const int index = aimo_py_find_activation(activation);
         good = index >= 0;
         if (good)
             config->dense[i] =
@@ -109,9 +89,8 @@ static int encoder_init(encoder_object *self, PyObject *args, PyObject *kwargs)
                                      &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &activation,
                                      &pooling_names, &epsilon, &dense))
         return -1;
-    const int dtype_index = find_dtype(dtype);
-    const int activation_index =
-        find_name("activation", activation, activations, AIMO_ACTIVATION_COUNT);
+    const int dtype_index = aimo_py_find_dtype(dtype);
+    const int activation_index = aimo_py_find_activation(activation);
     if (dtype_index < 0 || activation_index < 0)
         return -1;
     aimo_encoder_config config = {
@@ -458,6 +437,36 @@ done:
     return result;
 }
 
+/* encode_tokens(token_ids: ndarray[int32], offsets: ndarray[int64], /)
+ * -> ndarray[float32] of shape (tokens, hidden) */
+static PyObject *encode_tokens(encoder_object *self, PyObject *args)
+{
+    PyObject *ids, *offsets;
+    sequences s;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "OO", &ids, &offsets) ||
+        !sequences_of(ids, offsets, &s))
+        return NULL;
+    const int32_t *tokens = PyArray_DATA(s.ids);
+    const int64_t *begins = PyArray_DATA(s.offsets);
+    const npy_intp shape[2] = {PyArray_SIZE(s.ids),
+                               (npy_intp)aimo_encoder_config_of(self->encoder)->hidden};
+    PyObject *result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (result != NULL) {
+        float *out = PyArray_DATA((PyArrayObject *)result);
+        aimo_error err;
+        aimo_status status;
+        Py_BEGIN_ALLOW_THREADS status =
+            aimo_encoder_encode_tokens(self->encoder, tokens, begins, (size_t)s.batch, out, &err);
+        Py_END_ALLOW_THREADS if (status != AIMO_OK)
+        {
+            Py_CLEAR(result);
+            fail(self, status, &err);
+        }
+    }
+    sequences_clear(&s);
+    return result;
+}
+
 static PyObject *get_weight_bytes(encoder_object *self, void *Py_UNUSED(closure))
 {
     return is_ready(self) ? PyLong_FromSize_t(aimo_encoder_weight_bytes(self->encoder)) : NULL;
@@ -508,6 +517,8 @@ static PyMethodDef encoder_methods[] = {
     {"encode", (PyCFunction)encode, METH_VARARGS,
      "encode($self, token_ids, offsets, normalize, skip, columns, /)\n--\n\nEmbed packed "
      "sequences."},
+    {"encode_tokens", (PyCFunction)encode_tokens, METH_VARARGS,
+     "encode_tokens($self, token_ids, offsets, /)\n--\n\nThe last layer's vector of each token."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -18,7 +18,7 @@ typedef struct {
     float *qkv;          /* [tokens, 3 * hidden]; later the output of a linear before its norm, and
                             at last two times the widest vector after pooling of each sequence */
     float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
-    size_t *offsets;     /* [sequences + 1], from the chunk's first token */
+    size_t *offsets;     /* [tokens + 1] places, for one per sequence, from the chunk's first */
     float *peaks;        /* as aimo_encoder_input_peaks returns them, or NULL */
 } workspace;
 
@@ -32,8 +32,9 @@ typedef struct {
     const int64_t *offsets;
     const aimo_encode_options *options;
     size_t columns;
-    float *out;
-    float *peaks; /* for aimo_encoder_input_peaks, else NULL */
+    bool per_token; /* for aimo_encoder_encode_tokens: no head, and so no options */
+    float *out;     /* [batch, columns], or [tokens, columns] when per_token */
+    float *peaks;   /* for aimo_encoder_input_peaks, else NULL */
     const chunk *chunks;
     size_t workspace_bytes;
     /* The first failure; written by whoever sets `failed` first. */
@@ -76,8 +77,8 @@ static size_t qkv_size(const aimo_encoder_config *c, size_t tokens, size_t seque
 static size_t workspace_size(const aimo_encoder_config *c, size_t tokens, size_t sequences)
 {
     return align_up(tokens * c->hidden * sizeof(float)) + qkv_size(c, tokens, sequences) +
-           align_up(tokens * widest(c) * sizeof(float)) +
-           align_up((sequences + 1) * sizeof(size_t)) + AIMO_CACHE_LINE;
+           align_up(tokens * widest(c) * sizeof(float)) + align_up((tokens + 1) * sizeof(size_t)) +
+           AIMO_CACHE_LINE;
 }
 
 static workspace workspace_at(void *memory, const aimo_encoder_config *c, size_t tokens,
@@ -214,8 +215,30 @@ static aimo_status run_pooling(const encode_call *call, const chunk *c, const wo
     return e->backend->ops->pool(e->backend, &pool, err);
 }
 
-/* The dense layers, from one half of w->qkv to the other; then each vector, as the one token of a
- * sequence, is cut and normalized. */
+/* out [count, columns] = rows of x [count, width], each as the one token of a sequence: cut and
+ * normalized. */
+static aimo_status run_rows(const encode_call *call, const workspace *w, const float *x,
+                            size_t count, size_t width, bool normalize, float *out, aimo_error *err)
+{
+    static const aimo_pooling first_token = AIMO_POOL_CLS;
+    for (size_t i = 0; i <= count; i++)
+        w->offsets[i] = i;
+    const aimo_pool_args rows = {
+        .x = x,
+        .offsets = w->offsets,
+        .batch = count,
+        .hidden = width,
+        .poolings = &first_token,
+        .columns = call->columns,
+        .normalize = normalize,
+        .out = out,
+    };
+    aimo_backend *b = call->encoder->backend;
+    return b->ops->pool(b, &rows, err);
+}
+
+/* The dense layers, from one half of w->qkv to the other; then each vector is cut and normalized.
+ */
 static aimo_status run_dense(const encode_call *call, const chunk *c, const workspace *w,
                              aimo_error *err)
 {
@@ -237,20 +260,9 @@ static aimo_status run_dense(const encode_call *call, const chunk *c, const work
         x = y;
         y = next;
     }
-    for (size_t i = 0; i <= c->batch; i++)
-        w->offsets[i] = i;
-    static const aimo_pooling first_token = AIMO_POOL_CLS;
-    const aimo_pool_args cut = {
-        .x = x,
-        .offsets = w->offsets,
-        .batch = c->batch,
-        .hidden = e->config.dense[e->config.dense_count - 1].outputs,
-        .poolings = &first_token,
-        .columns = call->columns,
-        .normalize = call->options->normalize,
-        .out = call->out + c->first * call->columns,
-    };
-    return b->ops->pool(b, &cut, err);
+    const size_t width = e->config.dense[e->config.dense_count - 1].outputs;
+    return run_rows(call, w, x, c->batch, width, call->options->normalize,
+                    call->out + c->first * call->columns, err);
 }
 
 static aimo_status run_chunk(const encode_call *call, const chunk *c, const workspace *w,
@@ -265,6 +277,9 @@ static aimo_status run_chunk(const encode_call *call, const chunk *c, const work
         AIMO_TRY(run_attention(e, &e->layers[layer], c->batch, w, err));
         AIMO_TRY(run_feed_forward(e, &e->layers[layer], c->batch, w, err));
     }
+    if (call->per_token)
+        return run_rows(call, w, w->x, w->offsets[c->batch], e->config.hidden, false,
+                        call->out + (size_t)begin * call->columns, err);
     AIMO_TRY(run_pooling(call, c, w, err));
     return e->config.dense_count == 0 ? AIMO_OK : run_dense(call, c, w, err);
 }
@@ -372,6 +387,23 @@ aimo_status aimo_encoder_encode(const aimo_encoder *encoder, const int32_t *toke
         .offsets = offsets,
         .options = options,
         .columns = options->columns != 0 ? options->columns : dimension,
+        .out = out,
+        .err = err,
+    };
+    return run_batch(&call, batch, err);
+}
+
+aimo_status aimo_encoder_encode_tokens(const aimo_encoder *encoder, const int32_t *token_ids,
+                                       const int64_t *offsets, size_t batch, float *out,
+                                       aimo_error *err)
+{
+    AIMO_TRY(check_batch(encoder, token_ids, offsets, batch, err));
+    encode_call call = {
+        .encoder = encoder,
+        .token_ids = token_ids,
+        .offsets = offsets,
+        .columns = encoder->config.hidden,
+        .per_token = true,
         .out = out,
         .err = err,
     };

@@ -135,6 +135,13 @@ AIMO_MUST_CHECK aimo_status aimo_encoder_encode(const aimo_encoder *encoder,
                                                 size_t batch, const aimo_encode_options *options,
                                                 float *out, aimo_error *err);
 
+/* out [offsets[batch], hidden] f32 = the last layer's vector of every token, before pooling; the
+ * rest as aimo_encoder_encode. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_encode_tokens(const aimo_encoder *encoder,
+                                                       const int32_t *token_ids,
+                                                       const int64_t *offsets, size_t batch,
+                                                       float *out, aimo_error *err);
+
 const aimo_encoder_config *aimo_encoder_config_of(const aimo_encoder *encoder);
 /* Tokens of the longest sequence: positions - first_position. */
 size_t aimo_encoder_max_length(const aimo_encoder *encoder);

@@ -113,6 +113,29 @@ TEST(encoder_vector_does_not_depend_on_batch_or_threads)
     }
 }
 
+TEST(encoder_vector_is_what_pooling_makes_of_the_tokens)
+{
+    static batch b;
+    static float tokens[MOST_TOKENS * 36];
+    fill_batch(&b);
+    aimo_encoder_config config = small;
+    config.poolings[0] = AIMO_POOL_CLS;
+    aimo_encoder *encoder;
+    aimo_error err;
+    CHECK_MSG(new_encoder(config, &encoder, &err) == AIMO_OK, "%s", err.message);
+    const aimo_encode_options options = {0};
+    float pooled[BATCH * 36];
+    bool same =
+        aimo_encoder_encode(encoder, b.ids, b.offsets, BATCH, &options, pooled, &err) == AIMO_OK &&
+        aimo_encoder_encode_tokens(encoder, b.ids, b.offsets, BATCH, tokens, &err) == AIMO_OK;
+    for (size_t i = 0; i < BATCH; i++)
+        same &= memcmp(pooled + i * 36, tokens + b.offsets[i] * 36, 36 * sizeof(float)) == 0;
+    const int64_t bad[] = {0, 65};
+    same &= aimo_encoder_encode_tokens(encoder, b.ids, bad, 1, tokens, &err) == AIMO_ERR_ARGUMENT;
+    aimo_encoder_free(encoder);
+    CHECK(same);
+}
+
 /* Two poolings side by side, through two dense layers. */
 static aimo_encoder_config with_head(void)
 {
