@@ -36,7 +36,7 @@ def load_encoder(folder: ModelFolder, dtype: str) -> _core.Encoder:
     with ExitStack() as stack:
         files = [stack.enter_context(TensorFile(path)) for path in folder.weights]
         dense_files = [stack.enter_context(TensorFile(d.weights)) for d in folder.head.dense]
-        names = _TensorNames(folder, files)
+        names = TensorNames(folder, files)
         # Sizes first: what config.json claims is allocated at once.
         names.check_sizes()
         for layer, file in zip(folder.head.dense, dense_files, strict=True):
@@ -77,7 +77,7 @@ def tensor_places(folder: ModelFolder) -> Iterator[tuple[str, int, bool]]:
             yield name, layer, per_layer
 
 
-class _TensorNames:
+class TensorNames:
     """Which file has which tensor, and what precedes the family's names for them."""
 
     def __init__(self, folder: ModelFolder, files: list[TensorFile]) -> None:
@@ -125,6 +125,13 @@ class _TensorNames:
                 expected = tuple(int(sizes[extent]) for extent in extents)
                 self._files[name].check_shape(name, expected)
 
+    def __iter__(self) -> Iterator[tuple[str, TensorFile, str]]:
+        """Yield the family's name, the file and the name in it of each tensor that is used."""
+        for full_name, file in self._files.items():
+            name = self._family_name(full_name)
+            if not name.startswith(self._family.ignored):
+                yield name, file, full_name
+
     def fill(self, encoder: _core.Encoder) -> None:
         """Give every tensor to the encoder; refuse those that it has no place for."""
         layers = self._folder.architecture.layers
@@ -133,10 +140,7 @@ class _TensorNames:
             for name, ours in self._family.tensors.items()
             for layer in range(layers if "{layer}" in name else 1)
         }
-        for full_name, file in self._files.items():
-            name = self._family_name(full_name)
-            if name.startswith(self._family.ignored):
-                continue
+        for name, file, full_name in self:
             if name not in places:
                 raise ModelFormatError(
                     f"{file.path}: tensor {full_name!r} has no place in this model; "

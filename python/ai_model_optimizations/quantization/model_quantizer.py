@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from ..embedding import EmbeddingModel
@@ -43,12 +45,44 @@ def _is_path(model: object) -> bool:
     return isinstance(model, (str, os.PathLike))
 
 
+def _is_instance_of(module: str, name: str) -> Callable[[object], bool]:
+    """Recognise a class of a library that may not be installed, or not be imported yet."""
+
+    def recognises(model: object) -> bool:
+        found = getattr(sys.modules.get(module), name, None)
+        return isinstance(found, type) and isinstance(model, found)
+
+    return recognises
+
+
 #: Tried in order; the first that recognises the model quantizes it.
 KINDS: tuple[Kind, ...] = (
     Kind("EmbeddingModel", _is_embedding_model, ".embedding_model"),
     Kind("dict of numpy arrays", _is_dict, ".tensors"),
     Kind("path of a model or safetensors file", _is_path, ".model_paths"),
+    Kind(
+        "SentenceTransformer",
+        _is_instance_of("sentence_transformers", "SentenceTransformer"),
+        ".sentence_transformer",
+    ),
+    Kind("torch.nn.Module", _is_instance_of("torch.nn", "Module"), ".torch_models"),
+    Kind(
+        "transformers.Pipeline",
+        _is_instance_of("transformers.pipelines.base", "Pipeline"),
+        ".torch_models",
+    ),
 )
+
+
+class _OnClassAndInstance:
+    """A method that, called on the class, makes an instance with the default settings."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: ModelQuantizer | None, owner: type[ModelQuantizer]) -> MethodType:
+        return MethodType(self._function, owner() if instance is None else instance)
 
 
 class ModelQuantizer:
@@ -201,6 +235,50 @@ class ModelQuantizer:
         request = self._request(dry_run=dry_run)
         self._report = quantize_to(source, Path(target).expanduser(), request)
         return self._report
+
+    @_OnClassAndInstance
+    def optimize_model_memory(self, model: Any, device: str = "auto") -> Any:
+        """Quantize ``model`` in place; the older name of :meth:`quantize_model`.
+
+        Callable on an instance and, with the default settings, on the class.
+
+        Parameters
+        ----------
+        model : as for :meth:`quantize_model`
+        device : ``"auto"`` leaves a torch model where it is; a device such as ``"cpu"`` or
+            ``"cuda"`` moves it there first, for there it computes
+
+        Returns
+        -------
+        The same object where that can be, else the quantized model.
+        """
+        move = getattr(model, "to", None)
+        if device != "auto" and move is not None:
+            model = move(device)
+        in_place = not isinstance(model, EmbeddingModel)
+        return self.quantize_model(model, in_place=in_place)
+
+    @staticmethod
+    def dequantize(model: Any) -> Any:
+        """Return a plain float32 copy of a quantized torch model, with the values as stored.
+
+        Parameters
+        ----------
+        model : a SentenceTransformer or torch module that :meth:`quantize_model` returned
+
+        Raises
+        ------
+        UnsupportedError
+            If it is something else, or nothing in it is quantized.
+        """
+        for kind in KINDS:
+            if kind.recognises(model):
+                undo = getattr(import_module(kind.module, __package__), "dequantize", None)
+                if undo is not None:
+                    return undo(model)
+        raise UnsupportedError(
+            f"model: expected a quantized torch model, got {type(model).__name__}"
+        )
 
     def _request(self, *, in_place: bool = False, dry_run: bool = False) -> Request:
         return Request(
