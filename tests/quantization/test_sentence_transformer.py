@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import json
 import pickle
 import sys
@@ -244,6 +245,69 @@ def test_hooks_are_called(small: Any) -> None:
     handle.remove()
     model.append(torch.nn.Identity())
     np.testing.assert_allclose(model.encode(["a file"]), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture
+def with_dense(small: Any) -> Any:
+    dense = importlib.import_module("sentence_transformers.models").Dense
+    torch.manual_seed(0)
+    layers = [dense(32, 20), dense(20, 12, bias=False, activation_function=torch.nn.Identity())]
+    modules = [copy.deepcopy(small[0]), copy.deepcopy(small[1]), *layers]
+    return SentenceTransformer(
+        modules=modules, device="cpu", prompts={"q": "value: "}, default_prompt_name="q"
+    )
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_dense_layers_and_prompts_go_along(with_dense: Any, in_place: bool, tmp_path: Path) -> None:
+    texts = ["a file", "the list of a server", ""]
+    wanted = {name: with_dense.encode(texts, prompt=name) for name in ("", "value: ")}
+    quantizer = ModelQuantizer("f16")
+    model = quantizer.quantize_model(with_dense, in_place=in_place)
+    packed = model.embedding_model
+    for prompt, expected in wanted.items():
+        assert_same(model.encode(texts, prompt=prompt), expected)
+        assert_same(packed.encode(texts, prompt=prompt), expected)
+    assert_same(model.encode(texts), wanted["value: "])
+    assert (packed.dimension, packed.default_prompt_name) == (12, "q")
+    hook = model[2].register_forward_hook(lambda *args: None)  # module by module from here on
+    assert_same(model.encode(texts), wanted["value: "])
+    hook.remove()
+    model.save(str(tmp_path / "packed"))
+    assert_same(EmbeddingModel.load(tmp_path / "packed").encode(texts), wanted["value: "])
+    assert_same(ModelQuantizer.dequantize(model).encode(texts), wanted["value: "])
+    report = quantizer.report
+    assert report is not None
+    kept = sum(parameter.numel() * 4 for parameter in model.parameters())
+    assert report.bytes_after == packed.memory_bytes + kept
+
+
+def test_a_changed_weight_makes_another_space(small: Any, small_path: Path) -> None:
+    source = EmbeddingModel.load(small_path, "f16").space_id
+    quantizer = ModelQuantizer("f16")
+    assert quantizer.quantize_model(small).embedding_model.space_id == source
+    with torch.no_grad():
+        next(small.parameters())[3, 4] += 1.0
+    changed = quantizer.quantize_model(small).embedding_model.space_id
+    assert changed != source
+    assert quantizer.quantize_model(small).embedding_model.space_id == changed
+
+
+def test_auto_takes_the_type_that_holds_every_value(small: Any) -> None:
+    with torch.no_grad():
+        next(small.parameters())[3, 4] = 1e5
+    assert ModelQuantizer("auto").quantize_model(small).embedding_model.dtype == "bf16"
+
+
+def test_a_layer_that_was_exchanged_is_packed_by_itself(small: Any) -> None:
+    inner = next(iter(small[0]._modules.values()))
+    inner.encoder.layer[1].intermediate.dense = torch.nn.Linear(32, 64)
+    inner.encoder.layer[1].output.dense = torch.nn.Linear(64, 32)
+    expected = small.encode(["a file"])
+    quantizer = ModelQuantizer("f16")
+    assert quantizer.quantize_model(small, in_place=True) is small
+    assert least_cosine(small.encode(["a file"]), expected) >= 0.9999
+    assert "not as config.json of such a model says" in str(quantizer.report)
 
 
 def test_given_model_is_untouched(small: Any) -> None:

@@ -297,7 +297,8 @@ def _resolve(dtype: str) -> str:
         return dtype
     resolved = resolve_dtype(dtype)
     if resolved not in DTYPES:
-        raise ValueError(f"dtype: expected a 16-bit type, got {dtype!r}")
+        hint = "; EmbeddingModel.load(path, dtype='int8') keeps 8 bits" if dtype == "int8" else ""
+        raise ValueError(f"dtype: expected a 16-bit type, got {dtype!r}{hint}")
     return resolved
 
 
