@@ -400,6 +400,10 @@ def test_matrix_of_the_core_checks_what_it_is_given() -> None:
         arguments[position] = bad
         with pytest.raises(ValueError):
             matrix.matmul(*arguments)
+    eight_bits = torch.zeros(_core.packed_size("int8", 20, 3), dtype=torch.uint8).numpy()
+    eight_bits.view(np.int32)[0] = 4  # outlier channel 3 of 3 inputs
+    with pytest.raises(ValueError, match="an outlier channel that is not below k"):
+        _core.PackedMatrix("int8", 20, 3, eight_bits)
     readonly = panels[:size].view()
     readonly.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
