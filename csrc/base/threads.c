@@ -227,7 +227,8 @@ static void after_fork_in_child(void)
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&work_arrived, NULL);
     loops = NULL;
-    worker_count = busy = sleeping = 0;
+    worker_count = sleeping = 0;
+    atomic_store(&busy, 0);
     stopping = false;
 }
 
