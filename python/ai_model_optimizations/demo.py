@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if options.texts < 1:
         raise ValueError(f"--texts: expected a positive number, got {options.texts}")
     texts = docstrings(options.texts)
-    full = EmbeddingModel.load(options.model, dtype="f32")
+    full = EmbeddingModel.load(options.model, dtype="f32", on_truncate="ignore")
     small = ModelQuantizer().quantize_model(full)
     tokens = int(full.count_tokens(texts).sum())
     cpu = _core.cpu_info()
