@@ -30,8 +30,8 @@ from .weights import copy_encoder, load_encoder
 DType = Literal["f32", "f16", "bf16", "int8"]
 DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16", "int8")
 
-# Their instructions multiply bf16 at several times the rate of f32.
-_FAST_BF16_ROWS = ("avx512_bf16", "amx")
+# Their kernels multiply bf16 at several times the rate of f32.
+_FAST_BF16_ROWS = ("avx512_bf16",)
 
 
 def resolve_dtype(dtype: str) -> DType:
