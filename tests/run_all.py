@@ -64,8 +64,8 @@ VERSION_DEPENDENT = (
 WITH_KERNELS = (
     "tests/half", "tests/embedding/test_model.py", "tests/embedding/test_int8.py",
     "tests/embedding/test_packed.py", "tests/embedding/test_against_sentence_transformers.py",
-    "tests/embedding/test_vectors.py", "tests/cache/test_embedding_index.py",
-    "tests/cache/test_lookup.py", "tests/cache/test_stateful.py",
+    "tests/embedding/test_vectors.py", "tests/embedding/test_folder_kinds.py",
+    "tests/embedding/test_batching_model.py", "tests/cache",
     "tests/quantization/test_torch_models.py", "tests/test_first_lines.py", "tests/test_cli.py",
 )  # fmt: skip
 # No part takes this long unless it hangs.
