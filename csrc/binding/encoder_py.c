@@ -397,6 +397,38 @@ static PyObject *input_peaks(encoder_object *self, PyObject *args)
     return result;
 }
 
+/* operation_seconds(token_ids: ndarray[int32], offsets: ndarray[int64], /) -> dict[str, float] */
+static PyObject *operation_seconds(encoder_object *self, PyObject *args)
+{
+    static const char *const names[AIMO_OPERATION_COUNT] = {
+        "embed", "qkv", "attention", "attention_output", "up", "down", "pool",
+    };
+    PyObject *ids, *offsets;
+    sequences s;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "OO", &ids, &offsets) ||
+        !sequences_of(ids, offsets, &s))
+        return NULL;
+    double seconds[AIMO_OPERATION_COUNT];
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status =
+        aimo_encoder_operation_seconds(self->encoder, PyArray_DATA(s.ids), PyArray_DATA(s.offsets),
+                                       (size_t)s.batch, seconds, &err);
+    Py_END_ALLOW_THREADS;
+    sequences_clear(&s);
+    if (status != AIMO_OK)
+        return fail(self, status, &err);
+    PyObject *result = PyDict_New();
+    for (size_t i = 0; result != NULL && i < AIMO_OPERATION_COUNT; i++) {
+        PyObject *value = PyFloat_FromDouble(seconds[i]);
+        if (value == NULL || PyDict_SetItemString(result, names[i], value) != 0)
+            Py_CLEAR(result);
+        Py_XDECREF(value);
+    }
+    return result;
+}
+
 /* encode(token_ids: ndarray[int32], offsets: ndarray[int64], normalize: bool, skip: int,
  * columns: int, /) -> ndarray[float32] of shape (batch, columns) */
 static PyObject *encode(encoder_object *self, PyObject *args)
@@ -512,6 +544,8 @@ static PyMethodDef encoder_methods[] = {
      "set_outliers($self, name, layer, channels, /)\n--\n\nChannels of int8 kept in 16 bits."},
     {"input_peaks", (PyCFunction)input_peaks, METH_VARARGS,
      "input_peaks($self, token_ids, offsets, /)\n--\n\nLargest magnitude of each input channel."},
+    {"operation_seconds", (PyCFunction)operation_seconds, METH_VARARGS,
+     "operation_seconds($self, token_ids, offsets, /)\n--\n\nWhere the time of a batch goes."},
     {"seal", (PyCFunction)seal, METH_NOARGS,
      "seal($self, /)\n--\n\nCheck that nothing is missing and make ready."},
     {"encode", (PyCFunction)encode, METH_VARARGS,

@@ -5,6 +5,7 @@
  * another: only attention and pooling look at where sequences begin. */
 #include "encoder/encoder.h"
 
+#include "base/clock.h"
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "encoder/weights.h"
@@ -20,6 +21,7 @@ typedef struct {
     float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
     size_t *offsets;     /* [tokens + 1] places, for one per sequence, from the chunk's first */
     float *peaks;        /* as aimo_encoder_input_peaks returns them, or NULL */
+    double *seconds;     /* as aimo_encoder_operation_seconds returns them, or NULL */
 } workspace;
 
 typedef struct {
@@ -32,9 +34,10 @@ typedef struct {
     const int64_t *offsets;
     const aimo_encode_options *options;
     size_t columns;
-    bool per_token; /* for aimo_encoder_encode_tokens: no head, and so no options */
-    float *out;     /* [batch, columns], or [tokens, columns] when per_token */
-    float *peaks;   /* for aimo_encoder_input_peaks, else NULL */
+    bool per_token;  /* for aimo_encoder_encode_tokens: no head, and so no options */
+    float *out;      /* [batch, columns], or [tokens, columns] when per_token */
+    float *peaks;    /* for aimo_encoder_input_peaks, else NULL */
+    double *seconds; /* for aimo_encoder_operation_seconds, else NULL */
     const chunk *chunks;
     size_t workspace_bytes;
     /* The first failure; written by whoever sets `failed` first. */
@@ -87,13 +90,34 @@ static workspace workspace_at(void *memory, const aimo_encoder_config *c, size_t
     const size_t x = align_up(tokens * c->hidden * sizeof(float));
     char *qkv = (char *)memory + x, *intermediate = qkv + qkv_size(c, tokens, sequences);
     char *offsets = intermediate + align_up(tokens * widest(c) * sizeof(float));
-    return (workspace){memory, (float *)qkv, (float *)intermediate, (size_t *)offsets, NULL};
+    return (workspace){memory, (float *)qkv, (float *)intermediate, (size_t *)offsets, NULL, NULL};
 }
 
 static aimo_layer_norm norm_of(const aimo_encoder *e, const aimo_weight *weight,
                                const aimo_weight *bias)
 {
     return (aimo_layer_norm){weight->device, bias->device, e->config.layer_norm_epsilon};
+}
+
+/* The operations of the backend, with a look at the clock when somebody asked for their times. */
+static double start_of(const workspace *w)
+{
+    return w->seconds != NULL ? aimo_clock_seconds() : 0.0;
+}
+
+static void add_seconds(const workspace *w, aimo_operation operation, double start)
+{
+    if (w->seconds != NULL)
+        w->seconds[operation] += aimo_clock_seconds() - start;
+}
+
+static aimo_status run_linear(const aimo_encoder *e, const workspace *w, aimo_operation operation,
+                              const aimo_linear_args *args, aimo_error *err)
+{
+    const double start = start_of(w);
+    const aimo_status status = e->backend->ops->linear(e->backend, args, err);
+    add_seconds(w, operation, start);
+    return status;
 }
 
 static aimo_status run_embedding(const aimo_encoder *e, const int32_t *ids, size_t batch,
@@ -113,7 +137,10 @@ static aimo_status run_embedding(const aimo_encoder *e, const int32_t *ids, size
         .norm = norm_of(e, &t->norm, &t->norm_bias),
         .out = w->x,
     };
-    return e->backend->ops->embed(e->backend, &args, err);
+    const double start = start_of(w);
+    const aimo_status status = e->backend->ops->embed(e->backend, &args, err);
+    add_seconds(w, AIMO_OP_EMBED, start);
+    return status;
 }
 
 static float *peaks_of(const aimo_encoder *e, const aimo_layer_weights *l, size_t matrix,
@@ -129,7 +156,6 @@ static float *peaks_of(const aimo_encoder *e, const aimo_layer_weights *l, size_
 static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights *l, size_t batch,
                                  const workspace *w, aimo_error *err)
 {
-    aimo_backend *b = e->backend;
     const size_t tokens = w->offsets[batch], heads = e->config.heads;
     const aimo_layer_norm norm = norm_of(e, &l->attention_norm, &l->attention_norm_bias);
     const aimo_linear_args qkv = {
@@ -159,16 +185,17 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .scratch = w->qkv,
         .y = w->x,
     };
-    AIMO_TRY(b->ops->linear(b, &qkv, err));
-    AIMO_TRY(b->ops->attention(b, &attention, err));
-    return b->ops->linear(b, &output, err);
+    AIMO_TRY(run_linear(e, w, AIMO_OP_QKV, &qkv, err));
+    const double start = start_of(w);
+    AIMO_TRY(e->backend->ops->attention(e->backend, &attention, err));
+    add_seconds(w, AIMO_OP_ATTENTION, start);
+    return run_linear(e, w, AIMO_OP_ATTENTION_OUTPUT, &output, err);
 }
 
 /* x = layer_norm(x + down(activation(up(x)))) */
 static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weights *l,
                                     size_t batch, const workspace *w, aimo_error *err)
 {
-    aimo_backend *b = e->backend;
     const size_t tokens = w->offsets[batch];
     const aimo_layer_norm norm = norm_of(e, &l->output_norm, &l->output_norm_bias);
     const aimo_linear_args up = {
@@ -191,8 +218,8 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .scratch = w->qkv,
         .y = w->x,
     };
-    AIMO_TRY(b->ops->linear(b, &up, err));
-    return b->ops->linear(b, &down, err);
+    AIMO_TRY(run_linear(e, w, AIMO_OP_UP, &up, err));
+    return run_linear(e, w, AIMO_OP_DOWN, &down, err);
 }
 
 /* Pooling, which without dense layers also cuts and normalizes. */
@@ -280,8 +307,12 @@ static aimo_status run_chunk(const encode_call *call, const chunk *c, const work
     if (call->per_token)
         return run_rows(call, w, w->x, w->offsets[c->batch], e->config.hidden, false,
                         call->out + (size_t)begin * call->columns, err);
+    const double start = start_of(w);
     AIMO_TRY(run_pooling(call, c, w, err));
-    return e->config.dense_count == 0 ? AIMO_OK : run_dense(call, c, w, err);
+    if (e->config.dense_count != 0)
+        AIMO_TRY(run_dense(call, c, w, err));
+    add_seconds(w, AIMO_OP_POOL, start);
+    return AIMO_OK;
 }
 
 static void chunk_index(void *context, size_t index)
@@ -299,6 +330,7 @@ static void chunk_index(void *context, size_t index)
             (size_t)(call->offsets[c->first + c->batch] - call->offsets[c->first]);
         workspace w = workspace_at(memory, &call->encoder->config, tokens, c->batch);
         w.peaks = call->peaks;
+        w.seconds = call->seconds;
         status = run_chunk(call, c, &w, &err);
         b->ops->workspace_return(b, memory);
     }
@@ -363,9 +395,9 @@ static aimo_status run_batch(encode_call *call, size_t batch, aimo_error *err)
     const size_t count =
         cut(call->encoder, call->offsets, batch, target, chunks, &call->workspace_bytes);
     call->chunks = chunks;
-    if (call->peaks == NULL)
+    if (call->peaks == NULL && call->seconds == NULL)
         b->ops->for_each_chunk(b, count, chunk_index, call);
-    else /* one after the other: they all raise the same peaks */
+    else /* one after the other: they all write to the same place */
         for (size_t i = 0; i < count; i++)
             chunk_index(call, i);
     aimo_memory_free(chunks);
@@ -410,17 +442,16 @@ aimo_status aimo_encoder_encode_tokens(const aimo_encoder *encoder, const int32_
     return run_batch(&call, batch, err);
 }
 
-aimo_status aimo_encoder_input_peaks(const aimo_encoder *encoder, const int32_t *token_ids,
-                                     const int64_t *offsets, size_t batch, float *peaks,
-                                     aimo_error *err)
+/* Encodes for what is learnt on the way: into peaks or seconds, one of which is NULL. */
+static aimo_status observe(const aimo_encoder *encoder, const int32_t *token_ids,
+                           const int64_t *offsets, size_t batch, float *peaks, double *seconds,
+                           aimo_error *err)
 {
-    AIMO_TRY(check_batch(encoder, token_ids, offsets, batch, err));
-    const aimo_encoder_config *c = &encoder->config;
-    memset(peaks, 0, c->layers * AIMO_LAYER_MATRICES * widest(c) * sizeof *peaks);
     const size_t dimension = aimo_encoder_dimension(encoder);
     const aimo_encode_options options = {0};
     float *vectors;
-    AIMO_TRY(aimo_memory_new((void **)&vectors, batch, dimension * sizeof *vectors, "peaks", err));
+    AIMO_TRY(
+        aimo_memory_new((void **)&vectors, batch, dimension * sizeof *vectors, "vectors", err));
     encode_call call = {
         .encoder = encoder,
         .token_ids = token_ids,
@@ -429,11 +460,31 @@ aimo_status aimo_encoder_input_peaks(const aimo_encoder *encoder, const int32_t 
         .columns = dimension,
         .out = vectors,
         .peaks = peaks,
+        .seconds = seconds,
         .err = err,
     };
     const aimo_status status = run_batch(&call, batch, err);
     aimo_memory_free(vectors);
     return status;
+}
+
+aimo_status aimo_encoder_input_peaks(const aimo_encoder *encoder, const int32_t *token_ids,
+                                     const int64_t *offsets, size_t batch, float *peaks,
+                                     aimo_error *err)
+{
+    AIMO_TRY(check_batch(encoder, token_ids, offsets, batch, err));
+    const aimo_encoder_config *c = &encoder->config;
+    memset(peaks, 0, c->layers * AIMO_LAYER_MATRICES * widest(c) * sizeof *peaks);
+    return observe(encoder, token_ids, offsets, batch, peaks, NULL, err);
+}
+
+aimo_status aimo_encoder_operation_seconds(const aimo_encoder *encoder, const int32_t *token_ids,
+                                           const int64_t *offsets, size_t batch,
+                                           double seconds[AIMO_OPERATION_COUNT], aimo_error *err)
+{
+    AIMO_TRY(check_batch(encoder, token_ids, offsets, batch, err));
+    memset(seconds, 0, AIMO_OPERATION_COUNT * sizeof *seconds);
+    return observe(encoder, token_ids, offsets, batch, NULL, seconds, err);
 }
 
 static aimo_status check_config(const aimo_encoder_config *c, aimo_error *err)

@@ -118,6 +118,27 @@ AIMO_MUST_CHECK aimo_status aimo_encoder_input_peaks(const aimo_encoder *encoder
                                                      const int64_t *offsets, size_t batch,
                                                      float *peaks, aimo_error *err);
 
+/* What a forward pass consists of. Each product includes what is done to its result: the activation
+ * of `up`; residual and layer norm after `attention_output` and `down`. */
+typedef enum {
+    AIMO_OP_EMBED,
+    AIMO_OP_QKV,
+    AIMO_OP_ATTENTION,
+    AIMO_OP_ATTENTION_OUTPUT,
+    AIMO_OP_UP,
+    AIMO_OP_DOWN,
+    AIMO_OP_POOL, /* with the dense layers behind it */
+} aimo_operation;
+enum { AIMO_OPERATION_COUNT = AIMO_OP_POOL + 1 };
+
+/* seconds = how long each operation took, over all layers, while the batch was encoded; its chunks
+ * run one after another. Arguments and errors as aimo_encoder_encode. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_operation_seconds(const aimo_encoder *encoder,
+                                                           const int32_t *token_ids,
+                                                           const int64_t *offsets, size_t batch,
+                                                           double seconds[AIMO_OPERATION_COUNT],
+                                                           aimo_error *err);
+
 /* Checks that every tensor was set and makes the encoder ready on the CPU. AIMO_ERR_FORMAT names
  * the first tensor that is missing. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error *err);

@@ -88,6 +88,9 @@ class Encoder:
     def input_peaks(
         self, token_ids: NDArray[np.int32], offsets: NDArray[np.int64], /
     ) -> NDArray[np.float32]: ...
+    def operation_seconds(
+        self, token_ids: NDArray[np.int32], offsets: NDArray[np.int64], /
+    ) -> dict[str, float]: ...
     def encode(
         self,
         token_ids: NDArray[np.int32],
