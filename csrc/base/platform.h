@@ -44,6 +44,10 @@
 #define AIMO_UNROLL AIMO_PRAGMA(GCC unroll 16) /* the next loop, whose bounds are constants */
 #endif
 
+/* What is known of x is forgotten here: the compiler computes addresses from it with the machine's
+ * own modes instead of keeping a pointer for each multiple of it. */
+#define AIMO_OPAQUE(x) __asm__("" : "+r"(x))
+
 #define AIMO_CACHE_LINE 64
 
 #endif

@@ -31,15 +31,14 @@ AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
 }
 
 /* units [ceil(k / 2)]: pairs of int16 */
-AIMO_INLINE void round_row(const float *x, const float *keep, size_t k, float inverse,
-                           uint32_t *units)
+AIMO_INLINE void round_row(const float *x, size_t k, float scale, uint32_t *units)
 {
     int16_t *to = (int16_t *)units;
     const size_t padded = (k + 1) / 2 * 2;
     for (size_t i = 0; i < k; i += VF32_LANES) {
         const size_t n = k - i < VF32_LANES ? k - i : VF32_LANES;
-        const vf32 kept = _mm256_mul_ps(v_load_part(x + i, n), v_load_part(keep + i, n));
-        const __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(kept, _mm256_set1_ps(inverse)));
+        const vf32 scaled = _mm256_mul_ps(v_load_part_or_full(x + i, n), _mm256_set1_ps(scale));
+        const __m256i q = _mm256_cvtps_epi32(scaled);
         const __m128i narrow =
             _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
         if (padded - i >= VF32_LANES) {

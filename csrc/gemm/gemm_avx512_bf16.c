@@ -11,9 +11,9 @@ AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 #include "simd/simd_tile.h"
 
-/* A part of k: two panels of weights take 32 KiB and stay in L1 or next to it; the sums go through
- * memory between parts. MC rows of x, rounded, take 128 KiB of L2. */
-enum { KC = 512, MC = 128 };
+/* A part of k, between which the sums go through memory: two panels of weights take 96 KiB and are
+ * read from L2 at a fifth of its rate. MC rows of x, rounded, take 288 KiB of it. */
+enum { KC = 1536, MC = 96 };
 
 /* x [m, k] f32 -> pairs [m][ceil(k / 2)], with a zero behind an odd k. */
 static void round_rows(const float *x, size_t ldx, size_t m, size_t k, uint32_t *pairs, size_t ld)
@@ -41,11 +41,21 @@ typedef struct {
     float *y;
     size_t ldy;
     bool accumulate;
+    const float *bias;          /* NULL until the last part, or where there is none */
+    aimo_activation activation; /* AIMO_ACT_NONE until the last part */
 } pair_tile;
 
-/* y = [y +] x @ panels for `rows` rows and `panels` panels, both constants at every call. */
+/* Panel `p` of a row of `columns`; full when all of them are there. */
+AIMO_INLINE vf32 load_columns(const float *row, size_t columns, size_t p, const bool full)
+{
+    const float *at = row + p * VF32_LANES;
+    return full ? v_load(at) : v_load_part(at, lanes_left(columns, p));
+}
+
+/* y = activation([y +] x @ panels [+ bias]) for `rows` rows and `panels` panels; they and `full`,
+ * whether all columns are there, are constants at every call. */
 AIMO_INLINE void multiply_tile(const pair_tile *t, size_t row, const size_t rows,
-                               const size_t panels)
+                               const size_t panels, const bool full)
 {
     const uint32_t *x = t->x + row * t->ld;
     float *y = t->y + row * t->ldy;
@@ -54,10 +64,14 @@ AIMO_INLINE void multiply_tile(const pair_tile *t, size_t row, const size_t rows
     for (size_t r = 0; r < rows; r++)
         AIMO_UNROLL
     for (size_t p = 0; p < panels; p++)
-        sums[r][p] = t->accumulate
-                         ? v_load_part(y + r * t->ldy + p * VF32_LANES, lanes_left(t->columns, p))
-                         : v_zero();
+        sums[r][p] = t->accumulate ? load_columns(y + r * t->ldy, t->columns, p, full) : v_zero();
+    const uint32_t *x_rows[(TILE_ROWS + 2) / 3]; /* every third row of the tile */
+    AIMO_UNROLL
+    for (size_t r = 0; r < rows; r += 3)
+        x_rows[r / 3] = x + r * t->ld;
     for (size_t k = 0; k < t->pairs; k++) {
+        size_t ld = t->ld;
+        AIMO_OPAQUE(ld);
         __m512bh w[TILE_PANELS];
         AIMO_UNROLL
         for (size_t p = 0; p < panels; p++)
@@ -65,39 +79,43 @@ AIMO_INLINE void multiply_tile(const pair_tile *t, size_t row, const size_t rows
                 (__m512bh)_mm512_loadu_si512(t->panels + p * t->panel_stride + k * PANEL_COLUMNS);
         AIMO_UNROLL
         for (size_t r = 0; r < rows; r++) {
-            const __m512bh a = (__m512bh)_mm512_set1_epi32((int)x[r * t->ld + k]);
+            const __m512bh a = (__m512bh)_mm512_set1_epi32((int)x_rows[r / 3][r % 3 * ld]);
             AIMO_UNROLL
             for (size_t p = 0; p < panels; p++)
                 sums[r][p] = _mm512_dpbf16_ps(sums[r][p], a, w[p]);
         }
+        AIMO_UNROLL
+        for (size_t r = 0; r < rows; r += 3)
+            x_rows[r / 3]++;
     }
     AIMO_UNROLL
-    for (size_t r = 0; r < rows; r++)
+    for (size_t p = 0; p < panels; p++) {
+        const vf32 bias = t->bias != NULL ? load_columns(t->bias, t->columns, p, full) : v_zero();
         AIMO_UNROLL
-    for (size_t p = 0; p < panels; p++)
-        v_store_part(y + r * t->ldy + p * VF32_LANES, sums[r][p], lanes_left(t->columns, p));
+        for (size_t r = 0; r < rows; r++) {
+            const vf32 sum = t->bias != NULL ? v_add(sums[r][p], bias) : sums[r][p];
+            if (full)
+                v_store(y + r * t->ldy + p * VF32_LANES, sum);
+            else
+                v_store_part(y + r * t->ldy + p * VF32_LANES, sum, lanes_left(t->columns, p));
+        }
+    }
+    if (t->activation != AIMO_ACT_NONE)
+        activate_rows(y, t->ldy, rows, t->columns, t->activation);
 }
 
-AIMO_INLINE void multiply_rows(const pair_tile *t, size_t m, const size_t panels)
+/* What is left below a whole tile goes by four, two and one. */
+AIMO_INLINE void multiply_rows(const pair_tile *t, size_t m, const size_t panels, const bool full)
 {
     size_t row = 0;
     for (; row + TILE_ROWS <= m; row += TILE_ROWS)
-        multiply_tile(t, row, TILE_ROWS, panels);
-    for (; row + TILE_ROWS / 2 <= m; row += TILE_ROWS / 2)
-        multiply_tile(t, row, TILE_ROWS / 2, panels);
+        multiply_tile(t, row, TILE_ROWS, panels, full);
+    for (; row + 4 <= m; row += 4)
+        multiply_tile(t, row, 4, panels, full);
+    for (; row + 2 <= m; row += 2)
+        multiply_tile(t, row, 2, panels, full);
     for (; row < m; row++)
-        multiply_tile(t, row, 1, panels);
-}
-
-static void add_bias(const pair_tile *t, const float *bias, size_t m)
-{
-    for (size_t r = 0; r < m; r++) {
-        float *y = t->y + r * t->ldy;
-        V_FOR_EACH(i, lanes, t->columns)
-        v_store_part_or_full(
-            y + i, v_add(v_load_part_or_full(y + i, lanes), v_load_part_or_full(bias + i, lanes)),
-            lanes);
-    }
+        multiply_tile(t, row, 1, panels, full);
 }
 
 /* Rows [row, row + m) of y, one part of k after the other. */
@@ -124,15 +142,15 @@ static void multiply_block(const aimo_gemm_args *g, size_t row, size_t m)
                 .y = g->y + row * g->ldy + column,
                 .ldy = g->ldy,
                 .accumulate = first != 0,
+                .bias = last && g->bias != NULL ? g->bias + column : NULL,
+                .activation = last ? g->activation : AIMO_ACT_NONE,
             };
-            if (panels == TILE_PANELS)
-                multiply_rows(&t, m, TILE_PANELS);
+            if (t.columns == TILE_PANELS * PANEL_COLUMNS)
+                multiply_rows(&t, m, TILE_PANELS, true);
+            else if (panels == TILE_PANELS)
+                multiply_rows(&t, m, TILE_PANELS, false);
             else
-                multiply_rows(&t, m, 1);
-            if (last && g->bias != NULL)
-                add_bias(&t, g->bias + column, m);
-            if (last && g->activation != AIMO_ACT_NONE)
-                activate_rows(t.y, t.ldy, m, t.columns, g->activation);
+                multiply_rows(&t, m, 1, false);
         }
     }
 }

@@ -57,6 +57,15 @@ static inline aimo_int8_panel aimo_int8_panel_at(const void *panels, size_t k, s
     };
 }
 
+/* Outlier channels lie below this index. */
+static inline size_t aimo_int8_outlier_count(const void *panels)
+{
+    size_t count = AIMO_INT8_OUTLIERS;
+    while (count != 0 && aimo_int8_channels(panels)[count - 1] == 0)
+        count--;
+    return count;
+}
+
 /* keep [k] = 0 for outlier channels, else 1. */
 static inline void aimo_int8_keep(const void *panels, size_t k, float *keep)
 {

@@ -6,7 +6,8 @@
  *   UNIT_K, UNSIGNED_X               whether x takes part as x + 128
  *   vi32, vi32_zero, vi32_set1, vi32_load, vi32_to_f32
  *   vi32_dot(sums, x, w)             sums + the products of each lane's unit
- *   round_row(x, keep, k, inverse, units)
+ *   round_row(x, k, scale, units)    x * scale as integers; outlier channels, whose weights are 0,
+ *                                    may come out as anything
  *   LAID_OUT_UNITS, lay_out(weights, groups, out)
  *                                    int8 weights of one panel as units [..][16], maybe in `out` */
 #ifndef AIMO_GEMM_INT8_BODY_H
@@ -29,6 +30,10 @@ typedef struct {
     const rounded_rows *x;
     const uint32_t *weights[TILE_PANELS]; /* [units][16] */
     aimo_int8_panel panels[TILE_PANELS];
+    const float *outliers; /* [outlier_count][TILE_PANELS * 16], widened */
+    size_t outlier_count;
+    const float *bias; /* [TILE_PANELS * 16], zeros where there is none */
+    aimo_activation activation;
     size_t columns;
     float *y;
     size_t ldy;
@@ -59,39 +64,58 @@ static void round_rows(const aimo_gemm_args *g, size_t row, size_t m, const floa
         const float *x = g->x + (row + r) * g->ldx;
         const float largest = largest_kept(x, keep, k);
         out->scale[r] = aimo_int8_scale(largest);
-        round_row(x, keep, k, aimo_int8_inverse_scale(largest), out->units + r * out->ld);
+        round_row(x, k, aimo_int8_inverse_scale(largest), out->units + r * out->ld);
         aimo_int8_gather(g->w->panels, x, out->outliers[r]);
     }
 }
 
-/* y = outliers @ their weights + bias, by the f32 tile. */
-static void multiply_outliers(const int8_tile *t, size_t m, size_t panels, const float *bias)
+/* y = activation(sum * weights' scale * row's scale + bias + outliers @ their weights), in this
+ * order, from the tile's registers. `rows`, `vectors` and `full` are constants at every call. */
+AIMO_INLINE void finish_tile(const int8_tile *t, size_t row, const size_t rows,
+                             const size_t vectors, const bool full,
+                             vi32 sums[TILE_ROWS][TILE_PANELS * PANEL_VECTORS])
 {
-    _Alignas(64) float widened[TILE_PANELS][AIMO_INT8_OUTLIERS * PANEL_COLUMNS];
-    for (size_t p = 0; p < panels; p++)
-        for (size_t i = 0; i < AIMO_INT8_OUTLIERS * PANEL_COLUMNS; i += VF32_LANES)
-            v_store(widened[p] + i, v_load_f16(t->panels[p].outliers + i));
-    const tile_args outliers = {
-        .x = t->x->outliers[0],
-        .ldx = AIMO_INT8_OUTLIERS,
-        .panels = widened[0],
-        .panel_stride = AIMO_INT8_OUTLIERS * PANEL_COLUMNS,
-        .m = m,
-        .k = AIMO_INT8_OUTLIERS,
-        .columns = t->columns,
-        .y = t->y,
-        .ldy = t->ldy,
-        .bias = bias,
-    };
-    if (panels == TILE_PANELS)
-        run_tiles(&outliers, TILE_PANELS * PANEL_VECTORS, 1, PANEL_COLUMNS);
-    else
-        run_tiles(&outliers, PANEL_VECTORS, 1, PANEL_COLUMNS);
+    vf32 y[TILE_ROWS][TILE_PANELS * PANEL_VECTORS];
+    AIMO_UNROLL
+    for (size_t v = 0; v < vectors; v++) {
+        const vf32 scale =
+            v_load(t->panels[v / PANEL_VECTORS].scale + v % PANEL_VECTORS * VF32_LANES);
+        const vf32 bias = v_load(t->bias + v * VF32_LANES);
+        AIMO_UNROLL
+        for (size_t r = 0; r < rows; r++)
+            y[r][v] =
+                v_fma(v_mul(vi32_to_f32(sums[r][v]), scale), v_set1(t->x->scale[row + r]), bias);
+    }
+    const float *outliers = t->outliers;
+    for (size_t o = 0; o < t->outlier_count; o++, outliers += TILE_PANELS * PANEL_COLUMNS) {
+        vf32 w[TILE_PANELS * PANEL_VECTORS];
+        AIMO_UNROLL
+        for (size_t v = 0; v < vectors; v++)
+            w[v] = v_load(outliers + v * VF32_LANES);
+        AIMO_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            const vf32 x = v_set1(t->x->outliers[row + r][o]);
+            AIMO_UNROLL
+            for (size_t v = 0; v < vectors; v++)
+                y[r][v] = v_fma(x, w[v], y[r][v]);
+        }
+    }
+    float *to = t->y + row * t->ldy;
+    AIMO_UNROLL
+    for (size_t r = 0; r < rows; r++)
+        AIMO_UNROLL
+    for (size_t v = 0; v < vectors; v++) {
+        if (full)
+            v_store(to + r * t->ldy + v * VF32_LANES, y[r][v]);
+        else
+            v_store_part(to + r * t->ldy + v * VF32_LANES, y[r][v], lanes_left(t->columns, v));
+    }
+    if (t->activation != AIMO_ACT_NONE)
+        activate_rows(to, t->ldy, rows, t->columns, t->activation);
 }
 
-/* y += (sum * weights' scale) * row's scale. `rows` and `vectors` are constants at every call, so
- * that the sums stay in registers. */
-AIMO_INLINE void sum_tile(const int8_tile *t, size_t row, const size_t rows, const size_t vectors)
+AIMO_INLINE void sum_tile(const int8_tile *t, size_t row, const size_t rows, const size_t vectors,
+                          const bool full)
 {
     const size_t ld = t->x->ld;
     const uint32_t *x = t->x->units + row * ld;
@@ -108,7 +132,13 @@ AIMO_INLINE void sum_tile(const int8_tile *t, size_t row, const size_t rows, con
         for (size_t r = 0; r < rows; r++)
             sums[r][v] = UNSIGNED_X ? vi32_load(correction) : vi32_zero();
     }
+    const uint32_t *x_rows[(TILE_ROWS + 2) / 3]; /* every third row of the tile */
+    AIMO_UNROLL
+    for (size_t r = 0; r < rows; r += 3)
+        x_rows[r / 3] = x + r * ld;
     for (size_t k = 0; k < ld; k++) {
+        size_t step = ld;
+        AIMO_OPAQUE(step);
         vi32 w[TILE_PANELS * PANEL_VECTORS];
         AIMO_UNROLL
         for (size_t v = 0; v < vectors; v++)
@@ -116,33 +146,31 @@ AIMO_INLINE void sum_tile(const int8_tile *t, size_t row, const size_t rows, con
                              v % PANEL_VECTORS * VF32_LANES);
         AIMO_UNROLL
         for (size_t r = 0; r < rows; r++) {
-            const vi32 a = vi32_set1((int32_t)x[r * ld + k]);
+            const vi32 a = vi32_set1((int32_t)x_rows[r / 3][r % 3 * step]);
             AIMO_UNROLL
             for (size_t v = 0; v < vectors; v++)
                 sums[r][v] = vi32_dot(sums[r][v], a, w[v]);
         }
-    }
-    AIMO_UNROLL
-    for (size_t v = 0; v < vectors; v++) {
-        const size_t n = lanes_left(t->columns, v);
-        const vf32 scale =
-            v_load(t->panels[v / PANEL_VECTORS].scale + v % PANEL_VECTORS * VF32_LANES);
         AIMO_UNROLL
-        for (size_t r = 0; r < rows; r++) {
-            float *y = t->y + (row + r) * t->ldy + v * VF32_LANES;
-            const vf32 product = v_mul(vi32_to_f32(sums[r][v]), scale);
-            v_store_part(y, v_fma(product, v_set1(t->x->scale[row + r]), v_load_part(y, n)), n);
-        }
+        for (size_t r = 0; r < rows; r += 3)
+            x_rows[r / 3]++;
     }
+    finish_tile(t, row, rows, vectors, full, sums);
 }
 
-AIMO_INLINE void sum_rows(const int8_tile *t, size_t m, const size_t vectors)
+/* What is left below a whole tile goes by four, two and one: a tile of one row waits for its loads
+ * and takes as long as one of two or three. */
+AIMO_INLINE void sum_rows(const int8_tile *t, size_t m, const size_t vectors, const bool full)
 {
     size_t row = 0;
     for (; row + TILE_ROWS <= m; row += TILE_ROWS)
-        sum_tile(t, row, TILE_ROWS, vectors);
+        sum_tile(t, row, TILE_ROWS, vectors, full);
+    for (; TILE_ROWS > 4 && row + 4 <= m; row += 4)
+        sum_tile(t, row, 4, vectors, full);
+    for (; TILE_ROWS > 2 && row + 2 <= m; row += 2)
+        sum_tile(t, row, 2, vectors, full);
     for (; row < m; row++)
-        sum_tile(t, row, 1, vectors);
+        sum_tile(t, row, 1, vectors, full);
 }
 
 /* One group of panels, TILE_PANELS or 1, against rows [row, row + m) of x. */
@@ -150,24 +178,35 @@ static void multiply_int8_group(const aimo_gemm_args *g, const rounded_rows *x, 
                                 size_t panels, size_t row, size_t m)
 {
     _Alignas(64) uint32_t laid_out[TILE_PANELS][LAID_OUT_UNITS];
+    _Alignas(64) float outliers[AIMO_INT8_OUTLIERS][TILE_PANELS * PANEL_COLUMNS];
+    _Alignas(64) float bias[TILE_PANELS * PANEL_COLUMNS] = {0};
     const size_t column = first_panel * PANEL_COLUMNS, all = panels * PANEL_COLUMNS;
     int8_tile t = {
         .x = x,
+        .outliers = outliers[0],
+        .outlier_count = aimo_int8_outlier_count(g->w->panels),
+        .bias = bias,
+        .activation = g->activation,
         .columns = g->w->n - column < all ? g->w->n - column : all,
         .y = g->y + row * g->ldy + column,
         .ldy = g->ldy,
     };
+    if (g->bias != NULL)
+        memcpy(bias, g->bias + column, t.columns * sizeof *bias);
     for (size_t p = 0; p < panels; p++) {
         t.panels[p] = aimo_int8_panel_at(g->w->panels, g->w->k, first_panel + p);
         t.weights[p] = lay_out(t.panels[p].weights, aimo_int8_groups(g->w->k), laid_out[p]);
+        for (size_t o = 0; o < t.outlier_count; o++)
+            for (size_t i = 0; i < PANEL_COLUMNS; i += VF32_LANES)
+                v_store(outliers[o] + p * PANEL_COLUMNS + i,
+                        v_load_f16(t.panels[p].outliers + o * PANEL_COLUMNS + i));
     }
-    multiply_outliers(&t, m, panels, g->bias != NULL ? g->bias + column : NULL);
-    if (panels == TILE_PANELS)
-        sum_rows(&t, m, TILE_PANELS * PANEL_VECTORS);
+    if (t.columns == TILE_PANELS * PANEL_COLUMNS)
+        sum_rows(&t, m, TILE_PANELS * PANEL_VECTORS, true);
+    else if (panels == TILE_PANELS)
+        sum_rows(&t, m, TILE_PANELS * PANEL_VECTORS, false);
     else
-        sum_rows(&t, m, PANEL_VECTORS);
-    if (g->activation != AIMO_ACT_NONE)
-        activate_rows(t.y, t.ldy, m, t.columns, g->activation);
+        sum_rows(&t, m, PANEL_VECTORS, false);
 }
 
 static void gemm_int8(const aimo_gemm_args *g)

@@ -28,17 +28,16 @@ AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
 }
 
 /* units [ceil(k / 2)]: pairs of int16 */
-AIMO_INLINE void round_row(const float *x, const float *keep, size_t k, float inverse,
-                           uint32_t *units)
+AIMO_INLINE void round_row(const float *x, size_t k, float scale, uint32_t *units)
 {
     int16_t *to = (int16_t *)units;
     if (k % 2 != 0)
         to[k] = 0;
     for (size_t i = 0; i < k; i += VF32_LANES) {
         const size_t n = k - i < VF32_LANES ? k - i : VF32_LANES;
-        const vf32 kept = v_mul(v_load_part_or_full(x + i, n), v_load_part_or_full(keep + i, n));
+        const vf32 scaled = v_mul(v_load_part_or_full(x + i, n), v_set1(scale));
         int16_t lanes[VF32_LANES];
-        vst1_s16(lanes, vqmovn_s32(vcvtnq_s32_f32(v_mul(kept, v_set1(inverse)))));
+        vst1_s16(lanes, vqmovn_s32(vcvtnq_s32_f32(scaled)));
         memcpy(to + i, lanes, n * sizeof *to);
     }
 }

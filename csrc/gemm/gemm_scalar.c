@@ -28,17 +28,19 @@ AIMO_INLINE uint32_t pair_of(int32_t low, int32_t high)
     return ((uint32_t)low & 0xffff) | (uint32_t)high << 16;
 }
 
-/* What is not a number has no integer: the row's scale makes NaN of it again. */
-AIMO_INLINE int32_t round_one(float x) { return isnan(x) ? 0 : (int32_t)rintf(x); }
+/* What is not a number has no integer: the row's scale makes NaN of it again. Only outliers are
+ * beyond 127. */
+AIMO_INLINE int32_t round_one(float x)
+{
+    return isnan(x) ? 0 : (int32_t)rintf(v_min(v_max(x, -128.0f), 127.0f));
+}
 
 /* units [ceil(k / 2)]: pairs of int16 */
-AIMO_INLINE void round_row(const float *x, const float *keep, size_t k, float inverse,
-                           uint32_t *units)
+AIMO_INLINE void round_row(const float *x, size_t k, float scale, uint32_t *units)
 {
     for (size_t i = 0; i < k; i += UNIT_K) {
-        const int32_t low = round_one(x[i] * keep[i] * inverse);
-        units[i / UNIT_K] =
-            pair_of(low, i + 1 < k ? round_one(x[i + 1] * keep[i + 1] * inverse) : 0);
+        const int32_t low = round_one(x[i] * scale);
+        units[i / UNIT_K] = pair_of(low, i + 1 < k ? round_one(x[i + 1] * scale) : 0);
     }
 }
 

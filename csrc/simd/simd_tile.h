@@ -98,7 +98,13 @@ AIMO_INLINE void tile(const tile_args *t, size_t row, const size_t rows, const s
     AIMO_UNROLL
     for (size_t p = 0; p < TILE_PANELS; p++)
         weights[p] = t->panels + p * t->panel_stride;
+    const float *x_rows[(TILE_ROWS + 2) / 3]; /* every third row of the tile */
+    AIMO_UNROLL
+    for (size_t r = 0; r < rows; r += 3)
+        x_rows[r / 3] = x + r * t->ldx;
     for (size_t k = 0; k < t->k; k++) {
+        size_t ldx = t->ldx;
+        AIMO_OPAQUE(ldx);
         vf32 w[TILE_PANELS * PANEL_VECTORS];
         AIMO_UNROLL
         for (size_t v = 0; v < vectors; v++)
@@ -106,11 +112,14 @@ AIMO_INLINE void tile(const tile_args *t, size_t row, const size_t rows, const s
                           v % PANEL_VECTORS * VF32_LANES);
         AIMO_UNROLL
         for (size_t r = 0; r < rows; r++) {
-            const vf32 a = v_set1(x[r * t->ldx + k * x_step]);
+            const vf32 a = v_set1(x_rows[r / 3][r % 3 * ldx]);
             AIMO_UNROLL
             for (size_t v = 0; v < vectors; v++)
                 sums[r][v] = v_fma(a, w[v], sums[r][v]);
         }
+        AIMO_UNROLL
+        for (size_t r = 0; r < rows; r += 3)
+            x_rows[r / 3] += x_step;
     }
 
     AIMO_UNROLL
