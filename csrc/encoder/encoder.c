@@ -365,17 +365,21 @@ static aimo_status check_batch(const aimo_encoder *e, const int32_t *token_ids,
     return AIMO_OK;
 }
 
-/* Cuts the batch into chunks of about `target` tokens; returns how many. *bytes = the workspace
- * that serves each of them, and any batch of ordinary chunks, so that it is never replaced. */
+/* Cuts the batch into chunks of about `target` tokens, each where a sequence ends next to a
+ * multiple of it, so that rounding leaves no small chunk behind; returns how many. *bytes = the
+ * workspace that serves each of them, and any batch of ordinary chunks, so that it is never
+ * replaced. */
 static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, size_t target,
                   chunk *chunks, size_t *bytes)
 {
     size_t count = 0, most_tokens = target, most_sequences = target;
     for (size_t first = 0; first < batch;) {
+        const size_t begin = (size_t)offsets[first];
+        const size_t boundary = target * ((begin + target / 2) / target + 1);
         size_t end = first + 1;
-        while (end < batch && (size_t)(offsets[end + 1] - offsets[first]) <= target)
+        while (end < batch && (size_t)(offsets[end] + offsets[end + 1]) <= 2 * boundary)
             end++;
-        const size_t tokens = (size_t)(offsets[end] - offsets[first]);
+        const size_t tokens = (size_t)offsets[end] - begin;
         most_tokens = tokens > most_tokens ? tokens : most_tokens;
         most_sequences = end - first > most_sequences ? end - first : most_sequences;
         chunks[count++] = (chunk){first, end - first};

@@ -82,6 +82,10 @@ AIMO_INLINE vf32 v_load_bf16_part(const uint16_t *p, size_t n)
 {
     return widen_bf16(load_u16_part(p, n));
 }
+AIMO_INLINE vf32 v_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 AIMO_INLINE vf32 v_load_bf16_even(const uint16_t *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)p), 16));

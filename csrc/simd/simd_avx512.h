@@ -72,6 +72,10 @@ AIMO_INLINE vf32 v_load_bf16_part(const uint16_t *p, size_t n)
 {
     return widen_bf16(_mm256_maskz_loadu_epi16(lane_mask(n), p));
 }
+AIMO_INLINE vf32 v_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 AIMO_INLINE vf32 v_load_bf16_even(const uint16_t *p)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));

@@ -66,6 +66,13 @@ AIMO_INLINE vf32 v_load_bf16_part(const uint16_t *p, size_t n)
 {
     return widen_bf16(load_u16_part(p, n));
 }
+AIMO_INLINE vf32 v_load_i8(const int8_t *p)
+{
+    uint32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    const int16x8_t wide = vmovl_s8(vcreate_s8(bytes));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
 AIMO_INLINE vf32 v_load_bf16_even(const uint16_t *p)
 {
     const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(p));

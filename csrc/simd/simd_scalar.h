@@ -57,6 +57,8 @@ AIMO_INLINE vf32 v_load_f16(const uint16_t *p) { return aimo_f16_to_f32_one(*p);
 AIMO_INLINE vf32 v_load_f16_part(const uint16_t *p, size_t n) { return n ? v_load_f16(p) : 0.0f; }
 AIMO_INLINE vf32 v_load_bf16(const uint16_t *p) { return aimo_bf16_to_f32_one(*p); }
 AIMO_INLINE vf32 v_load_bf16_part(const uint16_t *p, size_t n) { return n ? v_load_bf16(p) : 0.0f; }
+/* VF32_LANES integers of 8 bits. */
+AIMO_INLINE vf32 v_load_i8(const int8_t *p) { return (float)*p; }
 /* The even or odd ones of 2 * VF32_LANES bf16, widened. */
 AIMO_INLINE vf32 v_load_bf16_even(const uint16_t *p) { return aimo_bf16_to_f32_one(p[0]); }
 AIMO_INLINE vf32 v_load_bf16_odd(const uint16_t *p) { return aimo_bf16_to_f32_one(p[1]); }

@@ -143,15 +143,18 @@ AIMO_INLINE void tile(const tile_args *t, size_t row, const size_t rows, const s
         activate_rows(y, t->ldy, rows, t->columns, t->activation);
 }
 
-/* All m rows, in tiles as high as there are rows left. */
+/* All m rows. What is left below a whole tile goes by four, two and one: a tile of one row waits
+ * for its sums and takes as long as one of four. */
 AIMO_INLINE void run_tiles(const tile_args *t, const size_t vectors, const size_t x_step,
                            const size_t panel_step)
 {
     size_t row = 0;
     for (; row + TILE_ROWS <= t->m; row += TILE_ROWS)
         tile(t, row, TILE_ROWS, vectors, x_step, panel_step);
-    for (; row + TILE_ROWS / 2 <= t->m; row += TILE_ROWS / 2)
-        tile(t, row, TILE_ROWS / 2, vectors, x_step, panel_step);
+    for (; TILE_ROWS > 4 && row + 4 <= t->m; row += 4)
+        tile(t, row, 4, vectors, x_step, panel_step);
+    for (; TILE_ROWS > 2 && row + 2 <= t->m; row += 2)
+        tile(t, row, 2, vectors, x_step, panel_step);
     for (; row < t->m; row++)
         tile(t, row, 1, vectors, x_step, panel_step);
 }

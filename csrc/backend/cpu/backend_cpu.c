@@ -54,13 +54,17 @@ static const cpu_backend *as_cpu(const aimo_backend *backend)
     return (const cpu_backend *)backend;
 }
 
-/* 256 tokens of MiniLM keep 3.5 MB of rows; fewer when that would leave threads idle. */
+/* 128 tokens of MiniLM keep 1.6 MB of rows, of which one operation looks at less than an L2 cache;
+ * tiles of AMX are so fast that reading the weights would show, and such processors have 2 MiB. All
+ * chunks are about equal, and as many for each thread. */
 static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens)
 {
-    (void)backend;
-    enum { LARGEST = 256, SMALLEST = 32 };
-    const size_t threads = aimo_thread_count(), share = (total_tokens + threads - 1) / threads;
-    return share > LARGEST ? LARGEST : share < SMALLEST ? SMALLEST : share;
+    enum { SMALLEST = 32 };
+    const size_t largest = (as_cpu(backend)->features & AIMO_CPU_AMX) != 0 ? 256 : 128;
+    const size_t threads = aimo_thread_count(), round = threads * largest;
+    const size_t count = (total_tokens + round - 1) / round * threads;
+    const size_t share = (total_tokens + count - 1) / count;
+    return share < SMALLEST ? SMALLEST : share;
 }
 
 static void for_each_chunk(aimo_backend *backend, size_t count, void (*body)(void *, size_t),

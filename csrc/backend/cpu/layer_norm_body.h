@@ -6,43 +6,85 @@
 
 #include "simd/simd_rows.h"
 
-/* y = layer_norm(x) for one row; y may be x. */
-AIMO_INLINE void layer_norm_row(const float *x, const aimo_layer_norm *norm, float *y, size_t n)
+/* Sums of a row's vectors by turns, so that an addition does not wait for the one before. */
+typedef struct {
+    vf32 part[4];
+} row_sum;
+
+AIMO_INLINE row_sum row_sum_zero(void)
 {
-    vf32 sum = v_zero();
-    V_FOR_EACH(i, lanes, n)
-    sum = v_add(sum, v_load_part_or_full(x + i, lanes));
-    const float mean = v_reduce_add(sum) / (float)n;
+    return (row_sum){{v_zero(), v_zero(), v_zero(), v_zero()}};
+}
+AIMO_INLINE float row_sum_of(const row_sum *s)
+{
+    return v_reduce_add(v_add(v_add(s->part[0], s->part[1]), v_add(s->part[2], s->part[3])));
+}
 
-    vf32 squares = v_zero();
-    V_FOR_EACH(i, lanes, n)
-    {
-        const vf32 d = v_keep(v_sub(v_load_part_or_full(x + i, lanes), v_set1(mean)), lanes);
-        squares = v_fma(d, d, squares);
+/* Continues with what is left of a row as V_FOR_EACH would. */
+#define V_FOR_THE_REST(i, lanes, n)                                                                \
+    for (size_t lanes = (n) - (i) < VF32_LANES ? (n) - (i) : VF32_LANES; (i) < (n);                \
+         (i) += VF32_LANES, lanes = (n) - (i) < VF32_LANES ? (n) - (i) : VF32_LANES)
+
+/* y = layer_norm(x) for one row whose elements add up to `sum`; y may be x. */
+AIMO_INLINE void norm_row(const float *x, float sum, const aimo_layer_norm *norm, float *y,
+                          size_t n)
+{
+    const vf32 mean = v_set1(sum / (float)n);
+    row_sum squares = row_sum_zero();
+    size_t i = 0;
+    for (; i + 4 * VF32_LANES <= n; i += 4 * VF32_LANES) {
+        AIMO_UNROLL
+        for (size_t part = 0; part < 4; part++) {
+            const vf32 d = v_sub(v_load(x + i + part * VF32_LANES), mean);
+            squares.part[part] = v_fma(d, d, squares.part[part]);
+        }
     }
-    const float variance = v_reduce_add(squares) / (float)n;
+    V_FOR_THE_REST(i, lanes, n)
+    {
+        const vf32 d = v_keep(v_sub(v_load_part_or_full(x + i, lanes), mean), lanes);
+        squares.part[0] = v_fma(d, d, squares.part[0]);
+    }
+    const float variance = row_sum_of(&squares) / (float)n;
     const vf32 scale = v_set1(1.0f / sqrtf(variance + norm->epsilon));
-
-    V_FOR_EACH(i, lanes, n)
+    V_FOR_EACH(j, lanes, n)
     {
-        const vf32 d = v_mul(v_sub(v_load_part_or_full(x + i, lanes), v_set1(mean)), scale);
-        const vf32 weight = v_load_part_or_full(norm->weight + i, lanes);
-        const vf32 bias = v_load_part_or_full(norm->bias + i, lanes);
-        v_store_part_or_full(y + i, v_fma(d, weight, bias), lanes);
+        const vf32 d = v_mul(v_sub(v_load_part_or_full(x + j, lanes), mean), scale);
+        const vf32 weight = v_load_part_or_full(norm->weight + j, lanes);
+        const vf32 bias = v_load_part_or_full(norm->bias + j, lanes);
+        v_store_part_or_full(y + j, v_fma(d, weight, bias), lanes);
     }
+}
+
+/* x += other; returns the sum of its elements. */
+AIMO_INLINE float add_row(float *x, const float *other, size_t n)
+{
+    row_sum sum = row_sum_zero();
+    size_t i = 0;
+    for (; i + 4 * VF32_LANES <= n; i += 4 * VF32_LANES) {
+        AIMO_UNROLL
+        for (size_t part = 0; part < 4; part++) {
+            const size_t at = i + part * VF32_LANES;
+            const vf32 both = v_add(v_load(x + at), v_load(other + at));
+            v_store(x + at, both);
+            sum.part[part] = v_add(sum.part[part], both);
+        }
+    }
+    V_FOR_THE_REST(i, lanes, n)
+    {
+        const vf32 both =
+            v_add(v_load_part_or_full(x + i, lanes), v_load_part_or_full(other + i, lanes));
+        v_store_part_or_full(x + i, both, lanes);
+        sum.part[0] = v_add(sum.part[0], both);
+    }
+    return row_sum_of(&sum);
 }
 
 AIMO_INLINE void residual_layer_norm(float *x, const float *residual, const aimo_layer_norm *norm,
                                      float *y, size_t m, size_t n)
 {
     for (size_t row = 0; row < m; row++) {
-        float *sum = x + row * n;
-        V_FOR_EACH(i, lanes, n)
-        {
-            const vf32 other = v_load_part_or_full(residual + row * n + i, lanes);
-            v_store_part_or_full(sum + i, v_add(v_load_part_or_full(sum + i, lanes), other), lanes);
-        }
-        layer_norm_row(sum, norm, y + row * n, n);
+        const float sum = add_row(x + row * n, residual + row * n, n);
+        norm_row(x + row * n, sum, norm, y + row * n, n);
     }
 }
 
@@ -57,12 +99,13 @@ AIMO_INLINE vf32 row_load(aimo_dtype dtype, const void *row, size_t n, size_t i,
         return full ? v_load_f16(halves) : v_load_f16_part(halves, lanes);
     if (dtype == AIMO_BF16)
         return full ? v_load_bf16(halves) : v_load_bf16_part(halves, lanes);
-    const int8_t *integers = row;
-    float scale, widened[VF32_LANES] = {0};
-    memcpy(&scale, integers + n, sizeof scale);
-    for (size_t lane = 0; lane < lanes; lane++)
-        widened[lane] = (float)integers[i + lane];
-    return v_mul(v_load(widened), v_set1(scale));
+    const int8_t *integers = (const int8_t *)row + i;
+    int8_t part[VF32_LANES] = {0};
+    float scale;
+    memcpy(&scale, (const int8_t *)row + n, sizeof scale);
+    if (!full)
+        memcpy(part, integers, lanes);
+    return v_mul(v_load_i8(full ? integers : part), v_set1(scale));
 }
 
 AIMO_INLINE void embed_sequence(const aimo_embed_args *e, size_t sequence)
@@ -74,6 +117,7 @@ AIMO_INLINE void embed_sequence(const aimo_embed_args *e, size_t sequence)
         const char *position =
             (const char *)e->position + (t - begin + e->first_position) * row_bytes;
         float *out = e->out + t * n;
+        vf32 sum = v_zero();
         V_FOR_EACH(i, lanes, n)
         {
             vf32 x = row_load(e->dtype, word, n, i, lanes);
@@ -81,8 +125,9 @@ AIMO_INLINE void embed_sequence(const aimo_embed_args *e, size_t sequence)
                 x = v_add(x, row_load(e->dtype, e->type, n, i, lanes));
             x = v_add(x, row_load(e->dtype, position, n, i, lanes));
             v_store_part_or_full(out + i, x, lanes);
+            sum = v_add(sum, x);
         }
-        layer_norm_row(out, &e->norm, out, n);
+        norm_row(out, v_reduce_add(sum), &e->norm, out, n);
     }
 }
 
