@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..errors import ModelFormatError
+from .batch_threads import for_each_batch
 from .folder import ModelFolder, read_folder
 from .lookup import DEFAULT_MODEL, find_model
 from .outliers import find_outliers
@@ -280,10 +281,14 @@ class EmbeddingModel:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
         out = np.empty((len(texts), call.dimension), dtype=np.float32)
-        starts: Iterable[int] = range(0, len(texts), batch_size)
-        for start in with_progress_bar(starts, show_progress_bar):
+
+        def encode_from(start: int) -> None:
             batch = texts[start : start + batch_size]
             out[start : start + len(batch)] = self._encode_batch(batch, call, first=start)
+
+        starts = range(0, len(texts), batch_size)
+        threads = min(_core.thread_count(), len(starts))
+        for_each_batch(with_progress_bar(starts, show_progress_bar), encode_from, threads)
         return out
 
     def encode_query(

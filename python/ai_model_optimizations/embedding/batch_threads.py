@@ -1,0 +1,63 @@
+"""Batches of one call on several threads.
+
+While one thread's batch is computed, without the GIL, another's is tokenized; and no thread waits
+at the end of a batch for what others still have to do in it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+
+def for_each_batch(starts: Iterable[int], work: Callable[[int], None], threads: int) -> None:
+    """Call ``work`` with every start, on the calling thread and up to ``threads - 1`` others.
+
+    Starts are taken in order. After a failure no further one is taken, and when all threads are
+    back the exception of the first batch that failed is raised.
+    """
+    batches = _Batches(iter(starts), work)
+    helpers = [threading.Thread(target=batches.run) for _ in range(threads - 1)]
+    started = []
+    try:
+        for helper in helpers:
+            try:
+                helper.start()
+            except RuntimeError:  # no more threads here: the others do its share
+                break
+            started.append(helper)
+        batches.run()
+    finally:
+        batches.stop()
+        for helper in started:
+            helper.join()
+    batches.raise_first_error()
+
+
+class _Batches:
+    def __init__(self, starts: Iterator[int], work: Callable[[int], None]) -> None:
+        self._starts: Iterator[int] | None = starts
+        self._work = work
+        self._errors: dict[int, BaseException] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        while (start := self._take()) is not None:
+            try:
+                self._work(start)
+            except BaseException as error:  # raised again on the caller's thread
+                self.stop()
+                self._errors[start] = error
+
+    def _take(self) -> int | None:
+        with self._lock:  # iterators are not for several threads at once
+            starts = self._starts
+            return None if starts is None else next(starts, None)
+
+    def stop(self) -> None:
+        """Let no thread take another batch."""
+        self._starts = None
+
+    def raise_first_error(self) -> None:
+        if self._errors:
+            raise self._errors[min(self._errors)]
