@@ -10,7 +10,7 @@
 
 /* KC * 16 floats per panel: 16 KiB, half of the smallest L1. MC rows of x take part before the
  * weights are read again, so that x stays in L2. */
-enum { KC = 256, MC = 384 };
+enum { KC = 384, MC = 384 };
 
 /* dst [k][16] = part [k_begin, k_begin + k) of one panel; k_begin is even. */
 static void widen_panel(aimo_dtype dtype, const uint16_t *panel, size_t k_begin, size_t k,

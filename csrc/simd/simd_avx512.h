@@ -49,6 +49,33 @@ AIMO_INLINE vf32 v_lookup(const float *table, vf32 entry)
     return _mm512_permutex2var_ps(_mm512_loadu_ps(table), _mm512_cvtps_epi32(entry),
                                   _mm512_loadu_ps(table + 16));
 }
+/* rows [16] = the transpose of rows; first of 4 x 4 blocks within lanes of 128 bits, then of lanes. */
+#define SIMD_TRANSPOSE 1
+AIMO_INLINE void v_transpose(vf32 *rows)
+{
+    AIMO_UNROLL
+    for (size_t i = 0; i < 16; i += 4) {
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i], rows[i + 1]));
+        const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i], rows[i + 1]));
+        const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2], rows[i + 3]));
+        const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i + 2], rows[i + 3]));
+        rows[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+        rows[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+        rows[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+        rows[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    AIMO_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        const vf32 a = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x88);
+        const vf32 b = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xdd);
+        const vf32 c = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0x88);
+        const vf32 d = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0xdd);
+        rows[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+        rows[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+        rows[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        rows[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
 AIMO_INLINE float v_reduce_add(vf32 a) { return _mm512_reduce_add_ps(a); }
 AIMO_INLINE float v_reduce_max(vf32 a) { return _mm512_reduce_max_ps(a); }
 

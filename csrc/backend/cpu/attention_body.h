@@ -31,12 +31,24 @@ static void transpose_queries(const attention_head *h, const query_block *b, siz
                               size_t dims, float *dst)
 {
     const float scale = 1.0f / sqrtf((float)h->head_dim);
-    memset(dst, 0, dims * QUERY_BLOCK * sizeof *dst);
-    for (size_t i = 0; i < b->count; i++) {
-        const float *query = h->q + (b->first + i) * h->ld + dim;
-        for (size_t d = 0; d < dims; d++)
-            dst[d * QUERY_BLOCK + i] = query[d] * scale;
+    const float *query = h->q + b->first * h->ld + dim;
+    size_t begin = 0;
+#if defined(SIMD_TRANSPOSE)
+    for (; begin + VF32_LANES <= dims; begin += VF32_LANES) {
+        vf32 block[QUERY_BLOCK];
+        AIMO_UNROLL
+        for (size_t i = 0; i < QUERY_BLOCK; i++)
+            block[i] = i < b->count ? v_load(query + i * h->ld + begin) : v_zero();
+        v_transpose(block);
+        AIMO_UNROLL
+        for (size_t d = 0; d < VF32_LANES; d++)
+            v_store(dst + (begin + d) * QUERY_BLOCK, v_mul(block[d], v_set1(scale)));
     }
+#endif
+    memset(dst + begin * QUERY_BLOCK, 0, (dims - begin) * QUERY_BLOCK * sizeof *dst);
+    for (size_t i = 0; i < b->count; i++)
+        for (size_t d = begin; d < dims; d++)
+            dst[d * QUERY_BLOCK + i] = query[i * h->ld + d] * scale;
 }
 
 /* scores [keys][16] = keys @ queries^T for keys [first, first + count). */
