@@ -49,7 +49,8 @@ AIMO_INLINE vf32 v_lookup(const float *table, vf32 entry)
     return _mm512_permutex2var_ps(_mm512_loadu_ps(table), _mm512_cvtps_epi32(entry),
                                   _mm512_loadu_ps(table + 16));
 }
-/* rows [16] = the transpose of rows; first of 4 x 4 blocks within lanes of 128 bits, then of lanes. */
+/* rows [16] = the transpose of rows; first of 4 x 4 blocks within lanes of 128 bits, then of lanes.
+ */
 #define SIMD_TRANSPOSE 1
 AIMO_INLINE void v_transpose(vf32 *rows)
 {

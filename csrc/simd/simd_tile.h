@@ -60,10 +60,9 @@ AIMO_INLINE size_t lanes_left(size_t columns, size_t vector)
     return columns - begin < VF32_LANES ? columns - begin : VF32_LANES;
 }
 
-/* In place, while the tile is in the L1 cache; in the tile itself this would be inlined for every
- * register. */
-static void activate_rows(float *y, size_t ldy, size_t m, size_t columns,
-                          aimo_activation activation)
+/* `activation` is a constant at every call, so that its coefficients stay in registers. */
+AIMO_INLINE void activate_rows_with(float *y, size_t ldy, size_t m, size_t columns,
+                                    const aimo_activation activation)
 {
     for (size_t r = 0; r < m; r++) {
         float *row = y + r * ldy;
@@ -71,6 +70,28 @@ static void activate_rows(float *y, size_t ldy, size_t m, size_t columns,
         v_store_part_or_full(row + i, activate(v_load_part_or_full(row + i, lanes), activation),
                              lanes);
     }
+}
+
+/* In place, while the tile is in the L1 cache; in the tile itself this would be inlined for every
+ * register. */
+static void activate_rows(float *y, size_t ldy, size_t m, size_t columns,
+                          aimo_activation activation)
+{
+#define ACTIVATE(one)                                                                              \
+    case one:                                                                                      \
+        activate_rows_with(y, ldy, m, columns, one);                                               \
+        return;
+    switch (activation) {
+    case AIMO_ACT_NONE:
+        return;
+        ACTIVATE(AIMO_ACT_GELU)
+        ACTIVATE(AIMO_ACT_GELU_TANH)
+        ACTIVATE(AIMO_ACT_QUICK_GELU)
+        ACTIVATE(AIMO_ACT_RELU)
+        ACTIVATE(AIMO_ACT_SILU)
+        ACTIVATE(AIMO_ACT_TANH)
+    }
+#undef ACTIVATE
 }
 
 /* `rows`, `vectors` and, but for attention, the steps are constants at every call, so that the sums
