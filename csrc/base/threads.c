@@ -42,6 +42,8 @@ static atomic_size_t thread_limit = 1;
 static size_t default_limit = 1; /* written once by aimo_threads_init */
 /* The innermost loop that this thread is inside of; a thread counts as busy once. */
 static _Thread_local loop *current;
+/* Whether this thread counts as busy outside of loops, see aimo_thread_set_busy. */
+static _Thread_local bool stays_busy;
 
 static void run_indices(loop *l)
 {
@@ -145,13 +147,21 @@ static void announce(void)
         pthread_cond_broadcast(&work_arrived);
 }
 
+/* With lock held: one thread is less busy, so a loop of another caller may be helped. */
+static void leave_place(void)
+{
+    busy--;
+    if (loops != NULL)
+        announce();
+}
+
 static void loop_open(loop *l)
 {
     pthread_cond_init(&l->changed, NULL);
     pthread_mutex_lock(&lock);
     const size_t limit = atomic_load(&thread_limit);
     start_workers(l->count < limit ? l->count - 1 : limit - 1);
-    if (l->outer == NULL)
+    if (l->outer == NULL && !stays_busy)
         busy++;
     l->older = loops;
     loops = l;
@@ -170,11 +180,8 @@ static void loop_close(loop *l)
     while (*link != l)
         link = &(*link)->older;
     *link = l->older;
-    if (l->outer == NULL) {
-        busy--;
-        if (loops != NULL)
-            announce(); /* a place became free for a loop of another caller */
-    }
+    if (l->outer == NULL && !stays_busy)
+        leave_place();
     while (l->helpers != 0) {
         loop *inner = find_work(l);
         if (inner != NULL)
@@ -202,8 +209,20 @@ void aimo_parallel_for(size_t count, aimo_loop_body body, void *context)
 size_t aimo_threads_idle(void)
 {
     const size_t limit = atomic_load(&thread_limit);
-    const size_t taken = atomic_load(&busy) + (current == NULL ? 1 : 0);
+    const bool counted = current != NULL || stays_busy;
+    const size_t taken = atomic_load(&busy) + (counted ? 0 : 1);
     return taken < limit ? limit - taken : 0;
+}
+
+void aimo_thread_set_busy(bool is_busy)
+{
+    pthread_mutex_lock(&lock);
+    if (is_busy && !stays_busy)
+        busy++;
+    else if (!is_busy && stays_busy)
+        leave_place();
+    stays_busy = is_busy;
+    pthread_mutex_unlock(&lock);
 }
 
 size_t aimo_thread_count(void) { return atomic_load(&thread_limit); }
@@ -229,6 +248,7 @@ static void after_fork_in_child(void)
     loops = NULL;
     worker_count = sleeping = 0;
     atomic_store(&busy, 0);
+    stays_busy = false;
     stopping = false;
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Called once for every index below the loop's count, from any thread, in any order. */
@@ -24,6 +25,10 @@ size_t aimo_thread_count(void);
 /* How many threads besides the caller could join a loop that it starts now: an estimate, for
  * deciding into how many parts work is worth cutting, never what the parts compute. */
 size_t aimo_threads_idle(void);
+
+/* With true the calling thread counts as busy between its loops too, until it says false: it will
+ * soon start the next one, and a worker in its place would be in its way. */
+void aimo_thread_set_busy(bool is_busy);
 
 /* Overrides aimo_thread_count; 0 goes back to the default. AIMO_ERR_ARGUMENT above 1024. */
 AIMO_MUST_CHECK aimo_status aimo_thread_count_set(size_t count, aimo_error *err);

@@ -62,6 +62,16 @@ static PyObject *set_thread_count(PyObject *module, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+/* set_busy(is_busy: bool, /) -> None */
+static PyObject *set_busy(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    const int is_busy = PyObject_IsTrue(argument);
+    if (is_busy < 0)
+        return NULL;
+    aimo_thread_set_busy(is_busy != 0);
+    Py_RETURN_NONE;
+}
+
 /* memory_info() -> {"live_bytes": int, "scratch_bytes": int} */
 static PyObject *memory_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
@@ -73,6 +83,8 @@ static PyMethodDef methods[] = {
     {"cpu_info", cpu_info, METH_NOARGS, "cpu_info()\n--\n\nThe row of kernels in use."},
     {"thread_count", thread_count, METH_NOARGS, "thread_count()\n--\n\nThreads of the pool."},
     {"set_thread_count", set_thread_count, METH_O, "set_thread_count(count, /)\n--\n\n0: default."},
+    {"set_busy", set_busy, METH_O,
+     "set_busy(is_busy, /)\n--\n\nKeep the pool's workers out of this thread's place."},
     {"memory_info", memory_info, METH_NOARGS, "memory_info()\n--\n\nBytes the C core holds."},
     {NULL, NULL, 0, NULL},
 };

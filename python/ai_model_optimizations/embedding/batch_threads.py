@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+from .. import _core
+
 
 def for_each_batch(starts: Iterable[int], work: Callable[[int], None], threads: int) -> None:
     """Call ``work`` with every start, on the calling thread and up to ``threads - 1`` others.
@@ -17,7 +19,11 @@ def for_each_batch(starts: Iterable[int], work: Callable[[int], None], threads: 
     back the exception of the first batch that failed is raised.
     """
     batches = _Batches(iter(starts), work)
-    helpers = [threading.Thread(target=batches.run) for _ in range(threads - 1)]
+    if threads <= 1:
+        batches.run()
+        batches.raise_first_error()
+        return
+    helpers = [threading.Thread(target=batches.run_busy) for _ in range(threads - 1)]
     started = []
     try:
         for helper in helpers:
@@ -26,7 +32,7 @@ def for_each_batch(starts: Iterable[int], work: Callable[[int], None], threads: 
             except RuntimeError:  # no more threads here: the others do its share
                 break
             started.append(helper)
-        batches.run()
+        batches.run_busy()
     finally:
         batches.stop()
         for helper in started:
@@ -48,6 +54,15 @@ class _Batches:
             except BaseException as error:  # raised again on the caller's thread
                 self.stop()
                 self._errors[start] = error
+
+    def run_busy(self) -> None:
+        # Else a worker of the pool would come to help the other threads whenever this one is
+        # between two batches, and be in its way when the next one begins.
+        _core.set_busy(True)
+        try:
+            self.run()
+        finally:
+            _core.set_busy(False)
 
     def _take(self) -> int | None:
         with self._lock:  # iterators are not for several threads at once
