@@ -27,7 +27,7 @@ size_t aimo_thread_count(void);
 size_t aimo_threads_idle(void);
 
 /* With true the calling thread counts as busy between its loops too, until it says false: it will
- * soon start the next one, and a worker in its place would be in its way. */
+ * soon start the next one, and a worker in its place would be in its way. Call outside of loops. */
 void aimo_thread_set_busy(bool is_busy);
 
 /* Overrides aimo_thread_count; 0 goes back to the default. AIMO_ERR_ARGUMENT above 1024. */

@@ -154,6 +154,33 @@ TEST(base_parallel_for_may_be_nested_and_called_by_many_threads)
     CHECK(aimo_thread_count_set(0, NULL) == AIMO_OK);
 }
 
+static void *idle_beside_a_busy_thread(void *idle)
+{
+    aimo_thread_set_busy(true);
+    *(size_t *)idle = aimo_threads_idle();
+    aimo_parallel_for(2, visit, &(visit_log){0}); /* counts once, in and out of the loop */
+    aimo_thread_set_busy(false);
+    return NULL;
+}
+
+TEST(base_thread_that_stays_busy_keeps_its_place)
+{
+    CHECK(aimo_thread_count_set(2, NULL) == AIMO_OK);
+    const size_t before = aimo_threads_idle();
+    aimo_thread_set_busy(true);
+    aimo_thread_set_busy(true); /* once is enough */
+    const size_t alone = aimo_threads_idle();
+    size_t beside = 9;
+    pthread_t other;
+    CHECK(pthread_create(&other, NULL, idle_beside_a_busy_thread, &beside) == 0);
+    pthread_join(other, NULL);
+    const size_t alone_again = aimo_threads_idle();
+    aimo_thread_set_busy(false);
+    CHECK(before == 1 && alone == 1 && beside == 0 && alone_again == 1);
+    CHECK(aimo_threads_idle() == 1);
+    CHECK(aimo_thread_count_set(0, NULL) == AIMO_OK);
+}
+
 #if !defined(__SANITIZE_THREAD__) /* TSan does not follow threads into a forked child */
 TEST(base_pool_and_scratch_work_in_a_forked_child)
 {

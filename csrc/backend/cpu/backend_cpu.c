@@ -62,6 +62,8 @@ static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens)
     enum { SMALLEST = 32 };
     const size_t largest = (as_cpu(backend)->features & AIMO_CPU_AMX) != 0 ? 256 : 128;
     const size_t threads = aimo_thread_count(), round = threads * largest;
+    if (total_tokens <= SMALLEST)
+        return SMALLEST;
     const size_t count = (total_tokens + round - 1) / round * threads;
     const size_t share = (total_tokens + count - 1) / count;
     return share < SMALLEST ? SMALLEST : share;
