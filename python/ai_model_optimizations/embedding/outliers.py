@@ -19,7 +19,7 @@ Outliers = list[list[NDArray[np.int32]]]
 
 # The weights whose matrices share each input, in the order of Encoder.input_peaks.
 _MATRICES = ("query.weight", "attention_output.weight", "up.weight", "down.weight")
-_CHANNELS = 6  # more would not show in the cosines, and each takes 1% of a product
+_CHANNELS = 12  # more would not show in the cosines, and each takes 1% of a product
 _LENGTHS = (4, 16, 64, 128)
 _SEQUENCES = 8  # of each length
 
@@ -37,7 +37,7 @@ def find_outliers(
 
     Returns
     -------
-    For each layer, and in it for the inputs of query, attention output, up and down: at most 6
+    For each layer, and in it for the inputs of query, attention output, up and down: at most 12
     channels, int32, rising
     """
     random = np.random.default_rng(0)
