@@ -58,6 +58,12 @@ static bool tile_permission(void)
 
 static bool all_bits(uint64_t value, uint64_t bits) { return (value & bits) == bits; }
 
+static bool has_avx512_bf16(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && all_bits(a, 1u << 5);
+}
+
 /* VDPBF16PS at twice the rate of f32 FMA, as on AMD's processors. Intel's, which have AMX for the
  * purpose, run it at half the rate; a virtual machine may hide AMX, but not who made it. */
 static bool fast_bf16(void)
@@ -69,9 +75,17 @@ static bool fast_bf16(void)
     memcpy(vendor, &b, 4);
     memcpy(vendor + 4, &d, 4);
     memcpy(vendor + 8, &c, 4);
-    const unsigned avx512_bf16 = 1u << 5;
-    return strcmp(vendor, "AuthenticAMD") == 0 && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
-           all_bits(a, avx512_bf16);
+    return strcmp(vendor, "AuthenticAMD") == 0 && has_avx512_bf16();
+}
+
+/* The tiles that the kernels are written for: palette 1, eight tiles of 16 rows of 64 bytes. They
+ * round to bf16 by AVX-512, too, which every processor with AMX can. */
+static bool tiles_fit(void)
+{
+    unsigned a, b, c, d;
+    const unsigned tiles = 8, row_bytes = 64, tile_rows = 16;
+    return __get_cpuid_count(0x1d, 1, &a, &b, &c, &d) && b == (tiles << 16 | row_bytes) &&
+           (c & 0xffff) == tile_rows && has_avx512_bf16();
 }
 
 static unsigned detect(bool may_ask_for_tiles)
@@ -89,7 +103,8 @@ static unsigned detect(bool may_ask_for_tiles)
         !all_bits(xcr0, ymm_state))
         return AIMO_CPU_SCALAR;
 #if defined(AIMO_EMULATE_ISA)
-    return AIMO_CPU_AVX2 | AIMO_CPU_AVX512 | AIMO_CPU_AVX512_VNNI | AIMO_CPU_AVX512_BF16;
+    return AIMO_CPU_AVX2 | AIMO_CPU_AVX512 | AIMO_CPU_AVX512_VNNI | AIMO_CPU_AVX512_BF16 |
+           AIMO_CPU_AMX;
 #endif
     unsigned features = AIMO_CPU_AVX2;
     if (!all_bits(leaf7_b, avx512_f_dq_bw_vl) || !all_bits(xcr0, zmm_state))
@@ -100,8 +115,8 @@ static unsigned detect(bool may_ask_for_tiles)
     features |= AIMO_CPU_AVX512_VNNI;
     if (fast_bf16())
         features |= AIMO_CPU_AVX512_BF16;
-    if (all_bits(leaf7_d, amx_bf16_tile_int8) && all_bits(xcr0, tile_state) && may_ask_for_tiles &&
-        tile_permission())
+    if (all_bits(leaf7_d, amx_bf16_tile_int8) && all_bits(xcr0, tile_state) && tiles_fit() &&
+        may_ask_for_tiles && tile_permission())
         features |= AIMO_CPU_AMX;
     return features;
 }

@@ -12,7 +12,7 @@ typedef enum {
     AIMO_CPU_AVX2 = 1 << 0,        /* AVX2 + FMA + F16C */
     AIMO_CPU_AVX512 = 1 << 1,      /* AVX-512 F + BW + DQ + VL */
     AIMO_CPU_AVX512_VNNI = 1 << 2, /* AVX512 row + VNNI */
-    AIMO_CPU_AMX = 1 << 3,         /* AMX tile, bf16 and int8, with the kernel's permission */
+    AIMO_CPU_AMX = 1 << 3,         /* AVX512_VNNI row + AMX tiles, which Linux permitted */
     AIMO_CPU_NEON = 1 << 4,        /* every aarch64 */
     AIMO_CPU_AVX512_BF16 = 1 << 5, /* AVX512_VNNI row + VDPBF16PS where it outruns f32 FMA */
 } aimo_cpu_features;

@@ -1,5 +1,5 @@
-/* The processor's intrinsics; in the emulation build those of AVX-512 are replaced by plain ones.
- */
+/* The processor's intrinsics; in the emulation build those of AVX-512 and AMX are replaced by plain
+ * ones. */
 #ifndef AIMO_SIMD_INTRINSICS_H
 #define AIMO_SIMD_INTRINSICS_H
 
@@ -15,6 +15,7 @@
 #endif
 
 #if defined(AIMO_EMULATE_ISA)
+#include "emulated_amx.h"
 #include "emulated_avx512.h"
 #endif
 

@@ -6,6 +6,7 @@
 #include "gemm/gemm_int8.h"
 #include "gemm/gemm_kernels.h"
 #include "half/half_scalar.h"
+#include "simd/intrinsics.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,10 +15,11 @@ typedef struct {
     size_t m, n, k;
 } shape;
 
-/* Sizes around every edge: one, tile heights, panels of 16 and 32, parts of k. */
+/* Sizes around every edge: one, tile heights, panels of 16 and 32, parts of k, blocks of rows. */
 static const shape shapes[] = {
-    {1, 1, 1},    {1, 16, 7},    {2, 17, 8},    {5, 33, 31},  {6, 32, 64},   {7, 48, 255},
-    {12, 36, 36}, {13, 15, 256}, {24, 64, 257}, {29, 80, 96}, {1, 100, 600}, {400, 16, 3},
+    {1, 1, 1},     {1, 16, 7},   {2, 17, 8},    {5, 33, 31},   {6, 32, 64},
+    {7, 48, 255},  {12, 36, 36}, {13, 15, 256}, {24, 64, 257}, {29, 80, 96},
+    {1, 100, 600}, {400, 16, 3}, {511, 36, 36}, {17, 50, 64},  {33, 20, 1101},
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
@@ -196,27 +198,39 @@ TEST(gemm_rows_match_exact_sums_for_every_shape_dtype_and_activation)
     }
 }
 
+/* Whether each row of y comes out the same alone, panel by panel. */
+static bool rows_stand_alone(product *p)
+{
+    enum { MOST = 128 };
+    float one[MOST];
+    bool same = p->s.n <= MOST;
+    run(p, AIMO_ACT_GELU);
+    for (size_t row = 0; same && row < p->s.m; row++) {
+        for (size_t panel = 0; panel < aimo_matrix_panel_count(&p->matrix); panel++)
+            aimo_gemm(&p->matrix, p->x + row * p->s.k, p->s.k, 1, p->bias, AIMO_ACT_GELU, one,
+                      p->s.n, panel, panel + 1);
+        same &= memcmp(one, p->y + row * p->s.n, p->s.n * sizeof *one) == 0;
+    }
+    return same;
+}
+
 TEST(gemm_element_depends_neither_on_m_nor_on_the_split)
 {
+    static const shape cut[] = {{31, 85, 300}, {45, 20, 1101}, {270, 33, 36}};
     uint64_t random = 11;
     for (size_t r = 0; aimo_gemm_row(r) != NULL; r++) {
         if ((aimo_gemm_row(r)->required & ~aimo_cpu_available()) != 0)
             continue;
-        for (int dtype = 0; dtype < AIMO_DTYPE_COUNT; dtype++) {
+        for (size_t i = 0; i < AIMO_DTYPE_COUNT * sizeof cut / sizeof cut[0]; i++) {
+            const aimo_dtype dtype = (aimo_dtype)(i % AIMO_DTYPE_COUNT);
+            const shape s = cut[i / AIMO_DTYPE_COUNT];
             product p;
-            CHECK(product_new(&p, (shape){31, 85, 300}, (aimo_dtype)dtype, &random));
+            CHECK(product_new(&p, s, dtype, &random));
             p.matrix.kernels = aimo_gemm_row(r);
-            run(&p, AIMO_ACT_GELU);
-            float one[85];
-            bool same = true;
-            for (size_t row = 0; row < p.s.m; row++) {
-                for (size_t panel = 0; panel < aimo_matrix_panel_count(&p.matrix); panel++)
-                    aimo_gemm(&p.matrix, p.x + row * p.s.k, p.s.k, 1, p.bias, AIMO_ACT_GELU, one,
-                              p.s.n, panel, panel + 1);
-                same &= memcmp(one, p.y + row * p.s.n, sizeof one) == 0;
-            }
+            const bool same = rows_stand_alone(&p);
             product_free(&p);
-            CHECK_MSG(same, "%s %s", aimo_gemm_row(r)->isa, aimo_dtype_name((aimo_dtype)dtype));
+            CHECK_MSG(same, "%s %s %zu x %zu x %zu", aimo_gemm_row(r)->isa, aimo_dtype_name(dtype),
+                      s.m, s.n, s.k);
         }
     }
 }
@@ -283,34 +297,80 @@ TEST(gemm_int8_gives_the_same_bits_on_every_vector_row)
 }
 
 /* Neither zeros, nor numbers whose scale or inverse leaves the range of f32, nor the largest
- * integers everywhere may turn into NaN. */
-TEST(gemm_int8_survives_extreme_rows)
+ * integers everywhere may turn into NaN, and subnormal numbers count as nothing or as they are. */
+TEST(gemm_survives_extreme_rows)
 {
     static const float extremes[] = {0.0f, 1e-44f, 1e-30f, 1.0f, -1.0f, 1e30f, 1e37f};
     uint64_t random = 19;
-    product p;
-    CHECK(product_new(&p, (shape){7, 20, 2048}, AIMO_INT8, &random));
-    for (size_t i = 0; i < p.s.n * p.s.k; i++)
-        p.w[i] = i / p.s.k % 2 ? 1e-3f : -1e-3f;
-    aimo_panels_pack(AIMO_INT8, p.s.n, p.s.k, p.panels, p.w, 0, p.s.n);
-    for (size_t i = 0; i < p.s.m * p.s.k; i++)
-        p.x[i] = extremes[i / p.s.k];
-    for (size_t r = 0; aimo_gemm_row(r) != NULL; r++) {
-        if ((aimo_gemm_row(r)->required & ~aimo_cpu_available()) != 0)
-            continue;
-        p.matrix.kernels = aimo_gemm_row(r);
-        run(&p, AIMO_ACT_NONE);
+    for (int dtype = 0; dtype < AIMO_DTYPE_COUNT; dtype++) {
+        product p;
+        CHECK(product_new(&p, (shape){7, 20, 2048}, (aimo_dtype)dtype, &random));
+        for (size_t i = 0; i < p.s.n * p.s.k; i++)
+            p.w[i] = i / p.s.k % 2 ? 1e-3f : -1e-3f;
+        aimo_panels_pack(p.dtype, p.s.n, p.s.k, p.panels, p.w, 0, p.s.n);
+        for (size_t i = 0; i < p.s.m * p.s.k; i++)
+            p.x[i] = extremes[i / p.s.k];
         bool right = true;
-        for (size_t i = 0; i < p.s.m; i++)
-            for (size_t j = 0; j < p.s.n; j++) {
-                const double sum = (double)p.s.k * (double)extremes[i] * (j % 2 ? 1e-3 : -1e-3);
-                const double y = (double)p.y[i * p.s.n + j] - (double)p.bias[j];
-                right &= fabs(y - sum) <= 1e-2 * fabs(sum) + 1e-6;
-            }
-        CHECK_MSG(right, "%s", aimo_gemm_row(r)->isa);
+        const char *wrong = "";
+        for (size_t r = 0; right && aimo_gemm_row(r) != NULL; r++) {
+            if ((aimo_gemm_row(r)->required & ~aimo_cpu_available()) != 0)
+                continue;
+            p.matrix.kernels = aimo_gemm_row(r);
+            run(&p, AIMO_ACT_NONE);
+            for (size_t i = 0; i < p.s.m; i++)
+                for (size_t j = 0; j < p.s.n; j++) {
+                    const double sum = (double)p.s.k * (double)extremes[i] * (j % 2 ? 1e-3 : -1e-3);
+                    const double y = (double)p.y[i * p.s.n + j] - (double)p.bias[j];
+                    right &= fabs(y - sum) <= 1e-2 * fabs(sum) + 1e-6;
+                }
+            wrong = aimo_gemm_row(r)->isa;
+        }
+        product_free(&p);
+        CHECK_MSG(right, "%s %s", wrong, aimo_dtype_name((aimo_dtype)dtype));
     }
-    product_free(&p);
 }
+
+/* What weights of a broken model bring: zeros, the largest and subnormal numbers of the type. */
+TEST(gemm_survives_extreme_weights)
+{
+    static const float extremes[] = {0.0f, 1e-45f, -1e-39f, 6e-8f, 60000.0f, -60000.0f};
+    enum { EXTREMES = sizeof extremes / sizeof extremes[0] };
+    uint64_t random = 29;
+    for (int dtype = 0; dtype < AIMO_DTYPE_COUNT; dtype++) {
+        product p;
+        CHECK(product_new(&p, (shape){3, EXTREMES, 70}, (aimo_dtype)dtype, &random));
+        for (size_t i = 0; i < p.s.n * p.s.k; i++)
+            p.w[i] = extremes[i / p.s.k];
+        aimo_panels_pack(p.dtype, p.s.n, p.s.k, p.panels, p.w, 0, p.s.n);
+        aimo_panels_unpack(p.dtype, p.s.n, p.s.k, p.panels, p.stored, 0, p.s.n);
+        bool right = true;
+        const char *wrong = "";
+        for (size_t r = 0; right && aimo_gemm_row(r) != NULL; r++) {
+            if ((aimo_gemm_row(r)->required & ~aimo_cpu_available()) != 0)
+                continue;
+            p.matrix.kernels = aimo_gemm_row(r);
+            run(&p, AIMO_ACT_NONE);
+            right = matches_exact_sums(&p, AIMO_ACT_NONE);
+            wrong = aimo_gemm_row(r)->isa;
+        }
+        product_free(&p);
+        CHECK_MSG(right, "%s %s", wrong, aimo_dtype_name((aimo_dtype)dtype));
+    }
+}
+
+#if defined(AIMO_EMULATE_ISA)
+/* A thread that goes to sleep, or on to other work, must not keep 8 KiB of tiles. */
+TEST(gemm_gives_its_tiles_back)
+{
+    uint64_t random = 31;
+    product p;
+    CHECK(product_new(&p, (shape){40, 33, 70}, AIMO_BF16, &random));
+    run(&p, AIMO_ACT_NONE);
+    const bool amx = strcmp(p.matrix.kernels->isa, "amx") == 0;
+    product_free(&p);
+    CHECK(amx && emu_tiles.palette == 0);
+}
+#endif
 
 TEST(gemm_refuses_sizes_that_do_not_exist)
 {
