@@ -16,7 +16,7 @@
 
 enum {
     TILE_QUERIES = 64,
-    SCREEN_QUERIES = 4, /* that a screen takes at once */
+    SCREEN_QUERIES = 16, /* that a screen takes at once: a tile of AMX, four loops of other rows */
     CHUNK_BLOCKS = CHUNK_ROWS / AIMO_HEAD_BLOCK,
 };
 

@@ -148,7 +148,7 @@ static void multiply_panels(const block_part *p, size_t panel, size_t panels)
     const aimo_matrix *w = p->g->w;
     const size_t column = panel * PANEL_COLUMNS, unit = p->first_step * TILE_SIDE * PANEL_COLUMNS;
     const size_t blocks = (p->m + TILE_BLOCK_ROWS - 1) / TILE_BLOCK_ROWS;
-    tile_steps t = {.steps = p->steps, .accumulate = !p->first};
+    tile_steps t = {.steps = p->steps, .units = p->units, .accumulate = !p->first};
     for (size_t i = 0; i < panels; i++)
         t.weights[i] = panel_units(w, panel + i) + unit;
     sums_block b = {

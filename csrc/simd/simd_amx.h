@@ -11,7 +11,7 @@
  * need eleven tiles.
  *
  * The instructions' numbers of tiles are part of their code: macros, not variables. Include inside
- * a target region, after simd_avx512.h. */
+ * a target region, after every other header. */
 #ifndef AIMO_SIMD_AMX_H
 #define AIMO_SIMD_AMX_H
 
@@ -45,9 +45,9 @@ typedef union {
 /* Steps over k of a block of up to 32 rows and two panels. */
 typedef struct {
     const x_tile *x[2];         /* [steps], of rows 0 to 15 and 16 to 31 */
-    const uint32_t *weights[2]; /* [steps][16 units][16 columns], of each panel */
-    size_t steps;
-    bool accumulate; /* start from the sums instead of zero */
+    const uint32_t *weights[2]; /* [steps][units][16 columns], of each panel */
+    size_t steps, units;        /* units as the tiles are configured */
+    bool accumulate;            /* start from the sums instead of zero */
 } tile_steps;
 
 /* gcc's intrinsics do not tell the compiler that they read memory. */
@@ -118,7 +118,7 @@ AIMO_INLINE void tiles_multiply(const tile_steps *t, tile_factors factors, const
     if (two_rows && two_panels)
         TILE_BEGIN(TILE_SUMS_11, t->accumulate, sums->i32[1][1]);
     for (size_t step = 0; step < t->steps; step++) {
-        const size_t weights = step * TILE_SIDE * TILE_SIDE;
+        const size_t weights = step * t->units * TILE_SIDE;
         _tile_loadd(TILE_X_0, t->x[0] + step, TILE_LINE);
         _tile_loadd(TILE_W_0, t->weights[0] + weights, TILE_LINE);
         TILE_DOT(factors, TILE_SUMS_00, TILE_X_0, TILE_W_0);

@@ -1,0 +1,137 @@
+/* Similarity with AMX: many queries screen at once. A block of heads is a tile as it lies, and
+ * sixteen queries are another, so one instruction brings 64 directions of 16 rows to 16 queries.
+ * The sums are integers and exact; so a few queries, which would leave most of a tile empty, are
+ * left to VNNI without a difference in any bit. */
+#include "similarity/similarity_kernels.h"
+
+#include "simd/intrinsics.h"
+
+#include <stdbool.h>
+
+#if AIMO_X86_64
+float aimo_dot_f16_amx(const float *q, const uint16_t *x, size_t n)
+{
+    return aimo_dot_f16_avx512(q, x, n);
+}
+
+float aimo_dot_i8_amx(const float *q, const int8_t *x, size_t n)
+{
+    return aimo_dot_i8_avx512(q, x, n);
+}
+
+double aimo_dot_f16_f64_amx(const float *q, const uint16_t *x, size_t n)
+{
+    return aimo_dot_f16_f64_avx512(q, x, n);
+}
+
+double aimo_dot_i8_f64_amx(const float *q, const int8_t *x, size_t n)
+{
+    return aimo_dot_i8_f64_avx512(q, x, n);
+}
+
+void aimo_project_amx(const float *p, size_t k, const float *x, size_t n, float *out)
+{
+    aimo_project_avx512(p, k, x, n, out);
+}
+
+size_t aimo_refine_amx(const aimo_tail *tails, const int16_t *dots, const aimo_tail_query *query,
+                       uint16_t *candidates, size_t count)
+{
+    return aimo_refine_avx2(tails, dots, query, candidates, count);
+}
+
+AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8,amx-bf16")
+#include "simd/simd_amx.h"
+
+enum {
+    LEAST_QUERIES = 8, /* that are worth a tile */
+    MOST_STEPS = 8,    /* 512 directions */
+};
+
+/* Codes of up to 16 queries, in steps of `units` groups. */
+typedef struct {
+    x_tile tiles[MOST_STEPS];
+    size_t steps, units;
+} query_tiles;
+
+/* As few steps as possible, all of one width; 0 where the groups cannot be cut so. */
+static size_t steps_of(size_t groups)
+{
+    size_t steps = (groups + TILE_SIDE - 1) / TILE_SIDE;
+    while (steps <= MOST_STEPS && groups % steps != 0)
+        steps++;
+    return steps <= MOST_STEPS ? steps : 0;
+}
+
+static void lay_out(const aimo_head_query *queries, size_t count, query_tiles *out)
+{
+    const size_t step_bytes = out->units * AIMO_HEAD_GROUP;
+    for (size_t step = 0; step < out->steps; step++)
+        for (size_t j = 0; j < count; j++)
+            memcpy(out->tiles[step][j], queries[j].codes + step * step_bytes, step_bytes);
+}
+
+/* The dots and the mask of one query and `blocks` blocks, 1 or 2, from the first one's sums. */
+static inline void finish_blocks(const int32_t *first, const int32_t *second, const uint16_t *rests,
+                                 const aimo_head_query *query, const size_t blocks, int16_t *dots,
+                                 uint16_t *masks)
+{
+    const __mmask32 lanes = blocks == 2 ? 0xffffffff : 0xffff;
+    const __m256i low = _mm512_cvtepi32_epi16(_mm512_loadu_si512(first));
+    const __m256i high = _mm512_cvtepi32_epi16(_mm512_loadu_si512(second));
+    const __m512i sums = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    const __m512i dot = _mm512_add_epi16(sums, _mm512_set1_epi16(query->bias));
+    const __m512i rest = _mm512_mulhi_epu16(_mm512_maskz_loadu_epi16(lanes, rests),
+                                            _mm512_set1_epi16((int16_t)query->rest_scale));
+    const __m512i bound = _mm512_adds_epi16(dot, _mm512_add_epi16(rest, _mm512_set1_epi16(1)));
+    const uint32_t mask = _mm512_cmple_epi16_mask(_mm512_set1_epi16(query->bar), bound);
+    _mm512_mask_storeu_epi16(dots, lanes, dot);
+    memcpy(masks, &mask, blocks * sizeof *masks);
+}
+
+/* Up to 16 queries; the tiles are configured for as many. */
+static void screen_some(const aimo_heads *heads, const aimo_head_query *queries, size_t count,
+                        const query_tiles *x, int16_t *dots, uint16_t *masks)
+{
+    const size_t block_units = heads->groups * AIMO_HEAD_BLOCK;
+    const uint32_t *codes = (const uint32_t *)(const void *)heads->codes;
+    _Alignas(64) tile_sums sums;
+    tile_steps t = {.x = {x->tiles}, .steps = x->steps, .units = x->units};
+    for (size_t b = 0; b < heads->blocks; b += TILE_BLOCK_PANELS) {
+        const size_t blocks = heads->blocks - b < 2 ? 1 : 2;
+        const uint16_t *rests = heads->rests + b * AIMO_HEAD_BLOCK;
+        t.weights[0] = codes + b * block_units;
+        t.weights[1] = t.weights[0] + block_units;
+        tiles_multiply_any(&t, TILE_S8_U8, 1, blocks, &sums);
+        for (size_t j = 0; j < count; j++) {
+            const size_t at = j * heads->blocks + b;
+            const int32_t *first = sums.i32[0][0][j], *second = sums.i32[0][blocks - 1][j];
+            finish_blocks(first, second, rests, &queries[j], blocks, dots + at * AIMO_HEAD_BLOCK,
+                          masks + at);
+        }
+    }
+}
+
+void aimo_screen_amx(const aimo_heads *heads, const aimo_head_query *queries, size_t query_count,
+                     int16_t *dots, uint16_t *masks)
+{
+    query_tiles x = {.steps = steps_of(heads->groups)};
+    x.units = x.steps != 0 ? heads->groups / x.steps : 0;
+    size_t first = 0, count;
+    for (; x.steps != 0 && query_count - first >= LEAST_QUERIES; first += count) {
+        count = query_count - first < TILE_SIDE ? query_count - first : TILE_SIDE;
+        lay_out(queries + first, count, &x);
+        tiles_configure(count, x.units);
+        screen_some(heads, queries + first, count, &x,
+                    dots + first * heads->blocks * AIMO_HEAD_BLOCK, masks + first * heads->blocks);
+    }
+    if (first != 0)
+        _tile_release();
+    if (first < query_count)
+        aimo_screen_avx512_vnni(heads, queries + first, query_count - first,
+                                dots + first * heads->blocks * AIMO_HEAD_BLOCK,
+                                masks + first * heads->blocks);
+}
+
+AIMO_TARGET_END
+#endif
