@@ -70,22 +70,54 @@ TEST(backend_residual_layer_norm_matches_its_definition)
     }
 }
 
-static double attention_exactly(const aimo_attention_args *a, size_t begin, size_t length,
-                                size_t query, size_t column)
+/* x as tiles take it, or as it is. */
+static double factor(float x, bool rounded)
+{
+    return (double)(rounded ? aimo_bf16_to_f32_one(aimo_f32_to_bf16_one(x)) : x);
+}
+
+/* One element of the result; *size is what it would be if all values were positive. */
+static double attention_exactly(const aimo_attention_args *a, bool rounded, size_t begin,
+                                size_t length, size_t query, size_t column, double *size)
 {
     const size_t hidden = a->heads * a->head_dim, head = column / a->head_dim * a->head_dim;
     const float *q = a->qkv + (begin + query) * 3 * hidden + head;
+    const float scale = 1.0f / sqrtf((float)a->head_dim);
     double sum = 0.0, total = 0.0;
+    *size = 0.0;
     for (size_t key = 0; key < length; key++) {
         const float *row = a->qkv + (begin + key) * 3 * hidden;
         double score = 0.0;
         for (size_t d = 0; d < a->head_dim; d++)
-            score += (double)q[d] * (double)row[hidden + head + d];
-        const double e = exp(score / sqrt((double)a->head_dim));
+            score += factor(q[d] * scale, rounded) * factor(row[hidden + head + d], rounded);
+        const double e = exp(score), value = factor(row[2 * hidden + column], rounded);
         total += e;
-        sum += e * (double)row[2 * hidden + column];
+        sum += e * value;
+        *size += e * fabs(value);
     }
+    *size /= total;
     return sum / total;
+}
+
+/* rounding: of the sums in f32, and of each probability to bf16. */
+static bool attends_exactly(const aimo_cpu_kernels *row, const aimo_attention_args *args)
+{
+    const size_t *offsets = args->offsets, hidden = args->heads * args->head_dim;
+    const bool rounded = args->bf16 && args->head_dim <= 128 && strcmp(row->isa, "amx") == 0;
+    for (size_t i = 0; i < 2 * args->heads; i++)
+        row->attention(args, i / args->heads, i % args->heads);
+    for (size_t t = 0; t < offsets[2]; t++) {
+        const size_t s = t >= offsets[1];
+        for (size_t i = 0; i < hidden; i++) {
+            double size;
+            const double expected = attention_exactly(
+                args, rounded, offsets[s], offsets[s + 1] - offsets[s], t - offsets[s], i, &size);
+            const double bound = 2e-5 + (rounded ? 0x1p-8 * size : 0.0);
+            if (!(fabs((double)args->out[t * hidden + i] - expected) <= bound))
+                return false;
+        }
+    }
+    return true;
 }
 
 TEST(backend_attention_matches_its_definition)
@@ -94,36 +126,28 @@ TEST(backend_attention_matches_its_definition)
         size_t heads, head_dim, lengths[2];
     } cases[] = {{1, 1, {1, 2}},    {3, 4, {5, 16}},     {2, 32, {17, 130}}, {1, 36, {15, 33}},
                  {1, 150, {2, 20}}, {2, 64, {128, 129}}, {5, 16, {257, 1}}};
+    enum { CASES = sizeof cases / sizeof cases[0] };
     uint64_t random = 5;
     for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
         const aimo_cpu_kernels *row = aimo_cpu_kernels_row(r);
         if (!row_runs(row))
             continue;
-        for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
-            const size_t hidden = cases[c].heads * cases[c].head_dim;
-            const size_t offsets[] = {0, cases[c].lengths[0],
-                                      cases[c].lengths[0] + cases[c].lengths[1]};
+        for (size_t c = 0; c < 2 * CASES; c++) {
+            const size_t heads = cases[c / 2].heads, head_dim = cases[c / 2].head_dim;
+            const size_t *lengths = cases[c / 2].lengths, hidden = heads * head_dim;
+            const size_t offsets[] = {0, lengths[0], lengths[0] + lengths[1]};
             const size_t tokens = offsets[2], padding = 64;
             float *qkv = malloc((tokens * 3 * hidden + padding) * sizeof *qkv);
             float *out = malloc((tokens * hidden + 1) * sizeof *out);
-            fill(qkv, tokens * 3 * hidden + padding, &random);
+            fill(qkv, tokens * 3 * hidden, &random);
+            for (size_t i = 0; i < padding; i++)
+                qkv[tokens * 3 * hidden + i] = NAN;
             out[tokens * hidden] = 12345.0f;
-            const aimo_attention_args args = {qkv, offsets, 2, cases[c].heads, cases[c].head_dim,
-                                              out};
-            for (size_t i = 0; i < 2 * args.heads; i++)
-                row->attention(&args, i / args.heads, i % args.heads);
-            bool right = out[tokens * hidden] == 12345.0f;
-            for (size_t t = 0; t < tokens; t++) {
-                const size_t s = t >= offsets[1];
-                for (size_t i = 0; i < hidden; i++) {
-                    const double expected = attention_exactly(
-                        &args, offsets[s], offsets[s + 1] - offsets[s], t - offsets[s], i);
-                    right &= fabs((double)out[t * hidden + i] - expected) <= 2e-5;
-                }
-            }
+            const aimo_attention_args args = {qkv, offsets, 2, heads, head_dim, out, c % 2 != 0};
+            const bool right = attends_exactly(row, &args) && out[tokens * hidden] == 12345.0f;
             free(qkv);
             free(out);
-            CHECK_MSG(right, "%s case %zu", row->isa, c);
+            CHECK_MSG(right, "%s %zu heads of %zu, bf16 %d", row->isa, heads, head_dim, args.bf16);
         }
     }
 }

@@ -8,17 +8,10 @@
 #ifndef AIMO_ATTENTION_BODY_H
 #define AIMO_ATTENTION_BODY_H
 
+#include "backend/cpu/attention_head.h"
 #include "simd/simd_tile.h"
 
 enum { QUERY_BLOCK = PANEL_COLUMNS, KEY_BLOCK = 128, DIM_BLOCK = 128 };
-
-typedef struct {
-    const float *q, *k, *v; /* this head's part of the sequence's first row */
-    size_t ld;              /* floats between rows of q, k and v */
-    float *out;             /* this head's part of the first output row */
-    size_t ldo;
-    size_t length, head_dim;
-} attention_head;
 
 /* One block of queries, and what is known of it so far. */
 typedef struct {
@@ -165,18 +158,7 @@ static void attend(const attention_head *h, size_t first_query)
 
 AIMO_INLINE void attention(const aimo_attention_args *a, size_t sequence, size_t head)
 {
-    const size_t hidden = a->heads * a->head_dim, begin = a->offsets[sequence];
-    const float *row = a->qkv + begin * 3 * hidden + head * a->head_dim;
-    const attention_head h = {
-        .q = row,
-        .k = row + hidden,
-        .v = row + 2 * hidden,
-        .ld = 3 * hidden,
-        .out = a->out + begin * hidden + head * a->head_dim,
-        .ldo = hidden,
-        .length = a->offsets[sequence + 1] - begin,
-        .head_dim = a->head_dim,
-    };
+    const attention_head h = attention_head_at(a, sequence, head);
     for (size_t query = 0; query < h.length; query += QUERY_BLOCK)
         attend(&h, query);
 }
