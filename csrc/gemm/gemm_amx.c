@@ -21,22 +21,28 @@ AIMO_TARGET_BEGIN(
 
 #include "simd/simd_tile.h"
 
+#include "gemm/gemm_int8_rows.h"
 #include "simd/simd_amx.h"
 
 /* 16 steps of two panels take 32 KiB of L1's 48, and of 256 rows 256 KiB of L2's 2048. */
 enum { BLOCK_ROWS = 256, PART_STEPS = 16 };
+enum {
+    PAIR_COLUMNS = TILE_BLOCK_PANELS * PANEL_COLUMNS,
+    FINISH_ROWS = 8, /* that are finished at once: 16 sums hide the latency of a multiply-add */
+};
 
 typedef struct {
     x_tile x[BLOCK_ROWS / TILE_SIDE * PART_STEPS]; /* [rows / 16][steps] of a part */
-    float scale[BLOCK_ROWS];                       /* int8 only, as the rest */
+    /* For int8, of whole rows: */
+    float scale[BLOCK_ROWS], inverse_scale[BLOCK_ROWS];
     float outliers[BLOCK_ROWS][AIMO_INT8_OUTLIERS];
 } rounded_block;
 
 /* A part of k, in a block of rows. */
 typedef struct {
     const aimo_gemm_args *g;
-    tile_factors factors;
-    const rounded_block *x;
+    const float *keep; /* [k], for int8: 0 for outlier channels, else 1 */
+    rounded_block *x;
     size_t row, m;            /* rows [row, row + m) of x and y */
     size_t first_step, steps; /* the part, in steps of 16 units */
     size_t units;             /* of a step: 16, or fewer in the last part */
@@ -60,47 +66,92 @@ static const uint32_t *panel_units(const aimo_matrix *w, size_t panel)
 
 /* ---- rounding of x ------------------------------------------------------------------------- */
 
-/* The tile that has row r's first step. */
-static x_tile *row_tile(rounded_block *out, const block_part *p, size_t r)
+/* Where element i of row r's part lies, when a step has `step_elements` of `bytes` bytes. */
+static char *rounded_at(const block_part *p, size_t r, size_t i, size_t step_elements)
 {
-    return out->x + r / TILE_SIDE * p->steps;
+    x_tile *tile = p->x->x + r / TILE_SIDE * p->steps + i / step_elements;
+    return (char *)(*tile)[r % TILE_SIDE] + i % step_elements * TILE_LINE / step_elements;
 }
 
-/* One row's part, 32 elements a step; zeros behind an odd k. */
-static void round_to_bf16(const block_part *p, size_t r, rounded_block *out)
+/* One row's part; zeros behind an odd k. */
+static void round_to_bf16(const block_part *p, size_t r)
 {
-    const size_t begin = p->first_step * 2 * TILE_SIDE;
+    enum { STEP = 2 * TILE_SIDE };
+    const size_t begin = p->first_step * STEP, k = smaller(p->g->w->k - begin, p->steps * STEP);
     const float *x = p->g->x + (p->row + r) * p->g->ldx + begin;
-    const size_t k = smaller(p->g->w->k - begin, p->steps * 2 * TILE_SIDE);
     for (size_t i = 0; i < k; i += VF32_LANES) {
-        const vf32 values = v_load_part_or_full(x + i, smaller(k - i, VF32_LANES));
-        x_tile *tile = row_tile(out, p, r) + i / (2 * TILE_SIDE);
-        __m256i *to = (__m256i *)(void *)(*tile)[r % TILE_SIDE] + i / VF32_LANES % 2;
-        _mm256_storeu_si256(to, (__m256i)_mm512_cvtneps_pbh(values));
+        const __m512 values = v_load_part_or_full(x + i, smaller(k - i, VF32_LANES));
+        _mm256_storeu_si256((__m256i *)(void *)rounded_at(p, r, i, STEP),
+                            (__m256i)_mm512_cvtneps_pbh(values));
     }
 }
 
-static void round_block(const block_part *p, rounded_block *out)
+/* The same in 8 bits; the first part finds the row's scale and takes the outliers out. */
+static void round_to_int8(const block_part *p, size_t r)
 {
-    for (size_t r = 0; r < p->m; r++)
-        round_to_bf16(p, r, out);
+    enum { STEP = AIMO_INT8_GROUP * TILE_SIDE };
+    const aimo_matrix *w = p->g->w;
+    const float *row = p->g->x + (p->row + r) * p->g->ldx;
+    if (p->first) {
+        const float largest = largest_kept(row, p->keep, w->k);
+        p->x->scale[r] = aimo_int8_scale(largest);
+        p->x->inverse_scale[r] = aimo_int8_inverse_scale(largest);
+        aimo_int8_gather(w->panels, row, p->x->outliers[r]);
+    }
+    const size_t begin = p->first_step * STEP, k = smaller(w->k - begin, p->steps * STEP);
+    const vf32 inverse = v_set1(p->x->inverse_scale[r]);
+    for (size_t i = 0; i < k; i += VF32_LANES) {
+        const size_t lanes = smaller(k - i, VF32_LANES);
+        const vf32 kept = v_mul(v_load_part_or_full(row + begin + i, lanes),
+                                v_load_part_or_full(p->keep + begin + i, lanes));
+        const __m512i q = _mm512_cvtps_epi32(v_mul(kept, inverse));
+        _mm_storeu_si128((__m128i *)(void *)rounded_at(p, r, i, STEP), _mm512_cvtepi32_epi8(q));
+    }
 }
 
 /* ---- sums ---------------------------------------------------------------------------------- */
 
-/* A block of sums, and where it belongs in y. */
+/* What belongs to a pair of panels: full vectors, of which the first `columns` count. */
+typedef struct {
+    size_t columns;
+    float bias[PAIR_COLUMNS];
+    /* For int8: */
+    float scale[PAIR_COLUMNS], outliers[AIMO_INT8_OUTLIERS][PAIR_COLUMNS];
+    size_t outlier_count;
+} panel_pair;
+
+/* A block's sums and their place in y. */
 typedef struct {
     tile_sums sums;
     float *y;
-    size_t ldy, row, rows, panel, columns;
+    size_t ldy, row, rows; /* rows [row, row + rows) of the block of x */
 } sums_block;
 
+static panel_pair pair_at(const aimo_gemm_args *g, size_t panel, size_t panels)
+{
+    const size_t column = panel * PANEL_COLUMNS;
+    panel_pair pair = {.columns = smaller(g->w->n - column, panels * PANEL_COLUMNS)};
+    if (g->bias != NULL)
+        memcpy(pair.bias, g->bias + column, pair.columns * sizeof *pair.bias);
+    if (g->w->dtype != AIMO_INT8)
+        return pair;
+    pair.outlier_count = aimo_int8_outlier_count(g->w->panels);
+    for (size_t i = 0; i < panels; i++) {
+        const aimo_int8_panel from = aimo_int8_panel_at(g->w->panels, g->w->k, panel + i);
+        memcpy(pair.scale + i * PANEL_COLUMNS, from.scale, PANEL_COLUMNS * sizeof *from.scale);
+        for (size_t o = 0; o < pair.outlier_count; o++)
+            v_store(pair.outliers[o] + i * PANEL_COLUMNS,
+                    v_load_f16(from.outliers + o * PANEL_COLUMNS));
+    }
+    return pair;
+}
+
 /* y -> sums, or sums -> y, whatever the bits mean. */
-static void move_sums(sums_block *b, bool to_y)
+static void move_sums(sums_block *b, size_t columns, bool to_y)
 {
     for (size_t r = 0; r < b->rows; r++)
         for (size_t v = 0; v < TILE_BLOCK_PANELS; v++) {
-            const size_t n = lanes_left(b->columns, v);
+            const size_t n = lanes_left(columns, v);
             float *sums = b->sums.f32[r / TILE_SIDE][v][r % TILE_SIDE];
             float *y = b->y + r * b->ldy + v * VF32_LANES;
             if (to_y)
@@ -111,21 +162,70 @@ static void move_sums(sums_block *b, bool to_y)
 }
 
 /* y = activation(sums + bias) */
-static void finish_f32(const block_part *p, const sums_block *b)
+static void finish_f32(const panel_pair *pair, const sums_block *b, aimo_activation activation)
 {
-    for (size_t v = 0; v < TILE_BLOCK_PANELS; v++) {
-        const size_t n = lanes_left(b->columns, v);
-        if (n == 0)
-            return;
-        const float *from = p->g->bias;
-        const vf32 bias = from != NULL
-                              ? v_load_part(from + b->panel * PANEL_COLUMNS + v * VF32_LANES, n)
-                              : v_zero();
-        for (size_t r = 0; r < b->rows; r++) {
-            const vf32 sum = v_add(v_load(b->sums.f32[r / TILE_SIDE][v][r % TILE_SIDE]), bias);
-            v_store_part(b->y + r * b->ldy + v * VF32_LANES, activate(sum, p->g->activation), n);
+    for (size_t r = 0; r < b->rows; r++)
+        for (size_t v = 0; v * VF32_LANES < pair->columns; v++) {
+            const vf32 sum = v_add(v_load(b->sums.f32[r / TILE_SIDE][v][r % TILE_SIDE]),
+                                   v_load(pair->bias + v * VF32_LANES));
+            v_store_part(b->y + r * b->ldy + v * VF32_LANES, activate(sum, activation),
+                         lanes_left(pair->columns, v));
         }
+}
+
+/* y = sum * weights' scale * row's scale + bias + outliers @ their weights for `rows` rows, a
+ * constant at every call; in the order of gemm_int8_body.h, whose bits these are. */
+AIMO_INLINE void finish_int8_rows(const panel_pair *pair, const sums_block *b,
+                                  const rounded_block *x, size_t first, const size_t rows)
+{
+    vf32 y[FINISH_ROWS][TILE_BLOCK_PANELS];
+    AIMO_UNROLL
+    for (size_t i = 0; i < rows; i++)
+        AIMO_UNROLL
+    for (size_t v = 0; v < TILE_BLOCK_PANELS; v++) {
+        const size_t r = first + i;
+        const int32_t *sums = b->sums.i32[r / TILE_SIDE][v][r % TILE_SIDE];
+        const vf32 product = v_mul(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums)),
+                                   v_load(pair->scale + v * VF32_LANES));
+        y[i][v] = v_fma(product, v_set1(x->scale[b->row + r]), v_load(pair->bias + v * VF32_LANES));
     }
+    for (size_t o = 0; o < pair->outlier_count; o++) {
+        AIMO_UNROLL
+        for (size_t i = 0; i < rows; i++)
+            AIMO_UNROLL
+        for (size_t v = 0; v < TILE_BLOCK_PANELS; v++)
+            y[i][v] = v_fma(v_set1(x->outliers[b->row + first + i][o]),
+                            v_load(pair->outliers[o] + v * VF32_LANES), y[i][v]);
+    }
+    AIMO_UNROLL
+    for (size_t i = 0; i < rows; i++)
+        AIMO_UNROLL
+    for (size_t v = 0; v < TILE_BLOCK_PANELS; v++)
+        v_store_part(b->y + (first + i) * b->ldy + v * VF32_LANES, y[i][v],
+                     lanes_left(pair->columns, v));
+}
+
+static void finish_int8(const panel_pair *pair, const sums_block *b, const rounded_block *x,
+                        aimo_activation activation)
+{
+    size_t r = 0;
+    for (; r + FINISH_ROWS <= b->rows; r += FINISH_ROWS)
+        finish_int8_rows(pair, b, x, r, FINISH_ROWS);
+    for (; r < b->rows; r++)
+        finish_int8_rows(pair, b, x, r, 1);
+    if (activation != AIMO_ACT_NONE)
+        activate_rows(b->y, b->ldy, b->rows, pair->columns, activation);
+}
+
+/* ---- blocks and parts ---------------------------------------------------------------------- */
+
+static void multiply_tiles(aimo_dtype dtype, const tile_steps *t, size_t row_tiles, size_t panels,
+                           tile_sums *sums)
+{
+    if (dtype == AIMO_INT8)
+        tiles_multiply_any(t, TILE_S8_S8, row_tiles, panels, sums);
+    else
+        tiles_multiply_any(t, TILE_BF16, row_tiles, panels, sums);
 }
 
 /* Share `index` of `count` of the panels from `panel` on, on its way to L2 while those before them
@@ -145,41 +245,41 @@ static void prefetch_share(const block_part *p, size_t panel, size_t index, size
 /* A pair of panels, or the last one alone, against all rows of the block. */
 static void multiply_panels(const block_part *p, size_t panel, size_t panels)
 {
-    const aimo_matrix *w = p->g->w;
-    const size_t column = panel * PANEL_COLUMNS, unit = p->first_step * TILE_SIDE * PANEL_COLUMNS;
+    const aimo_gemm_args *g = p->g;
+    const panel_pair pair = pair_at(g, panel, panels);
     const size_t blocks = (p->m + TILE_BLOCK_ROWS - 1) / TILE_BLOCK_ROWS;
     tile_steps t = {.steps = p->steps, .units = p->units, .accumulate = !p->first};
     for (size_t i = 0; i < panels; i++)
-        t.weights[i] = panel_units(w, panel + i) + unit;
-    sums_block b = {
-        .ldy = p->g->ldy,
-        .panel = panel,
-        .columns = smaller(w->n - column, panels * PANEL_COLUMNS),
-    };
-    for (size_t r = 0; r < p->m; r += TILE_BLOCK_ROWS) {
-        const size_t row_tiles = p->m - r > TILE_SIDE ? 2 : 1;
-        prefetch_share(p, panel + panels, r / TILE_BLOCK_ROWS, blocks);
-        t.x[0] = p->x->x + r / TILE_SIDE * p->steps;
+        t.weights[i] = panel_units(g->w, panel + i) + p->first_step * TILE_SIDE * PANEL_COLUMNS;
+    _Alignas(64) sums_block b = {.ldy = g->ldy};
+    for (size_t block = 0; block < blocks; block++) {
+        b.row = block * TILE_BLOCK_ROWS;
+        b.rows = smaller(p->m - b.row, TILE_BLOCK_ROWS);
+        b.y = g->y + (p->row + b.row) * g->ldy + panel * PANEL_COLUMNS;
+        t.x[0] = p->x->x + b.row / TILE_SIDE * p->steps;
         t.x[1] = t.x[0] + p->steps;
-        b.y = p->g->y + (p->row + r) * p->g->ldy + column;
-        b.row = r;
-        b.rows = smaller(p->m - r, TILE_BLOCK_ROWS);
+        prefetch_share(p, panel + panels, block, blocks);
         if (!p->first)
-            move_sums(&b, false);
-        tiles_multiply_any(&t, p->factors, row_tiles, panels, &b.sums);
+            move_sums(&b, pair.columns, false);
+        multiply_tiles(g->w->dtype, &t, b.rows > TILE_SIDE ? 2 : 1, panels, &b.sums);
         if (!p->last)
-            move_sums(&b, true);
+            move_sums(&b, pair.columns, true);
+        else if (g->w->dtype == AIMO_INT8)
+            finish_int8(&pair, &b, p->x, g->activation);
         else
-            finish_f32(p, &b);
+            finish_f32(&pair, &b, g->activation);
     }
 }
 
-/* ---- blocks and parts ---------------------------------------------------------------------- */
-
-static void multiply_part(const block_part *p, rounded_block *x)
+static void multiply_part(const block_part *p)
 {
     const aimo_gemm_args *g = p->g;
-    round_block(p, x);
+    for (size_t r = 0; r < p->m; r++) {
+        if (g->w->dtype == AIMO_INT8)
+            round_to_int8(p, r);
+        else
+            round_to_bf16(p, r);
+    }
     /* The last tiles of a longer block have rows that nobody wants: a configuration of their own,
      * for each pair of panels, takes some 200 cycles, more than they do. */
     tiles_configure(smaller(p->m, TILE_BLOCK_ROWS), p->units);
@@ -188,18 +288,18 @@ static void multiply_part(const block_part *p, rounded_block *x)
 }
 
 /* Rows [row, row + m), one part of k after the other. */
-static void multiply_block(const aimo_gemm_args *g, tile_factors factors, size_t row, size_t m)
+static void multiply_block(const aimo_gemm_args *g, const float *keep, size_t row, size_t m)
 {
-    rounded_block x;
+    _Alignas(64) rounded_block x;
     const size_t units = row_units(g->w), whole = units / TILE_SIDE, left = units % TILE_SIDE;
     const size_t parts = (whole + PART_STEPS - 1) / PART_STEPS;
-    block_part p = {.g = g, .factors = factors, .x = &x, .row = row, .m = m, .units = TILE_SIDE};
+    block_part p = {.g = g, .keep = keep, .x = &x, .row = row, .m = m, .units = TILE_SIDE};
     for (size_t part = 0; part < parts; part++) {
         const size_t end = whole * (part + 1) / parts;
         p.steps = end - p.first_step;
         p.first = part == 0;
         p.last = end == whole && left == 0;
-        multiply_part(&p, &x);
+        multiply_part(&p);
         p.first_step = end;
     }
     if (left == 0)
@@ -208,17 +308,17 @@ static void multiply_block(const aimo_gemm_args *g, tile_factors factors, size_t
     p.units = left;
     p.first = parts == 0;
     p.last = true;
-    multiply_part(&p, &x);
+    multiply_part(&p);
 }
 
 /* Blocks of nearly the same height; tiles are given back, so that a thread that sleeps or goes on
  * elsewhere has no 8 KiB of them to be saved. */
-static void multiply(const aimo_gemm_args *g, tile_factors factors)
+static void multiply(const aimo_gemm_args *g, const float *keep)
 {
     const size_t blocks = (g->m + BLOCK_ROWS - 1) / BLOCK_ROWS;
     for (size_t block = 0; block < blocks; block++) {
         const size_t row = g->m * block / blocks;
-        multiply_block(g, factors, row, g->m * (block + 1) / blocks - row);
+        multiply_block(g, keep, row, g->m * (block + 1) / blocks - row);
     }
     _tile_release();
 }
@@ -227,9 +327,14 @@ void aimo_gemm_f32_amx(const aimo_gemm_args *args) { aimo_gemm_f32_avx512(args);
 
 void aimo_gemm_f16_amx(const aimo_gemm_args *args) { aimo_gemm_f16_avx512(args); }
 
-void aimo_gemm_bf16_amx(const aimo_gemm_args *args) { multiply(args, TILE_BF16); }
+void aimo_gemm_bf16_amx(const aimo_gemm_args *args) { multiply(args, NULL); }
 
-void aimo_gemm_int8_amx(const aimo_gemm_args *args) { aimo_gemm_int8_avx512_vnni(args); }
+void aimo_gemm_int8_amx(const aimo_gemm_args *args)
+{
+    float keep[AIMO_INT8_K_LIMIT];
+    aimo_int8_keep(args->w->panels, args->w->k, keep);
+    multiply(args, keep);
+}
 
 AIMO_TARGET_END
 #endif

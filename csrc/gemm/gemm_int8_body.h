@@ -16,6 +16,8 @@
 #include "gemm/gemm_int8.h"
 #include "simd/simd_tile.h"
 
+#include "gemm/gemm_int8_rows.h"
+
 /* The rounded rows of a block stay in L2. */
 enum { ROW_UNITS = 1 << 15, MOST_ROWS = 256 };
 
@@ -38,22 +40,6 @@ typedef struct {
     float *y;
     size_t ldy;
 } int8_tile;
-
-static float largest_kept(const float *x, const float *keep, size_t k)
-{
-    vf32 largest = v_zero(), other = v_zero();
-    size_t i = 0;
-    for (; i + 2 * VF32_LANES <= k; i += 2 * VF32_LANES) {
-        largest = v_max(largest, v_abs(v_mul(v_load(x + i), v_load(keep + i))));
-        other =
-            v_max(other, v_abs(v_mul(v_load(x + i + VF32_LANES), v_load(keep + i + VF32_LANES))));
-    }
-    for (; i < k; i += VF32_LANES) {
-        const size_t n = k - i < VF32_LANES ? k - i : VF32_LANES;
-        largest = v_max(largest, v_abs(v_mul(v_load_part(x + i, n), v_load_part(keep + i, n))));
-    }
-    return v_reduce_max(v_max(largest, other));
-}
 
 static void round_rows(const aimo_gemm_args *g, size_t row, size_t m, const float *keep,
                        rounded_rows *out)

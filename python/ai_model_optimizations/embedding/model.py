@@ -32,7 +32,7 @@ DType = Literal["f32", "f16", "bf16", "int8"]
 DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16", "int8")
 
 # Their kernels multiply bf16 at several times the rate of f32.
-_FAST_BF16_ROWS = ("avx512_bf16",)
+_FAST_BF16_ROWS = ("avx512_bf16", "amx")
 
 
 def resolve_dtype(dtype: str) -> DType:
