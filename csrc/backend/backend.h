@@ -71,7 +71,8 @@ typedef struct {
     const size_t *offsets; /* host, [batch + 1] */
     size_t batch, heads, head_dim;
     float *out; /* device, [tokens, heads * head_dim] */
-    bool bf16;  /* whether the products' factors may be rounded to bf16, as the weights are */
+    bool bf16;  /* whether the products' factors may be rounded to bf16: the weights' products
+                 * round theirs as well */
 } aimo_attention_args;
 
 /* One vector per sequence: the first `columns` elements of its pooled vectors, one after another.

@@ -21,6 +21,7 @@ AIMO_TARGET_BEGIN(
 
 #include "simd/simd_tile.h"
 
+#include "gemm/gemm_int8_avx512.h"
 #include "gemm/gemm_int8_rows.h"
 #include "simd/simd_amx.h"
 
@@ -66,7 +67,7 @@ static const uint32_t *panel_units(const aimo_matrix *w, size_t panel)
 
 /* ---- rounding of x ------------------------------------------------------------------------- */
 
-/* Where element i of row r's part lies, when a step has `step_elements` of `bytes` bytes. */
+/* Where element i of row r's part lies, when a step has `step_elements`. */
 static char *rounded_at(const block_part *p, size_t r, size_t i, size_t step_elements)
 {
     x_tile *tile = p->x->x + r / TILE_SIDE * p->steps + i / step_elements;
@@ -86,7 +87,8 @@ static void round_to_bf16(const block_part *p, size_t r)
     }
 }
 
-/* The same in 8 bits; the first part finds the row's scale and takes the outliers out. */
+/* The same in 8 bits; the first part finds the row's scale and keeps the outliers, whose bytes may
+ * be anything because their weights are 0. */
 static void round_to_int8(const block_part *p, size_t r)
 {
     enum { STEP = AIMO_INT8_GROUP * TILE_SIDE };
@@ -99,14 +101,14 @@ static void round_to_int8(const block_part *p, size_t r)
         aimo_int8_gather(w->panels, row, p->x->outliers[r]);
     }
     const size_t begin = p->first_step * STEP, k = smaller(w->k - begin, p->steps * STEP);
-    const vf32 inverse = v_set1(p->x->inverse_scale[r]);
-    for (size_t i = 0; i < k; i += VF32_LANES) {
-        const size_t lanes = smaller(k - i, VF32_LANES);
-        const vf32 kept = v_mul(v_load_part_or_full(row + begin + i, lanes),
-                                v_load_part_or_full(p->keep + begin + i, lanes));
-        const __m512i q = _mm512_cvtps_epi32(v_mul(kept, inverse));
-        _mm_storeu_si128((__m128i *)(void *)rounded_at(p, r, i, STEP), _mm512_cvtepi32_epi8(q));
-    }
+    const __m512 inverse = v_set1(p->x->inverse_scale[r]);
+    const float *x = row + begin;
+    size_t i = 0;
+    for (; i + STEP <= k; i += STEP)
+        _mm512_storeu_si512(rounded_at(p, r, i, STEP), rounded_64(x + i, inverse));
+    for (; i < k; i += VF32_LANES)
+        _mm_storeu_si128((__m128i *)(void *)rounded_at(p, r, i, STEP),
+                         rounded_part(x + i, smaller(k - i, VF32_LANES), inverse));
 }
 
 /* ---- sums ---------------------------------------------------------------------------------- */
@@ -280,8 +282,8 @@ static void multiply_part(const block_part *p)
         else
             round_to_bf16(p, r);
     }
-    /* The last tiles of a longer block have rows that nobody wants: a configuration of their own,
-     * for each pair of panels, takes some 200 cycles, more than they do. */
+    /* The last tiles of a longer block have rows that nobody wrote or wants: a configuration of
+     * their own, for each pair of panels, takes some 200 cycles, more than they do. */
     tiles_configure(smaller(p->m, TILE_BLOCK_ROWS), p->units);
     for (size_t panel = g->panel_begin; panel < g->panel_end; panel += TILE_BLOCK_PANELS)
         multiply_panels(p, panel, smaller(g->panel_end - panel, TILE_BLOCK_PANELS));

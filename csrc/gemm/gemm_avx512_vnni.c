@@ -8,6 +8,8 @@
 AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #include "simd/simd_avx512.h"
 
+#include "gemm/gemm_int8_avx512.h"
+
 /* A vector of its lanes' own type: gcc keeps arrays of __m512i sums in memory. */
 typedef int32_t vi32 __attribute__((vector_size(64)));
 enum { UNIT_K = 4, UNSIGNED_X = 1, LAID_OUT_UNITS = 1 };
@@ -21,36 +23,21 @@ AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
     return (vi32)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)w);
 }
 
-AIMO_INLINE __m512i rounded(const float *x, __m512 inverse)
-{
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), inverse));
-}
-
-/* units [ceil(k / 4)]: the bytes of x + 128. Packing goes by lanes of 128 bits, four bytes of each
- * vector to a lane; they are put in order at the end. */
+/* units [ceil(k / 4)]: the bytes of x + 128 */
 AIMO_INLINE void round_row(const float *x, size_t k, float scale, uint32_t *units)
 {
     uint8_t *bytes = (uint8_t *)units;
     const __m512 inverse = _mm512_set1_ps(scale);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i shift = _mm512_set1_epi8(-128);
     size_t i = 0;
-    for (; i + 4 * VF32_LANES <= k; i += 4 * VF32_LANES) {
-        const __m512i low =
-            _mm512_packs_epi32(rounded(x + i, inverse), rounded(x + i + VF32_LANES, inverse));
-        const __m512i high = _mm512_packs_epi32(rounded(x + i + 2 * VF32_LANES, inverse),
-                                                rounded(x + i + 3 * VF32_LANES, inverse));
-        const __m512i q = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
-        _mm512_storeu_si512(bytes + i, _mm512_xor_si512(q, shift));
-    }
+    for (; i + 4 * VF32_LANES <= k; i += 4 * VF32_LANES)
+        _mm512_storeu_si512(bytes + i,
+                            _mm512_xor_si512(rounded_64(x + i, inverse), _mm512_set1_epi8(-128)));
     const size_t padded = (k + UNIT_K - 1) / UNIT_K * UNIT_K;
     for (; i < k; i += VF32_LANES) {
         const size_t left = k - i < VF32_LANES ? k - i : VF32_LANES;
         const size_t room = padded - i < VF32_LANES ? padded - i : VF32_LANES;
-        const __m512i q = _mm512_cvtps_epi32(v_mul(v_load_part(x + i, left), inverse));
-        const __m128i narrow = _mm512_cvtsepi32_epi8(q);
-        _mm_mask_storeu_epi8(bytes + i, lane_mask(room),
-                             _mm_xor_si128(narrow, _mm_set1_epi8(-128)));
+        const __m128i q = rounded_part(x + i, left, inverse);
+        _mm_mask_storeu_epi8(bytes + i, lane_mask(room), _mm_xor_si128(q, _mm_set1_epi8(-128)));
     }
 }
 

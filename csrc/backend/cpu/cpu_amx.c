@@ -1,5 +1,5 @@
-/* The encoder's operations with AMX: attention multiplies bf16 by tiles, where the weights are bf16
- * too. All else is elementwise and as with AVX-512.
+/* The encoder's operations with AMX: attention multiplies bf16 by tiles, where the products with
+ * weights round to 16 or 8 bits, too. All else is elementwise and as with AVX-512.
  *
  * As in attention_body.h queries lie across the lanes, scores come out as [keys][queries] and the
  * keys pass in blocks with a running maximum and sum. Rounded keys and transposed values are tiles
