@@ -338,11 +338,12 @@ def c_thread(log: Log) -> None:
 
 
 def c_emulated(log: Log) -> None:
-    """The AVX-512 rows, run on AVX2."""
+    """The AVX-512 and AMX rows, run on AVX2, every access to memory checked."""
     if platform.machine() != "x86_64":
         raise MissingError("an x86-64 machine")
     gcc = need("gcc")
-    log.run(build_c_tests(log, "c-emulated", "-DAIMO_EMULATE_ISA=ON", f"-DCMAKE_C_COMPILER={gcc}"))
+    options = ["-DAIMO_EMULATE_ISA=ON", "-DAIMO_SANITIZE=address", f"-DCMAKE_C_COMPILER={gcc}"]
+    log.run(build_c_tests(log, "c-emulated", *options))
 
 
 def c_valgrind(log: Log) -> None:
@@ -372,7 +373,7 @@ PARTS: dict[str, Callable[[Log], None]] = {
     "environment and package build": environment,
     "Python suite, every row": python_suite,
     "C tests, gcc release": c_release,
-    "C tests, emulated AVX-512": c_emulated,
+    "C tests, emulated AVX-512 and AMX": c_emulated,
     "C tests, ASan and UBSan": c_address,
     "C tests, TSan": c_thread,
     "C tests, valgrind": c_valgrind,
