@@ -1,6 +1,6 @@
 /* Matrix products with AMX tiles.
  *
- * A block of up to 256 rows of x is rounded once, tile by tile, and stays in L2; then each pair of
+ * A block of up to 384 rows of x is rounded once, tile by tile, and stays in L2; then each pair of
  * panels is read once for all of its rows, 32 x 32 sums at a time. k is taken in parts, so that the
  * pair stays in L1 meanwhile: whole steps of 16 units first, and what is left of k as a part of its
  * own, with tiles that are as narrow. Between parts the sums wait in y.
@@ -25,8 +25,9 @@ AIMO_TARGET_BEGIN(
 #include "gemm/gemm_int8_rows.h"
 #include "simd/simd_amx.h"
 
-/* 16 steps of two panels take 32 KiB of L1's 48, and of 256 rows 256 KiB of L2's 2048. */
-enum { BLOCK_ROWS = 256, PART_STEPS = 16 };
+/* 16 steps of two panels take 32 KiB of L1's 48, and of 384 rows 384 KiB of L2's 2048. The
+ * encoder's chunks are cut near 256 tokens: none of them should read the weights twice. */
+enum { BLOCK_ROWS = 384, PART_STEPS = 16 };
 enum {
     PAIR_COLUMNS = TILE_BLOCK_PANELS * PANEL_COLUMNS,
     FINISH_ROWS = 8, /* that are finished at once: 16 sums hide the latency of a multiply-add */

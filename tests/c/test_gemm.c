@@ -216,7 +216,7 @@ static bool rows_stand_alone(product *p)
 
 TEST(gemm_element_depends_neither_on_m_nor_on_the_split)
 {
-    static const shape cut[] = {{31, 85, 300}, {45, 20, 1101}, {270, 33, 36}};
+    static const shape cut[] = {{31, 85, 300}, {45, 20, 1101}, {390, 33, 36}};
     uint64_t random = 11;
     for (size_t r = 0; aimo_gemm_row(r) != NULL; r++) {
         if ((aimo_gemm_row(r)->required & ~aimo_cpu_available()) != 0)
