@@ -6,7 +6,6 @@
 #include "gemm/gemm_int8.h"
 #include "gemm/gemm_kernels.h"
 #include "half/half_scalar.h"
-#include "simd/intrinsics.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -357,20 +356,6 @@ TEST(gemm_survives_extreme_weights)
         CHECK_MSG(right, "%s %s", wrong, aimo_dtype_name((aimo_dtype)dtype));
     }
 }
-
-#if defined(AIMO_EMULATE_ISA)
-/* A thread that goes to sleep, or on to other work, must not keep 8 KiB of tiles. */
-TEST(gemm_gives_its_tiles_back)
-{
-    uint64_t random = 31;
-    product p;
-    CHECK(product_new(&p, (shape){40, 33, 70}, AIMO_BF16, &random));
-    run(&p, AIMO_ACT_NONE);
-    const bool amx = strcmp(p.matrix.kernels->isa, "amx") == 0;
-    product_free(&p);
-    CHECK(amx && emu_tiles.palette == 0);
-}
-#endif
 
 TEST(gemm_refuses_sizes_that_do_not_exist)
 {

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/scratch.h"
 #include "base/threads.h"
+#include "simd/intrinsics.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
@@ -64,6 +65,16 @@ float test_random_normal(uint64_t *state)
     return sum;
 }
 
+/* A thread that goes to sleep, or on to other work, must not keep 8 KiB of AMX tiles. */
+static bool tiles_are_free(void)
+{
+#if defined(AIMO_EMULATE_ISA)
+    return emu_tiles.palette == 0;
+#else
+    return true;
+#endif
+}
+
 static bool run_case(const test_case *t)
 {
     const size_t live_before = aimo_memory_live_bytes();
@@ -76,6 +87,8 @@ static bool run_case(const test_case *t)
     const size_t live_after = aimo_memory_live_bytes();
     if (failures_of_this_test == 0 && live_after != live_before)
         test_fail(t->name, 0, "%zu bytes leaked", live_after - live_before);
+    if (!tiles_are_free())
+        test_fail(t->name, 0, "a kernel keeps its tiles");
     return failures_of_this_test == 0;
 }
 
