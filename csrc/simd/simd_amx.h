@@ -5,10 +5,10 @@
  * columns][4 bytes], so 16 of its lines are a tile as they lie.
  *
  * The eight tiles are 2 x 2 of sums, two of x and two of weights: a step loads four tiles for four
- * products. A product starts every 16 cycles and ends after 52 (Intel's optimization manual), which
- * four independent sums just cover, and a load takes 8, so loads fill half of the time. With 1 x 1,
- * two loads would take all of it; 1 x 4 needs five loads for four products; 3 x 2 or 2 x 3 would
- * need eleven tiles.
+ * products. By Intel's optimization manual (its chapter on AMX; nothing here was measured) a
+ * product starts every 16 cycles and ends after 52, which four independent sums just cover, and a
+ * load takes 8, so that loads fill half of the time. With 1 x 1 two loads would take all of it; 1 x
+ * 4 needs five loads for four products; 2 x 3 would need eleven tiles.
  *
  * The instructions' numbers of tiles are part of their code: macros, not variables. Include inside
  * a target region, after every other header. */
@@ -35,10 +35,9 @@ typedef struct {
 
 typedef uint32_t x_tile[TILE_SIDE][TILE_SIDE]; /* [row][unit] */
 
-/* The sums of a block; int32 or f32, as the product is. */
+/* The sums of a block, int32 or f32 as the product is: [row / 16][panel][row % 16][column]. */
 typedef union {
-    int32_t i32[2][TILE_BLOCK_PANELS][TILE_SIDE]
-               [TILE_SIDE]; /* [row / 16][panel][row % 16][column] */
+    int32_t i32[2][TILE_BLOCK_PANELS][TILE_SIDE][TILE_SIDE];
     float f32[2][TILE_BLOCK_PANELS][TILE_SIDE][TILE_SIDE];
 } tile_sums;
 
