@@ -167,6 +167,17 @@ static vf32 load_scores(const attention_tiles *t, size_t key, size_t panel)
     return v_load(block->f32[key / TILE_SIDE % 2][panel][key % TILE_SIDE]);
 }
 
+/* e^x for x <= 0 within 1.1e-4 of its value, a fortieth of what rounding it to bf16 may lose: half
+ * the instructions of v_exp (own fit; 1 at 0). Keeps NaN. */
+static vf32 coarse_exp(vf32 x)
+{
+    const vf32 t = v_mul(v_max(v_set1(-104.0f), x), v_set1(1.44269504f));
+    const vf32 n = v_round(t), f = v_sub(t, n);
+    vf32 p = v_fma(v_set1(0.05500906f), f, v_set1(0.24221097f));
+    p = v_fma(p, f, v_set1(0.6932829f));
+    return _mm512_scalef_ps(v_fma(p, f, v_set1(1.0f)), n);
+}
+
 /* What has been added up so far, times a factor for each query. */
 static void shrink_out(attention_tiles *t, size_t query, size_t panel, vf32 factor)
 {
@@ -198,9 +209,9 @@ static void softmax(attention_tiles *t, size_t query, size_t panel)
     for (size_t key = 0; key < key_steps * STEP; key += 2) {
         vf32 even = v_zero(), odd = v_zero();
         if (key < t->keys)
-            even = v_exp(v_sub(load_scores(t, key, panel), maximum));
+            even = coarse_exp(v_sub(load_scores(t, key, panel), maximum));
         if (key + 1 < t->keys)
-            odd = v_exp(v_sub(load_scores(t, key + 1, panel), maximum));
+            odd = coarse_exp(v_sub(load_scores(t, key + 1, panel), maximum));
         sum = v_add(sum, v_add(even, odd));
         _mm512_storeu_si512(to[key / 2], pair_up(even, odd));
     }
