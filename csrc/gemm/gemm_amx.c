@@ -164,15 +164,14 @@ static void move_sums(sums_block *b, size_t columns, bool to_y)
         }
 }
 
-/* y = activation(sums + bias) */
-static void finish_f32(const panel_pair *pair, const sums_block *b, aimo_activation activation)
+/* y = sums + bias */
+static void finish_f32(const panel_pair *pair, const sums_block *b)
 {
     for (size_t r = 0; r < b->rows; r++)
         for (size_t v = 0; v * VF32_LANES < pair->columns; v++) {
             const vf32 sum = v_add(v_load(b->sums.f32[r / TILE_SIDE][v][r % TILE_SIDE]),
                                    v_load(pair->bias + v * VF32_LANES));
-            v_store_part(b->y + r * b->ldy + v * VF32_LANES, activate(sum, activation),
-                         lanes_left(pair->columns, v));
+            v_store_part(b->y + r * b->ldy + v * VF32_LANES, sum, lanes_left(pair->columns, v));
         }
 }
 
@@ -208,16 +207,13 @@ AIMO_INLINE void finish_int8_rows(const panel_pair *pair, const sums_block *b,
                      lanes_left(pair->columns, v));
 }
 
-static void finish_int8(const panel_pair *pair, const sums_block *b, const rounded_block *x,
-                        aimo_activation activation)
+static void finish_int8(const panel_pair *pair, const sums_block *b, const rounded_block *x)
 {
     size_t r = 0;
     for (; r + FINISH_ROWS <= b->rows; r += FINISH_ROWS)
         finish_int8_rows(pair, b, x, r, FINISH_ROWS);
     for (; r < b->rows; r++)
         finish_int8_rows(pair, b, x, r, 1);
-    if (activation != AIMO_ACT_NONE)
-        activate_rows(b->y, b->ldy, b->rows, pair->columns, activation);
 }
 
 /* ---- blocks and parts ---------------------------------------------------------------------- */
@@ -268,9 +264,11 @@ static void multiply_panels(const block_part *p, size_t panel, size_t panels)
         if (!p->last)
             move_sums(&b, pair.columns, true);
         else if (g->w->dtype == AIMO_INT8)
-            finish_int8(&pair, &b, p->x, g->activation);
+            finish_int8(&pair, &b, p->x);
         else
-            finish_f32(&pair, &b, g->activation);
+            finish_f32(&pair, &b);
+        if (p->last)
+            activate_rows(b.y, b.ldy, b.rows, pair.columns, g->activation);
     }
 }
 
