@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from .._environment import disabled
 from ..errors import ClosedError, QueueFull
+from .arguments import check_count, check_number
+from .direct_calls import DirectCalls
 from .dispatcher import Dispatcher
 from .engine import Embedder, load_by_name, model_loader
 from .metrics import PrometheusCollector
@@ -83,30 +85,29 @@ class BatchEmbeddingProcessor:
         workers: int = 1,
         cache_mb: float = 32.0,
     ) -> None:
-        _check_count("batch_size", batch_size)
-        _check_count("max_tokens", max_tokens)
-        _check_count("max_queue", max_queue)
-        _check_count("workers", workers)
-        _check_number("max_wait_time", max_wait_time, at_least_zero=True)
-        _check_number("cache_mb", cache_mb, at_least_zero=True)
+        check_count("batch_size", batch_size)
+        check_count("max_tokens", max_tokens)
+        check_count("max_queue", max_queue)
+        check_count("workers", workers)
+        check_number("max_wait_time", max_wait_time, at_least_zero=True)
+        check_number("cache_mb", cache_mb, at_least_zero=True)
         if timeout is not None:
-            _check_number("timeout", timeout, at_least_zero=False)
+            check_number("timeout", timeout, at_least_zero=False)
         self.batch_size = batch_size
         self.timeout = timeout
-        self._workers = workers
         self._window = max(1, min(_WINDOW_BATCHES * batch_size, max_queue))
         self._bypass = disabled("batch")
-        self._direct_calls = threading.BoundedSemaphore(workers)
         self._dispatcher = Dispatcher(
             model_loader(model, "model"),
             batch_size=batch_size,
             max_tokens=max_tokens,
             max_wait_time=max_wait_time,
             max_queue=max_queue,
-            hang_timeout=timeout,
+            timeout=timeout,
             workers=workers,
             cache_bytes=int(cache_mb * _MIB),
         )
+        self._direct = DirectCalls(self._dispatcher, batch_size, workers)
         finalizer = weakref.finalize(self, _close_in_background, self._dispatcher)
         finalizer.atexit = False  # the dispatchers close themselves then
 
@@ -155,8 +156,8 @@ class BatchEmbeddingProcessor:
             What the model raised for this text.
         """
         self._check_text(text)
-        vectors = await self._embed_all([text], priority, None, self.timeout)
-        return cast(NDArray[np.float32], vectors[0])
+        vectors = await self._embed_all([text], priority)
+        return cast("NDArray[np.float32]", vectors[0])
 
     async def process_batch(
         self,
@@ -192,13 +193,13 @@ class BatchEmbeddingProcessor:
             if start:
                 await asyncio.sleep(0)
             self._check_texts(checked, start)
-        return await self._embed_all(checked, priority, progress, self.timeout)
+        return await self._embed_all(checked, priority, progress)
 
     def embed_sync(self, text: str, *, priority: Priority = "normal") -> NDArray[np.float32]:
         """As :meth:`embed`, for callers without an event loop; blocks the thread."""
         self._check_text(text)
-        vectors = self._embed_all_sync([text], priority, None, self.timeout)
-        return cast(NDArray[np.float32], vectors[0])
+        vectors = self._embed_all_sync([text], priority)
+        return cast("NDArray[np.float32]", vectors[0])
 
     def process_batch_sync(
         self,
@@ -211,17 +212,17 @@ class BatchEmbeddingProcessor:
         checked = self._as_list(texts)
         for start in range(0, len(checked), _CHECKED_AT_ONCE):
             self._check_texts(checked, start)
-        return self._embed_all_sync(checked, priority, progress, self.timeout)
+        return self._embed_all_sync(checked, priority, progress)
 
     # ---- state ----
 
     async def warmup(self) -> None:
         """Load the model and run a full batch, so that the first caller finds it warm."""
-        await self._embed_all(self._warm_up_texts(), "high", None, None)
+        await self._embed_all(self._warm_up_texts(), "high", expires=False)
 
     def warmup_sync(self) -> None:
         """As :meth:`warmup`; blocks the thread."""
-        self._embed_all_sync(self._warm_up_texts(), "high", None, None)
+        self._embed_all_sync(self._warm_up_texts(), "high", expires=False)
 
     def ready(self) -> bool:
         """Whether the model is loaded and work is taken."""
@@ -330,25 +331,28 @@ class BatchEmbeddingProcessor:
         self,
         texts: list[str],
         priority: Priority,
-        progress: Callable[[int, int], object] | None,
-        timeout: float | None,
+        progress: Callable[[int, int], object] | None = None,
+        *,
+        expires: bool = True,
     ) -> NDArray[np.float32]:
         self._check_priority(priority)
         if self._bypass:
-            return await self._embed_directly(texts, timeout)
+            return await self._direct.encode(texts, self.timeout if expires else None)
         loop = asyncio.get_running_loop()
         if not texts:
-            return np.empty((0, await self._known_dimension(priority, timeout)), np.float32)
+            if self.dimension is None:
+                await self._embed_all([_WARM_UP_TEXT], priority)
+            return np.empty((0, cast(int, self.dimension)), np.float32)
         if len(texts) <= self._window:
-            return await self._answer(self._begin(texts, loop, priority), loop, timeout)
+            return await self._answer(self._begin(texts, loop, priority), expires)
         pending: deque[Call] = deque()
         steps = self._windows(texts, loop, priority, progress, pending)
         try:
             call = next(steps)
             while True:
-                call = steps.send(await self._answer(call, loop, timeout))
+                call = steps.send(await self._answer(call, expires))
         except StopIteration as end:
-            return cast(NDArray[np.float32], end.value)
+            return cast("NDArray[np.float32]", end.value)
         except (Exception, asyncio.CancelledError):
             # Not after GeneratorExit: the garbage collector may raise it in any thread, even in
             # one that holds the dispatcher's lock.
@@ -359,24 +363,27 @@ class BatchEmbeddingProcessor:
         self,
         texts: list[str],
         priority: Priority,
-        progress: Callable[[int, int], object] | None,
-        timeout: float | None,
+        progress: Callable[[int, int], object] | None = None,
+        *,
+        expires: bool = True,
     ) -> NDArray[np.float32]:
         self._check_priority(priority)
         if self._bypass:
-            return self._run_directly(texts)
+            return self._direct.encode_sync(texts)
         if not texts:
-            return np.empty((0, self._known_dimension_sync(priority, timeout)), np.float32)
+            if self.dimension is None:
+                self._embed_all_sync([_WARM_UP_TEXT], priority)
+            return np.empty((0, cast(int, self.dimension)), np.float32)
         if len(texts) <= self._window:
-            return self._answer_sync(self._begin(texts, None, priority), timeout)
+            return self._answer_sync(self._begin(texts, None, priority), expires)
         pending: deque[Call] = deque()
         steps = self._windows(texts, None, priority, progress, pending)
         try:
             call = next(steps)
             while True:
-                call = steps.send(self._answer_sync(call, timeout))
+                call = steps.send(self._answer_sync(call, expires))
         except StopIteration as end:
-            return cast(NDArray[np.float32], end.value)
+            return cast("NDArray[np.float32]", end.value)
         except BaseException:
             self._forget(pending)
             raise
@@ -404,7 +411,7 @@ class BatchEmbeddingProcessor:
             vectors[done : done + len(answer)] = answer
             if progress is not None:
                 progress(done + len(answer), len(texts))
-        return cast(NDArray[np.float32], vectors)
+        return cast("NDArray[np.float32]", vectors)
 
     def _begin(
         self,
@@ -419,19 +426,14 @@ class BatchEmbeddingProcessor:
         if dispatcher.closing:
             raise ClosedError("the batch processor is closed")
         call = Call(len(texts), loop, time.perf_counter())
-        missing: list[int] = []
-        for position, vector in enumerate(dispatcher.cache.get_many(texts)):
-            if vector is None:
-                missing.append(position)
-            else:
-                call.place(position, vector)
+        missing = call.place_cached(dispatcher.cache.get_many(texts))
         if not missing:
             call.resolve()
             dispatcher.metrics.served_from_cache()
             return call
-        estimate = dispatcher.tokens.estimate
-        tokens = [estimate(text) for text in texts]
-        missing.sort(key=tokens.__getitem__)  # models that pad waste less on batches of one length
+        tokens = list(map(dispatcher.tokens.estimate, texts))
+        if len(missing) > 1:  # models that pad waste less on batches of one length
+            missing.sort(key=tokens.__getitem__)
         try:
             dispatcher.submit(call, texts, tokens, missing, priority, beyond_limit=continues)
         except QueueFull:
@@ -439,95 +441,37 @@ class BatchEmbeddingProcessor:
             raise
         return call
 
-    async def _answer(
-        self, call: Call, loop: asyncio.AbstractEventLoop, timeout: float | None
-    ) -> NDArray[np.float32]:
+    async def _answer(self, call: Call, expires: bool) -> NDArray[np.float32]:
         future = cast("asyncio.Future[NDArray[np.float32]]", call.future)
         if future.done():
             return future.result()
-        deadline = None
-        if timeout is not None:
-            deadline = _Deadline(loop, call, timeout, self._expire)
+        if expires:
+            call.start_clock()
         try:
             return await future
         except asyncio.CancelledError:
-            self._dispatcher.abandon(call, "cancelled")
+            self._dispatcher.abandon(call)
             raise
-        finally:
-            if deadline is not None:
-                deadline.cancel()
 
-    def _answer_sync(self, call: Call, timeout: float | None) -> NDArray[np.float32]:
+    def _answer_sync(self, call: Call, expires: bool) -> NDArray[np.float32]:
         future = cast("concurrent.futures.Future[NDArray[np.float32]]", call.future)
-        if future.done():
-            return future.result()
-        call.progressed = time.perf_counter()
+        if expires:
+            call.start_clock()
         try:
-            if timeout is not None:
-                while not future.done():
-                    left = _seconds_left(call, timeout)
-                    if left <= 0:
-                        self._expire(call, timeout)
-                        break
-                    concurrent.futures.wait([future], left)
             return future.result()
         except BaseException:  # KeyboardInterrupt, most of all
-            self._dispatcher.abandon(call, "cancelled")
+            self._dispatcher.abandon(call)
             raise
-
-    def _expire(self, call: Call, timeout: float) -> None:
-        if self._dispatcher.abandon(call, "timeout"):
-            call.error = TimeoutError(
-                f"no vector for {timeout} s ({self._dispatcher.waiting_texts} texts wait)"
-            )
-            call.resolve()
 
     def _forget(self, calls: Iterable[Call]) -> None:
         """Give up calls that nobody awaits any more, and whatever errors they may have."""
         for call in calls:
-            self._dispatcher.abandon(call, "cancelled")
+            self._dispatcher.abandon(call)
             if call.loop is not None and not call.future.cancel() and not call.future.cancelled():
                 call.future.exception()  # retrieved, so that asyncio does not log it
 
-    async def _known_dimension(self, priority: Priority, timeout: float | None) -> int:
-        if self.dimension is None:
-            await self._embed_all([_WARM_UP_TEXT], priority, None, timeout)
-        return cast(int, self.dimension)
-
-    def _known_dimension_sync(self, priority: Priority, timeout: float | None) -> int:
-        if self.dimension is None:
-            self._embed_all_sync([_WARM_UP_TEXT], priority, None, timeout)
-        return cast(int, self.dimension)
-
     def _warm_up_texts(self) -> list[str]:
         return [f"{i} {_WARM_UP_TEXT}" for i in range(self.batch_size)]
-
-    # ---- AIMO_DISABLE=batch ----
-
-    async def _embed_directly(self, texts: list[str], timeout: float | None) -> NDArray[np.float32]:
-        loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(None, self._run_directly, texts)
-        done, _ = await asyncio.wait([running], timeout=timeout)
-        if not done:
-            running.cancel()
-            raise TimeoutError(f"no vector within {timeout} s")
-        return running.result()
-
-    def _run_directly(self, texts: list[str]) -> NDArray[np.float32]:
-        if self._dispatcher.closing:
-            raise ClosedError("the batch processor is closed")
-        engine = self._dispatcher.load()
-        with self._direct_calls:
-            if not texts and engine.dimension is None:
-                engine.encode([_WARM_UP_TEXT])
-            parts = [
-                engine.encode(texts[start : start + self.batch_size])
-                for start in range(0, len(texts), self.batch_size)
-            ]
-        vectors = np.concatenate(parts) if parts else np.empty((0, cast(int, engine.dimension)))
-        if not np.isfinite(vectors).all():
-            raise ValueError("the model returned NaN or infinity")
-        return vectors.astype(np.float32, copy=False)
 
     # ---- checks ----
 
@@ -574,55 +518,8 @@ class BatchEmbeddingProcessor:
         return dispatcher.metrics.prometheus(gauges, labels)
 
 
-class _Deadline:
-    """Ends the call of a coroutine that has got no vector for `timeout` seconds."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        call: Call,
-        timeout: float,
-        expire: Callable[[Call, float], None],
-    ) -> None:
-        self._loop = loop
-        self._call = call
-        self._timeout = timeout
-        self._expire = expire
-        # The call may have waited behind others of the same input: time begins to count now.
-        call.progressed = time.perf_counter()
-        self._timer = loop.call_later(timeout, self._check)
-
-    def _check(self) -> None:
-        left = _seconds_left(self._call, self._timeout)
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._check)
-        else:
-            self._expire(self._call, self._timeout)
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-
-def _seconds_left(call: Call, timeout: float) -> float:
-    return timeout - (time.perf_counter() - call.progressed)
-
-
 def _close_in_background(dispatcher: Dispatcher) -> None:
     """Close without taking the lock here: a finalizer may run in a thread that holds it."""
     close = functools.partial(dispatcher.close, drain=False, timeout=1.0)
     threading.Thread(target=close, name="aimo-batch-close", daemon=True).start()
 
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
-def _check_number(name: str, value: object, *, at_least_zero: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not np.isfinite(value) or value < 0 or (value == 0 and not at_least_zero):
-        bound = "at least 0" if at_least_zero else "above 0"
-        raise ValueError(f"{name}: expected a finite number {bound}, got {value}")

@@ -46,7 +46,7 @@ class Worker:
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.batch: list[Item] = []
-        self.since = 0.0  # when the model was called, by time.monotonic(); 0 outside of it
+        self.since = 0.0  # when the model was called, by time.perf_counter(); 0 outside of it
         self.abandoned = False  # given up by the watchdog; another one took its place
 
 
@@ -59,7 +59,8 @@ class Dispatcher:
     batch_size, max_tokens : bounds of a batch
     max_wait_time : seconds that a batch may wait for callers who were just answered
     max_queue : texts that may wait
-    hang_timeout : seconds after which one call of the model counts as hung; None is never
+    timeout : seconds without a vector after which a caller is told so, and after which one call
+        of the model counts as hung; None is never
     workers : threads, so batches that run at a time
     cache_bytes : budget of the exact-text vector cache
     """
@@ -72,7 +73,7 @@ class Dispatcher:
         max_tokens: int,
         max_wait_time: float,
         max_queue: int,
-        hang_timeout: float | None,
+        timeout: float | None,
         workers: int,
         cache_bytes: int,
     ) -> None:
@@ -81,7 +82,7 @@ class Dispatcher:
         self._max_tokens = max_tokens
         self._max_wait_time = max_wait_time
         self._max_queue = max_queue
-        self._hang_timeout = hang_timeout
+        self._timeout = timeout
         self._worker_count = workers
         self._cache_bytes = cache_bytes
         self.engine: Engine | None = None
@@ -166,17 +167,18 @@ class Dispatcher:
                     self._company.notify()
             elif self._parked:
                 self._work.notify()
+            if self._watchdog_sleeps:
+                self._alarm.notify()
         self.metrics.accepted(joined)
 
-    def abandon(self, call: Call, kind: Failure) -> bool:
-        """Forget a call whose caller no longer waits; False if it had its outcome already."""
+    def abandon(self, call: Call) -> None:
+        """Forget a call whose caller no longer waits, unless it had its outcome already."""
         with self._lock:
             if not call.is_open:
-                return False
+                return
             self._queue.drop(call)
             self._announce_if_over()
-        self.metrics.failed(kind)
-        return True
+        self.metrics.failed("cancelled")
 
     def close(self, *, drain: bool, timeout: float | None) -> None:
         """Take no more work, answer what waits (or fail it with ClosedError), end the threads."""
@@ -218,9 +220,9 @@ class Dispatcher:
         )
         worker.thread.start()  # it waits for the lock, which the caller holds
         self._workers.append(worker)
-        if self._watchdog is None and self._hang_timeout is not None:
+        if self._watchdog is None and self._timeout is not None:
             self._watchdog = threading.Thread(
-                target=self._watch, args=(self._hang_timeout,), name="aimo-batch-watchdog",
+                target=self._watch, args=(self._timeout,), name="aimo-batch-watchdog",
                 daemon=True,
             )  # fmt: skip
             self._watchdog.start()
@@ -287,9 +289,7 @@ class Dispatcher:
         with self._lock:
             if worker.abandoned:
                 return
-            worker.since = time.monotonic()
-            if self._watchdog_sleeps:
-                self._alarm.notify()
+            worker.since = time.perf_counter()
         texts = [item.text for item in batch]
         began = time.perf_counter()
         try:
@@ -334,7 +334,8 @@ class Dispatcher:
                 for call, position in item.waiters:
                     if call.is_open:
                         call.place(position, vector)
-                        call.progressed = now
+                        if call.progressed < now:
+                            call.progressed = now
                         if not call.left:
                             done.append(call)
             self._note_answers(len(done))
@@ -399,38 +400,50 @@ class Dispatcher:
             except RuntimeError:  # the loop was closed; nobody is left to answer
                 self.metrics.undelivered(len(group))
 
-    def _watch(self, hang_timeout: float) -> None:
-        """Give up workers whose model does not come back."""
+    def _watch(self, timeout: float) -> None:
+        """Tell callers who have waited too long, and give up workers whose model hangs.
+
+        It looks when the oldest of them is due, so once in `timeout` under load, and sleeps when
+        nothing is in flight.
+        """
         with self._lock:
             while not (self._closing and not self._queue.in_flight):
-                now = time.monotonic()
-                running = [worker for worker in self._workers if worker.since]
-                hung = [worker for worker in running if now - worker.since >= hang_timeout]
-                if hung:
-                    lost = [call for worker in hung for call in self._replace(worker)]
+                if not self._queue.in_flight:
+                    self._watchdog_sleeps = True
+                    self._alarm.wait()
+                    self._watchdog_sleeps = False
+                    continue
+                now = time.perf_counter()
+                lost = self._expire(now - timeout, timeout)
+                hung = [w for w in self._workers if w.since and w.since <= now - timeout]
+                lost += [call for worker in hung for call in self._replace(worker)]
+                if lost:
                     self._lock.release()
                     try:
                         self._deliver(lost, "timeout")
                     finally:
                         self._lock.acquire()
-                elif running:
-                    oldest = min(worker.since for worker in running)
-                    self._alarm.wait(oldest + hang_timeout - now)
-                else:
-                    self._watchdog_sleeps = True
-                    self._alarm.wait()
-                    self._watchdog_sleeps = False
+                    continue
+                since = [w.since for w in self._workers if w.since]
+                since += [call.progressed for call in self._queue.waiting_calls()]
+                self._alarm.wait(min([now, *since]) + timeout - now)
+
+    def _expire(self, before: float, timeout: float) -> list[Call]:
+        """Fail the calls that have got no vector since a time."""
+        late = [call for call in self._queue.waiting_calls() if call.progressed <= before]
+        texts = self._queue.texts
+        return self._fail(late, TimeoutError(f"no vector for {timeout} s ({texts} texts wait)"))
 
     def _replace(self, worker: Worker) -> list[Call]:
         logger.error(
             "the embedding model did not return within %s s; its worker thread is given up",
-            self._hang_timeout,
+            self._timeout,
         )
         self.metrics.replaced_worker()
         worker.abandoned = True
         self._workers.remove(worker)
         lost = self._fail_items(
-            worker.batch, TimeoutError(f"the model did not return within {self._hang_timeout} s")
+            worker.batch, TimeoutError(f"the model did not return within {self._timeout} s")
         )
         if self._queue.texts:
             self._start_worker()

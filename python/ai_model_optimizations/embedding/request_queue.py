@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import enum
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Literal
@@ -40,15 +42,14 @@ class Call:
     """
 
     __slots__ = ("answer", "error", "future", "items", "left", "loop", "progressed", "size",
-                 "started", "submitted", "tokens")  # fmt: skip
+                 "started", "submitted")  # fmt: skip
 
     def __init__(self, size: int, loop: asyncio.AbstractEventLoop | None, submitted: float) -> None:
         self.size = size
         self.loop = loop
         self.submitted = submitted
-        self.progressed = submitted  # when the last vector arrived, or the start
+        self.progressed = math.inf  # when the caller began to wait or the last vector arrived
         self.started = 0.0  # when the first of its texts was taken by a worker
-        self.tokens = 0
         self.left = size  # texts without a vector; below zero once the call is over early
         self.answer: Answer | None = None  # (size, dim), from the first vector on
         self.error: BaseException | None = None
@@ -61,6 +62,20 @@ class Call:
     def is_open(self) -> bool:
         """Whether the caller still waits."""
         return self.left > 0
+
+    def start_clock(self) -> None:
+        """Let the time without a vector count from now on; until then the call cannot expire."""
+        self.progressed = time.perf_counter()
+
+    def place_cached(self, vectors: Sequence[NDArray[np.float32] | None]) -> list[int]:
+        """Place the vectors that are there; returns the positions of the others."""
+        missing: list[int] = []
+        for position, vector in enumerate(vectors):
+            if vector is None:
+                missing.append(position)
+            else:
+                self.place(position, vector)
+        return missing
 
     def place(self, position: int, vector: NDArray[np.float32]) -> None:
         """Copy the vector of text `position` into the answer."""
@@ -203,7 +218,6 @@ class RequestQueue:
                 call.started = call.submitted
             item.waiters.append((call, position))
             call.items.append(item)
-            call.tokens += item.tokens
 
     def take(self, max_texts: int, max_tokens: int) -> list[Item]:
         """Take the next batch: at most `max_texts` and `max_tokens`, but at least one text.
