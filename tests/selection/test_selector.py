@@ -306,7 +306,7 @@ def test_many_threads_select_use_and_unload_at_once(selector: AdaptiveModelSelec
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for job in [pool.submit(work, i) for i in range(8)]:
             job.result(60)
-    assert all(entry.users == 0 for entry in selector._entries.values())
+    assert all(entry.users == 0 for entry in selector._shelf.entries.values())
 
 
 # ---- spaces and load ----
@@ -325,6 +325,25 @@ def test_a_family_of_two_spaces_is_refused(selector: AdaptiveModelSelector) -> N
     selector.load("a")
     with pytest.raises(SpaceMismatchError, match="family 'f': 'b' makes vectors of space 'two'"):
         selector.load("b")
+
+
+def test_of_two_spaces_that_load_at_once_one_is_refused(selector: AdaptiveModelSelector) -> None:
+    both_load = threading.Barrier(2, timeout=30)
+
+    def loader(space: str) -> Any:
+        def load() -> FakeEmbedder:
+            both_load.wait()
+            return FakeEmbedder(space_id=space)
+
+        return load
+
+    selector.register("a", loader("one"), quality=1, family="f")
+    selector.register("b", loader("two"), quality=1, family="f")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(selector.load, name) for name in ("a", "b")]
+        errors = [job.exception(60) for job in jobs]
+    assert sorted(type(error).__name__ for error in errors) == ["NoneType", "SpaceMismatchError"]
+    assert len(selector.loaded) == 1
 
 
 @pytest.fixture

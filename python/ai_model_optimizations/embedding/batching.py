@@ -522,4 +522,3 @@ def _close_in_background(dispatcher: Dispatcher) -> None:
     """Close without taking the lock here: a finalizer may run in a thread that holds it."""
     close = functools.partial(dispatcher.close, drain=False, timeout=1.0)
     threading.Thread(target=close, name="aimo-batch-close", daemon=True).start()
-
