@@ -1,6 +1,7 @@
 """Three sets of real English text that any machine can make: the standard library's docstrings.
 
 short: sentences, mean of about 18 tokens; paragraph: about 42; long: whole docstrings, about 120.
+mixed: a third of each.
 """
 
 from __future__ import annotations
@@ -43,7 +44,15 @@ def _is_prose(text: str) -> bool:
 
 @functools.cache
 def text_set(name: str, count: int) -> list[str]:
-    """Return ``count`` different texts of a set, always the same on one version of Python."""
+    """Return ``count`` different texts of a set, always the same on one version of Python.
+
+    ``"mixed"`` takes as many of each set and shuffles them.
+    """
+    if name == "mixed":
+        third = -(-count // len(LENGTHS))
+        mixed = [text for each in LENGTHS for text in text_set(each, third)]
+        random.Random(18).shuffle(mixed)
+        return mixed[:count]
     shortest, longest = LENGTHS[name]
     pieces = set()
     for docstring in _docstrings():

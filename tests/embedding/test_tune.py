@@ -33,6 +33,10 @@ def test_a_file_without_texts_is_an_error_on_the_command_line(
     file.write_text("text", encoding="utf-8")
     assert main(["tune", "--texts", str(file), "--callers", "0"]) == 1
     assert "--callers" in capsys.readouterr().err
+    assert main(["tune", "--texts", str(file), "--dtypes", "f12"]) == 1
+    assert "f12" in capsys.readouterr().err
+    assert main(["tune", "--texts", str(file), "--model", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_the_best_trial_is_quick_among_the_fast() -> None:
@@ -51,7 +55,8 @@ def test_a_model_with_a_cost_per_call_gets_large_batches() -> None:
     best, default = tune.tune(model, texts, 64, 0.15, seen.append)
     assert best.settings["batch_size"] >= 32
     assert best.texts_per_second >= default.texts_per_second * 0.97
-    assert len(seen) == 1 + 4 + 3 + 3 + 1 + 1
+    others = 4 + 3 + 3 + 1
+    assert len(seen) in (1 + others, 1 + others + 4)  # and a duel, if any is better
     assert set(best.settings) == {"batch_size", "max_tokens", "max_wait_time", "workers"}
 
 
