@@ -584,6 +584,52 @@ def test_a_model_that_hangs_costs_its_callers_a_timeout_and_the_queue_goes_on() 
     run(main())
 
 
+def test_when_no_thread_can_take_the_hung_ones_place_callers_still_get_their_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = FakeEmbedder()
+    model.gate.clear()
+
+    async def main() -> None:
+        processor = BatchEmbeddingProcessor(model=model, timeout=0.3)
+        first = asyncio.ensure_future(processor.embed("hangs"))
+        await until(lambda: len(model.batches) == 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            await asyncio.sleep(0.1)
+            second = asyncio.ensure_future(processor.embed("waits"))
+            answers = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [TimeoutError, TimeoutError]
+        model.gate.set()
+        assert np.array_equal(await processor.embed("goes on"), model.vector("goes on"))
+        await processor.aclose()
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    run(main())
+
+
+def test_a_model_whose_loading_hangs_costs_its_callers_a_timeout() -> None:
+    gate = threading.Event()
+
+    def load() -> FakeEmbedder:
+        gate.wait()
+        return FakeEmbedder()
+
+    async def main() -> None:
+        async with BatchEmbeddingProcessor(model=load, timeout=0.2) as processor:
+            with pytest.raises(TimeoutError, match=r"no vector for 0\.2 s"):
+                await processor.embed("a")
+            with pytest.raises(TimeoutError):
+                await asyncio.to_thread(processor.embed_sync, "b")
+            assert processor.metrics()["queue_texts"] == 0
+            gate.set()
+            assert (await processor.embed("c")).shape == (8,)
+
+    run(main())
+
+
 def test_a_plain_thread_gets_a_timeout_too() -> None:
     model = FakeEmbedder()
     model.gate.clear()

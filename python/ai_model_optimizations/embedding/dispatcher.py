@@ -446,7 +446,10 @@ class Dispatcher:
             worker.batch, TimeoutError(f"the model did not return within {self._timeout} s")
         )
         if self._queue.texts:
-            self._start_worker()
+            try:
+                self._start_worker()
+            except RuntimeError as problem:  # no more threads; the next caller tries again
+                logger.error("no worker takes its place: %s", problem)
         return lost
 
 
