@@ -18,6 +18,7 @@ from ai_model_optimizations import (
     NoSuitableModelError,
     SpaceMismatchError,
 )
+from ai_model_optimizations.memory_monitor import memory_monitor
 from ai_model_optimizations.testing import FakeEmbedder
 
 
@@ -261,6 +262,22 @@ def test_release_memory_unloads_what_is_idle_and_can_be_loaded_again(
     assert "loading included" in reasons["loader"]
     selector.load("loader")
     assert sorted(selector.loaded) == ["loader", "owned"]
+
+
+def test_the_memory_monitors_alarm_unloads_what_is_idle_and_spares_what_is_in_use(
+    selector: AdaptiveModelSelector,
+) -> None:
+    selector.register("idle", Loader(), quality=1)
+    selector.register("busy", Loader(), quality=1)
+    selector.load("idle")
+    memory_monitor.on_threshold(selector.release_memory)
+    memory_monitor.configure(memory_threshold_mb=1, cooldown=1000)
+    try:
+        with selector.use("busy"):
+            memory_monitor._tick()
+            assert selector.loaded == ["busy"]
+    finally:
+        memory_monitor._set_up()
 
 
 def test_an_idle_model_goes_by_itself() -> None:
