@@ -209,7 +209,7 @@ def selection(model: Any) -> Figures:
 
     The choice is timed by itself, and once more right after the model has emptied the caches.
     """
-    texts = text_set("mixed", 900)
+    texts = text_set("mixed", 450)
     with AdaptiveModelSelector() as selector:
         for i in range(4):
             languages = ["en", "tr"] if i % 2 else None
