@@ -63,6 +63,25 @@ def test_a_forked_child_starts_anew_while_the_parent_goes_on() -> None:
     """) == "both\n"  # fmt: skip
 
 
+def test_a_child_forked_while_the_model_is_called_directly_does_not_wait_for_that_call() -> None:
+    assert script("""
+        os.environ["AIMO_DISABLE"] = "batch"
+        model = FakeEmbedder(delay=0.5)
+        processor = BatchEmbeddingProcessor(model=model)
+        caller = threading.Thread(target=processor.embed_sync, args=("parent",))
+        caller.start()
+        while not model.batches:
+            time.sleep(0.001)
+        child = os.fork()
+        if child == 0:
+            assert np.array_equal(processor.embed_sync("child"), model.vector("child"))
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        caller.join()
+        print("both")
+    """) == "both\n"  # fmt: skip
+
+
 def test_the_interpreter_exits_while_a_model_hangs_and_callers_wait() -> None:
     assert script("""
         model.gate.clear()

@@ -107,7 +107,7 @@ class BatchEmbeddingProcessor:
             workers=workers,
             cache_bytes=int(cache_mb * _MIB),
         )
-        self._direct = DirectCalls(self._dispatcher, batch_size, workers)
+        self._direct = DirectCalls(self._dispatcher, batch_size)
         finalizer = weakref.finalize(self, _close_in_background, self._dispatcher)
         finalizer.atexit = False  # the dispatchers close themselves then
 

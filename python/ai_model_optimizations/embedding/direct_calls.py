@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Final, cast
 
 import numpy as np
@@ -20,15 +19,14 @@ class DirectCalls:
 
     Parameters
     ----------
-    dispatcher : loads the model and says whether work is taken; nothing is queued in it
+    dispatcher : loads the model, says whether work is taken and bounds the calls at a time;
+        nothing is queued in it
     batch_size : texts in one call of the model, at most
-    workers : calls of the model at a time
     """
 
-    def __init__(self, dispatcher: Dispatcher, batch_size: int, workers: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, batch_size: int) -> None:
         self._dispatcher = dispatcher
         self._batch_size = batch_size
-        self._turns = threading.BoundedSemaphore(workers)
 
     async def encode(self, texts: list[str], timeout: float | None) -> NDArray[np.float32]:
         """Embed `texts` without blocking the loop; (len(texts), dim) float32."""
@@ -45,7 +43,7 @@ class DirectCalls:
         if self._dispatcher.closing:
             raise ClosedError("the batch processor is closed")
         engine = self._dispatcher.load()
-        with self._turns:
+        with self._dispatcher.direct_turns:
             if not texts and engine.dimension is None:
                 engine.encode([_ANY_TEXT])
             parts = [

@@ -98,6 +98,7 @@ class Dispatcher:
         if self.engine is not None:
             self.tokens.bind(self.engine.token_counter, self.engine.max_seq_length)
         self._load_lock = threading.Lock()
+        self.direct_turns = threading.BoundedSemaphore(self._worker_count)  # AIMO_DISABLE=batch
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # parked workers wait here
         self._company = threading.Condition(self._lock)  # a worker waits for more callers
