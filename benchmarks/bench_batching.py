@@ -323,12 +323,6 @@ def main() -> None:
     TOLERANCE = 0.0 if arguments.engine == "ours" else 1e-4
     texts = text_set(arguments.kind, arguments.texts)
     results: dict[str, Any] = {}
-    for count in map(int, arguments.callers.split(",")):
-        # Few callers take longer for as many texts.
-        part = texts if count >= 32 else texts[: max(1, len(texts) // 3)]
-        title = f"{count} callers"
-        results[title] = compare(model, part, count, arguments.rounds)
-        show(title, results[title])
     if arguments.engine == "ours":
         results["alone"] = {
             "idle": idle_latency(model, text_set("short", 500)),
@@ -337,6 +331,12 @@ def main() -> None:
             "selection": selection(model),
         }
         show("alone", results["alone"])
+    for count in map(int, arguments.callers.split(",")):
+        # Few callers take longer for as many texts.
+        part = texts if count >= 32 else texts[: max(1, len(texts) // 3)]
+        title = f"{count} callers"
+        results[title] = compare(model, part, count, arguments.rounds)
+        show(title, results[title])
     mean_tokens = float(np.mean([len(text) for text in texts])) / 4.5
     if arguments.engine == "ours":
         mean_tokens = float(np.mean(model.count_tokens(texts)))
