@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -205,6 +207,36 @@ def test_a_model_is_loaded_once_however_many_ask(selector: AdaptiveModelSelector
     assert loader.calls == 1
     assert len(models) == 16
     assert len(set(map(id, models))) == 1
+
+
+def test_a_child_forked_during_a_load_loads_for_itself() -> None:
+    code = """
+import os, threading, time
+from ai_model_optimizations import AdaptiveModelSelector
+from ai_model_optimizations.testing import FakeEmbedder
+parent, began = os.getpid(), threading.Event()
+def load():
+    began.set()
+    time.sleep(0.5 if os.getpid() == parent else 0)
+    return FakeEmbedder()
+selector = AdaptiveModelSelector(idle_seconds=0.05, profile_seconds=0.01)
+selector.register("m", load, quality=1)
+thread = threading.Thread(target=selector.load, args=("m",))
+thread.start()
+began.wait()
+child = os.fork()
+if child == 0:
+    with selector.use("m") as model:
+        assert model.encode("a").shape == (8,)
+    while selector.loaded:  # by the child's own janitor
+        time.sleep(0.01)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+thread.join()
+selector.close()
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def test_a_failed_load_is_raised_and_tried_again(selector: AdaptiveModelSelector) -> None:

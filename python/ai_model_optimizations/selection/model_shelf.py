@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +24,8 @@ _TYPICAL_TEXTS: Final = (
     ["How do I reset the password of my account?", "The order has not arrived yet, where is it?"],
     ["Şifremi nasıl değiştirebilirim?", "Siparişim henüz ulaşmadı, şu an nerede?"],
 )
+
+_shelves: weakref.WeakSet[ModelShelf] = weakref.WeakSet()
 
 
 class Entry:
@@ -80,12 +84,19 @@ class ModelShelf:
     def __init__(self, idle_seconds: float | None, profile_seconds: float) -> None:
         self._idle_seconds = idle_seconds
         self._profile_seconds = profile_seconds
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
-        self._janitor: threading.Thread | None = None
         self._closed = False
         # Replaced, never changed: readers take no lock.
         self.entries: dict[str, Entry] = {}
+        self.renew_locks()
+        _shelves.add(self)
+
+    def renew_locks(self) -> None:
+        """Begin without the threads that hold locks; in a forked child they do not exist."""
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._janitor: threading.Thread | None = None
+        for entry in self.entries.values():
+            entry.loading = threading.Lock()
 
     def add(self, entry: Entry) -> None:
         """Register a model; ValueError if its name is taken."""
@@ -114,6 +125,7 @@ class ModelShelf:
                 if engine is not None:
                     entry.users += 1
                     entry.condemned = False
+                    self._start_janitor()
                     return engine
             engine = self._load(entry)
             with self._lock:
@@ -121,15 +133,20 @@ class ModelShelf:
                 entry.space_id = engine.space_id
                 entry.engine = engine
                 entry.users += 1
-                if self._idle_seconds is not None and self._janitor is None and not self._closed:
-                    self._janitor = threading.Thread(
-                        target=self._unload_idle,
-                        args=(self._idle_seconds,),
-                        name="aimo-selector",
-                        daemon=True,
-                    )
-                    self._janitor.start()
+                self._start_janitor()
                 return engine
+
+    def _start_janitor(self) -> None:
+        """Start the thread that unloads idle models, if one is wanted and there is none yet."""
+        if self._idle_seconds is None or self._janitor is not None or self._closed:
+            return
+        self._janitor = threading.Thread(
+            target=self._unload_idle,
+            args=(self._idle_seconds,),
+            name="aimo-selector",
+            daemon=True,
+        )
+        self._janitor.start()
 
     def _load(self, entry: Entry) -> Engine:
         resident = _resident_bytes()
@@ -236,3 +253,11 @@ def _resident_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def _renew_locks_after_fork() -> None:
+    for shelf in list(_shelves):
+        shelf.renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks_after_fork)

@@ -122,10 +122,10 @@ class AdaptiveModelSelector:
             family,
             pinned=hasattr(model_or_loader, "encode"),
         )
-        self._shelf.add(entry)
         if family is not None:
             with self._lock:
                 self._governors.setdefault(family, LoadGovernor(self._dwell_seconds))
+        self._shelf.add(entry)
 
     @property
     def names(self) -> list[str]:
