@@ -64,6 +64,27 @@ def test_bits_equal_offline_encode_whoever_shares_the_batch(model: EmbeddingMode
     asyncio.run(main())
 
 
+def test_a_batch_of_long_texts_frees_the_interpreter_between_pieces(
+    model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[int] = []
+    encode_batch = EmbeddingModel._encode_batch
+
+    def counting(self, texts, *arguments, **options):  # type: ignore[no-untyped-def]
+        pieces.append(len(texts))
+        return encode_batch(self, texts, *arguments, **options)
+
+    long = [f"{i} {'some words that go on ' * 40}" for i in range(32)]
+    expected = model.encode(long)
+    monkeypatch.setattr(EmbeddingModel, "_encode_batch", counting)
+    with BatchEmbeddingProcessor(model=model) as processor:
+        assert np.array_equal(processor.process_batch_sync(long), expected)
+        assert pieces == [11, 11, 10]
+        pieces.clear()
+        processor.process_batch_sync([f"short {i}" for i in range(32)])
+        assert pieces == [32]
+
+
 def test_a_text_that_is_no_unicode_fails_its_caller_alone(model: EmbeddingModel) -> None:
     async def main() -> None:
         async with BatchEmbeddingProcessor(model=model) as processor:
