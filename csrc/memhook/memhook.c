@@ -163,11 +163,12 @@ static void note_allocated(void *block, size_t size)
     atomic_flag_clear_explicit(&changing, memory_order_release);
 }
 
-/* Returns what was known of the block, address 0 when nothing. */
+/* Returns what was known of the block, address 0 when nothing. Mostly it is nothing: a neighbour of
+ * a sampled block. */
 static aimo_live_block note_freed(void *block)
 {
     aimo_live_block known = {0};
-    if (block == NULL || !hook.active || !hook.config.owner() ||
+    if (!aimo_table_contains((uintptr_t)block) || !hook.config.owner() ||
         atomic_flag_test_and_set_explicit(&changing, memory_order_acquire))
         return known;
     known = aimo_table_remove((uintptr_t)block);
@@ -185,11 +186,12 @@ static void note_not_freed(aimo_live_block known)
     atomic_flag_clear_explicit(&changing, memory_order_release);
 }
 
-/* The wrappers. Their context is the allocator below; the rare cases are functions of their own, so
- * that the common ones need no stack frame and end in a jump. */
+/* The rare cases, functions of their own so that the common ones need no stack frame and end in a
+ * jump. */
 
-static __attribute__((noinline)) void *sampled_malloc(const aimo_allocator *below, size_t size)
+static __attribute__((noinline)) void *sampled_malloc(size_t domain, size_t size)
 {
+    const aimo_allocator *below = &below_domain[domain];
     const bool sampled = take_sample(size);
     void *block = below->malloc(below->context, size);
     if (sampled && block != NULL)
@@ -197,18 +199,9 @@ static __attribute__((noinline)) void *sampled_malloc(const aimo_allocator *belo
     return block;
 }
 
-static void *hook_malloc(void *context, size_t size)
+static __attribute__((noinline)) void *sampled_calloc(size_t domain, size_t count, size_t size)
 {
-    const aimo_allocator *below = context;
-    bytes_left -= (int64_t)size;
-    if (UNLIKELY(bytes_left < 0))
-        return sampled_malloc(below, size);
-    return below->malloc(below->context, size);
-}
-
-static __attribute__((noinline)) void *sampled_calloc(const aimo_allocator *below, size_t count,
-                                                      size_t size)
-{
+    const aimo_allocator *below = &below_domain[domain];
     const bool sampled = take_sample(count * size);
     void *block = below->calloc(below->context, count, size);
     if (sampled && block != NULL)
@@ -216,20 +209,12 @@ static __attribute__((noinline)) void *sampled_calloc(const aimo_allocator *belo
     return block;
 }
 
-static void *hook_calloc(void *context, size_t count, size_t size)
-{
-    const aimo_allocator *below = context;
-    bytes_left -= (int64_t)(count * size); /* fits: the callers of allocators have checked it */
-    if (UNLIKELY(bytes_left < 0))
-        return sampled_calloc(below, count, size);
-    return below->calloc(below->context, count, size);
-}
-
 /* The old block is forgotten before the call, because its address may belong to somebody else right
  * after it; the new one is a new allocation of its whole size. */
-static __attribute__((noinline)) void *sampled_realloc(const aimo_allocator *below, void *block,
-                                                       size_t size, bool counted_out)
+static __attribute__((noinline)) void *sampled_realloc(size_t domain, void *block, size_t size,
+                                                       bool counted_out)
 {
+    const aimo_allocator *below = &below_domain[domain];
     const bool sampled = counted_out && take_sample(size);
     const aimo_live_block known = note_freed(block);
     void *moved = below->realloc(below->context, block, size);
@@ -240,37 +225,91 @@ static __attribute__((noinline)) void *sampled_realloc(const aimo_allocator *bel
     return moved;
 }
 
-static void *hook_realloc(void *context, void *block, size_t size)
+static __attribute__((noinline)) void filtered_free(size_t domain, void *block)
 {
-    const aimo_allocator *below = context;
-    bytes_left -= (int64_t)size;
-    const bool counted_out = bytes_left < 0;
-    if (UNLIKELY(counted_out || *filter_slot((uintptr_t)block) != 0))
-        return sampled_realloc(below, block, size, counted_out);
-    return below->realloc(below->context, block, size);
-}
-
-static __attribute__((noinline)) void filtered_free(const aimo_allocator *below, void *block)
-{
+    const aimo_allocator *below = &below_domain[domain];
     note_freed(block);
     below->free(below->context, block);
 }
 
-static void hook_free(void *context, void *block)
+/* The common cases, a few instructions before the jump to the allocator below. Each domain has its
+ * own copies: with the domain known to the compiler, where that allocator stands is a constant, and
+ * the context that they are called with is not needed. */
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+ALWAYS_INLINE void *hook_malloc(size_t domain, size_t size)
 {
-    const aimo_allocator *below = context;
+    const aimo_allocator *below = &below_domain[domain];
+    bytes_left -= (int64_t)size;
+    if (UNLIKELY(bytes_left < 0))
+        return sampled_malloc(domain, size);
+    return below->malloc(below->context, size);
+}
+
+ALWAYS_INLINE void *hook_calloc(size_t domain, size_t count, size_t size)
+{
+    const aimo_allocator *below = &below_domain[domain];
+    bytes_left -= (int64_t)(count * size); /* fits: the callers of allocators have checked it */
+    if (UNLIKELY(bytes_left < 0))
+        return sampled_calloc(domain, count, size);
+    return below->calloc(below->context, count, size);
+}
+
+ALWAYS_INLINE void *hook_realloc(size_t domain, void *block, size_t size)
+{
+    const aimo_allocator *below = &below_domain[domain];
+    bytes_left -= (int64_t)size;
+    const bool counted_out = bytes_left < 0;
+    if (UNLIKELY(counted_out || *filter_slot((uintptr_t)block) != 0))
+        return sampled_realloc(domain, block, size, counted_out);
+    return below->realloc(below->context, block, size);
+}
+
+ALWAYS_INLINE void hook_free(size_t domain, void *block)
+{
+    const aimo_allocator *below = &below_domain[domain];
     if (UNLIKELY(*filter_slot((uintptr_t)block) != 0)) {
-        filtered_free(below, block);
+        filtered_free(domain, block);
         return;
     }
     below->free(below->context, block);
 }
 
+#define WRAPPER(domain)                                                                            \
+    static void *malloc_##domain(void *context, size_t size)                                       \
+    {                                                                                              \
+        (void)context;                                                                             \
+        return hook_malloc(domain, size);                                                          \
+    }                                                                                              \
+    static void *calloc_##domain(void *context, size_t count, size_t size)                         \
+    {                                                                                              \
+        (void)context;                                                                             \
+        return hook_calloc(domain, count, size);                                                   \
+    }                                                                                              \
+    static void *realloc_##domain(void *context, void *block, size_t size)                         \
+    {                                                                                              \
+        (void)context;                                                                             \
+        return hook_realloc(domain, block, size);                                                  \
+    }                                                                                              \
+    static void free_##domain(void *context, void *block)                                          \
+    {                                                                                              \
+        (void)context;                                                                             \
+        hook_free(domain, block);                                                                  \
+    }
+
+WRAPPER(0)
+WRAPPER(1)
+
+static const aimo_allocator wrappers[AIMO_MEMHOOK_DOMAINS] = {
+    {&below_domain[0], malloc_0, calloc_0, realloc_0, free_0},
+    {&below_domain[1], malloc_1, calloc_1, realloc_1, free_1},
+};
+
 aimo_allocator aimo_memhook_wrap(size_t domain, const aimo_allocator *below)
 {
     below_domain[domain] = *below;
-    return (aimo_allocator){&below_domain[domain], hook_malloc, hook_calloc, hook_realloc,
-                            hook_free};
+    return wrappers[domain];
 }
 
 aimo_allocator aimo_memhook_below(size_t domain) { return below_domain[domain]; }

@@ -27,6 +27,14 @@ static uint32_t epoch;
 static aimo_memhook_stats total;
 static double peak_bytes;
 
+/* The last stack that was interned, outermost frame first. The next one mostly differs in its inner
+ * frames alone, and what is equal needs no look into the tree, which is too large for the cache. */
+static struct {
+    aimo_frame frame;
+    uint32_t node;
+} last[AIMO_MEMHOOK_MAX_FRAMES];
+static size_t last_depth;
+
 static uint32_t *bucket_of(uint32_t parent, aimo_frame frame)
 {
     uint64_t hash = (uint64_t)(uintptr_t)frame.code >> 4;
@@ -67,23 +75,45 @@ static uint32_t new_child(uint32_t parent, aimo_frame frame)
     return i;
 }
 
+static bool same_frame(const aimo_frame *a, const aimo_frame *b)
+{
+    return a->code == b->code && a->instruction == b->instruction;
+}
+
+/* How many outer frames of this stack are those of the last one. */
+static size_t shared_with_last(const aimo_frame *frames, size_t depth)
+{
+    size_t i = 0;
+    while (i < depth && i < last_depth && same_frame(&frames[depth - 1 - i], &last[i].frame))
+        i++;
+    return i;
+}
+
+/* NIL when it is new and there is no node left. */
+static uint32_t intern_child(uint32_t parent, aimo_frame frame, void (*retain)(void *))
+{
+    uint32_t child = find_child(parent, frame);
+    if (child == NIL && (child = new_child(parent, frame)) != NIL)
+        retain(frame.code);
+    return child;
+}
+
 uint32_t aimo_sites_intern(const aimo_frame *frames, size_t depth, void (*retain)(void *),
                            bool *cut)
 {
-    uint32_t site = ROOT;
-    *cut = false;
-    for (size_t i = depth; i-- > 0;) {
-        uint32_t child = find_child(site, frames[i]);
-        if (child == NIL) {
-            child = new_child(site, frames[i]);
-            if (child == NIL) {
-                *cut = true;
-                return site;
-            }
-            retain(frames[i].code);
-        }
+    size_t i = shared_with_last(frames, depth);
+    uint32_t site = i != 0 ? last[i - 1].node : ROOT;
+    for (; i < depth; i++) {
+        const aimo_frame frame = frames[depth - 1 - i];
+        const uint32_t child = intern_child(site, frame, retain);
+        if (child == NIL)
+            break;
+        last[i].frame = frame;
+        last[i].node = child;
         site = child;
     }
+    last_depth = i;
+    *cut = i < depth;
     return site;
 }
 
@@ -192,6 +222,7 @@ void aimo_sites_collect(bool all)
     if (all)
         forget_statistics();
     mark_needed();
+    last_depth = 0; /* its nodes may be retired */
     for (uint32_t i = 1; i < used; i++) {
         if (nodes[i].needed || nodes[i].n.frame.code == NULL || nodes[i].n.parent == i)
             continue;
@@ -219,9 +250,10 @@ void aimo_sites_abandon(void)
     memset(nodes, 0, sizeof nodes[0]);
     used = 1;
     free_list = to_release = NIL;
+    last_depth = 0;
     total = (aimo_memhook_stats){0};
     peak_bytes = 0.0;
     epoch = 0;
 }
 
-size_t aimo_sites_memory_bytes(void) { return sizeof nodes + sizeof buckets; }
+size_t aimo_sites_memory_bytes(void) { return sizeof nodes + sizeof buckets + sizeof last; }

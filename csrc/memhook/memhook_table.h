@@ -13,6 +13,7 @@ typedef struct {
 } aimo_live_block;
 
 size_t aimo_table_count(void);
+bool aimo_table_contains(uintptr_t address);
 /* False when the table is full; the block's address must be neither 0 nor in the table. */
 bool aimo_table_insert(aimo_live_block block);
 /* Removes and returns the block at `address`; one with address 0 when there is none. */
