@@ -138,6 +138,35 @@ def test_files_that_are_no_python_are_passed_over(tmp_path: Path) -> None:
     assert doctor.examine(tmp_path) == []
 
 
+def test_each_source_is_parsed_once_and_only_where_it_can_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "both.py").write_text("import tracemalloc\ntracemalloc.start()\nMemoryMonitor()\n")
+    (tmp_path / "neither.py").write_text("x = 1\n")
+    parsed: list[str] = []
+    parse = doctor.parse
+
+    def counting(path: Path) -> object:
+        parsed.append(path.name)
+        return parse(path)
+
+    monkeypatch.setattr(doctor, "parse", counting)
+    assert sorted(checks(tmp_path)) == ["tracemalloc", "two monitors"]
+    assert parsed == ["both.py"]
+
+
+def test_a_folder_of_too_many_sources_says_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.setattr(doctor, "_MOST_FILES", 3)
+    assert checks(tmp_path) == []
+    monkeypatch.setattr(doctor, "_MOST_FILES", 2)
+    (finding,) = doctor.examine(tmp_path)
+    assert finding.check == "sources" and finding.where == str(tmp_path / "c.py")
+
+
 def test_environments_and_caches_are_not_searched(tmp_path: Path) -> None:
     for folder in ("venv", ".hidden", "node_modules", "lib/site-packages"):
         (tmp_path / folder).mkdir(parents=True)

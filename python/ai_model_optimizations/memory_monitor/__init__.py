@@ -12,10 +12,10 @@ Importing this starts no thread and imports neither torch nor psutil.
 
 from .alarms import ThresholdEvent
 from .breakdown import Breakdown
+from .judge import LeakEvent
 from .leaks import MemoryLeakDetector
 from .metrics import MemoryCollector, register_opentelemetry, register_prometheus
 from .monitor import (
-    LeakEvent,
     MemoryMonitor,
     force_gc,
     get_memory_history,

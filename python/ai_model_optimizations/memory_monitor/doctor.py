@@ -51,7 +51,6 @@ class Finding:
 
 def python_files(folder: Path) -> Iterator[Path]:
     """Yield the sources below `folder`; environments, caches and hidden folders are left out."""
-    found = 0
     for path, folders, files in os.walk(folder):
         here = Path(path)
         folders[:] = sorted(
@@ -61,19 +60,12 @@ def python_files(folder: Path) -> Iterator[Path]:
             and not name.startswith(".")
             and not (here / name / "pyvenv.cfg").exists()
         )
-        for name in sorted(files):
-            if name.endswith(".py"):
-                found += 1
-                if found > _MOST_FILES:
-                    return
-                yield here / name
+        yield from (here / name for name in sorted(files) if name.endswith(".py"))
 
 
 def parse(path: Path) -> ast.Module | None:
     """Return the syntax tree of a source file; None when it is not readable Python."""
     try:
-        if path.stat().st_size > _LARGEST_SOURCE:
-            return None
         with tokenize.open(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the source's own invalid escapes are not our concern
             return ast.parse(file.read())
@@ -81,26 +73,36 @@ def parse(path: Path) -> ast.Module | None:
         return None
 
 
+def _says(path: Path, words: tuple[bytes, ...]) -> bool:
+    """Whether a source mentions one of the words at all: far cheaper than a syntax tree."""
+    try:
+        if path.stat().st_size > _LARGEST_SOURCE:
+            return False
+        text = path.read_bytes()
+    except OSError:
+        return False
+    return any(word in text for word in words)
+
+
 def _is_this_package(path: Path) -> bool:
     own = Path(__file__).resolve().parent.parent
     return path.resolve() in (own, own / "__init__.py") or (path / "_core.pyi").exists()
 
 
-def check_shadowing(folder: Path) -> Iterator[Finding]:
-    """Find modules that Python would import instead of this package."""
-    for path in python_files(folder):
-        hides = path.name == f"{PACKAGE}.py" or (
-            path.name == "__init__.py"
-            and path.parent.name == PACKAGE
-            and not _is_this_package(path.parent)
+def check_shadowing(path: Path) -> Iterator[Finding]:
+    """Find out whether Python would import the module at `path` instead of this package."""
+    hides = path.name == f"{PACKAGE}.py" or (
+        path.name == "__init__.py"
+        and path.parent.name == PACKAGE
+        and not _is_this_package(path.parent)
+    )
+    if hides:
+        yield Finding(
+            "shadowing",
+            str(path),
+            f"a module named {PACKAGE} hides this package from everything that runs here",
+            "delete or rename it; the package offers the same names",
         )
-        if hides:
-            yield Finding(
-                "shadowing",
-                str(path),
-                f"a module named {PACKAGE} hides this package from everything that runs here",
-                "delete or rename it; the package offers the same names",
-            )
 
 
 def _called_name(node: ast.Call) -> str:
@@ -125,7 +127,10 @@ def _imports_ours(tree: ast.Module, name: str) -> bool:
     )
 
 
-def _monitors_of(path: Path, tree: ast.Module) -> Iterator[Finding]:
+def check_two_monitors(path: Path, tree: ast.Module) -> Iterator[Finding]:
+    """Find constructions and definitions of a second monitor."""
+    if _is_this_package(path.parent) or _is_this_package(path.parent.parent):
+        return
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == "MemoryMonitor":
             yield Finding(
@@ -145,38 +150,34 @@ def _monitors_of(path: Path, tree: ast.Module) -> Iterator[Finding]:
             )
 
 
-def check_two_monitors(folder: Path) -> Iterator[Finding]:
-    """Find constructions and definitions of a second monitor."""
-    for path in python_files(folder):
-        if not _is_this_package(path.parent) and not _is_this_package(path.parent.parent):
-            tree = parse(path)
-            if tree is not None:
-                yield from _monitors_of(path, tree)
+_SAMPLE_INSTEAD = (
+    "sample instead: start_monitoring(allocations=True); tracemalloc costs several times"
+)
 
 
-def check_tracemalloc(folder: Path) -> Iterator[Finding]:
-    """Find tracemalloc that is on, or that sources switch on and never off."""
-    advice = "sample instead: start_monitoring(allocations=True); tracemalloc costs several times"
+def check_tracemalloc_calls(path: Path, tree: ast.Module) -> Iterator[Finding]:
+    """Find a source that switches tracemalloc on and never off."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    if any(_called_name(call) == "tracemalloc.stop" for call in calls):
+        return
+    for call in calls:
+        if _called_name(call) == "tracemalloc.start":
+            yield Finding(
+                "tracemalloc",
+                f"{path}:{call.lineno}",
+                "starts tracemalloc and never stops it",
+                _SAMPLE_INSTEAD,
+            )
+
+
+def check_tracemalloc() -> Iterator[Finding]:
+    """Find tracemalloc that is on in this process or in its environment."""
+    value = os.environ.get("PYTHONTRACEMALLOC", "")
     if tracemalloc.is_tracing():
-        yield Finding("tracemalloc", "this process", "tracemalloc is on", advice)
-    elif os.environ.get("PYTHONTRACEMALLOC", "0") not in ("", "0"):
-        value = os.environ["PYTHONTRACEMALLOC"]
-        yield Finding("tracemalloc", f"PYTHONTRACEMALLOC={value}", "tracemalloc is on", advice)
-    for path in python_files(folder):
-        tree = parse(path)
-        if tree is None:
-            continue
-        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-        if any(_called_name(call) == "tracemalloc.stop" for call in calls):
-            continue
-        for call in calls:
-            if _called_name(call) == "tracemalloc.start":
-                yield Finding(
-                    "tracemalloc",
-                    f"{path}:{call.lineno}",
-                    "starts tracemalloc and never stops it",
-                    advice,
-                )
+        yield Finding("tracemalloc", "this process", "tracemalloc is on", _SAMPLE_INSTEAD)
+    elif value not in ("", "0"):
+        where = f"PYTHONTRACEMALLOC={value}"
+        yield Finding("tracemalloc", where, "tracemalloc is on", _SAMPLE_INSTEAD)
 
 
 def _number(name: str) -> int | None:
@@ -184,7 +185,7 @@ def _number(name: str) -> int | None:
     return int(text) if text.isdigit() and int(text) > 0 else None
 
 
-def check_threads(_folder: Path) -> Iterator[Finding]:
+def check_threads() -> Iterator[Finding]:
     """Find pools that together have more threads than the process may run."""
     allowed = _allowed_threads()
     workers = _number(_WORKER_VARIABLE) or 1
@@ -216,7 +217,7 @@ def _allowed_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def check_arenas(_folder: Path) -> Iterator[Finding]:
+def check_arenas() -> Iterator[Finding]:
     """Find a glibc whose arenas may keep freed memory of many threads."""
     settings = os.environ.get("GLIBC_TUNABLES", "")
     if os.environ.get("MALLOC_ARENA_MAX") or "arena_max" in settings:
@@ -231,7 +232,7 @@ def check_arenas(_folder: Path) -> Iterator[Finding]:
         )
 
 
-def check_threshold(_folder: Path) -> Iterator[Finding]:
+def check_threshold() -> Iterator[Finding]:
     """Find an alarm threshold that the container's limit would not let anyone reach."""
     try:
         threshold = limits.threshold_from_environment()
@@ -251,14 +252,37 @@ def check_threshold(_folder: Path) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
-    check_shadowing,
+_TREE_CHECKS: tuple[Callable[[Path, ast.Module], Iterator[Finding]], ...] = (
     check_two_monitors,
+    check_tracemalloc_calls,
+)
+#: A source that says none of these has nothing for the checks above.
+_WORDS = (b"MemoryMonitor", b"tracemalloc")
+
+_ENVIRONMENT_CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_tracemalloc,
     check_threads,
     check_arenas,
     check_threshold,
 )
+
+
+def check_sources(folder: Path) -> Iterator[Finding]:
+    """Run the checks of sources; each file is read, and parsed where that can matter, once."""
+    for count, path in enumerate(python_files(folder)):
+        if count == _MOST_FILES:
+            yield Finding(
+                "sources",
+                str(path),
+                f"more than {_MOST_FILES} Python files: this one and the rest were not read",
+                "name the service's own folder",
+            )
+            return
+        yield from check_shadowing(path)
+        tree = parse(path) if _says(path, _WORDS) else None
+        if tree is not None:
+            for check in _TREE_CHECKS:
+                yield from check(path, tree)
 
 
 def examine(folder: str | os.PathLike[str] = ".") -> list[Finding]:
@@ -276,7 +300,8 @@ def examine(folder: str | os.PathLike[str] = ".") -> list[Finding]:
     path = Path(folder)
     if not path.is_dir():
         raise NotADirectoryError(f"folder must be a directory, got {str(path)!r}")
-    return [finding for check in CHECKS for finding in check(path)]
+    environment = (finding for check in _ENVIRONMENT_CHECKS for finding in check())
+    return [*environment, *check_sources(path)]
 
 
 def report(findings: list[Finding]) -> str:

@@ -20,8 +20,9 @@ import sys
 from typing import Any
 
 from .. import _core
+from .judge import LeakEvent
 from .limits import MIB, checked_threshold
-from .monitor import LeakEvent, shared_monitor
+from .monitor import shared_monitor
 from .snapshot import megabytes
 
 #: No object is larger: nothing is listed.

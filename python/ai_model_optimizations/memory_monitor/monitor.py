@@ -10,30 +10,30 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
-import math
 import os
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _core
 from ..errors import UnsupportedError
 from . import allocations as allocation_hook
 from . import process
-from .alarms import Callbacks, ErrorLog, LevelTracker, ThresholdEvent, pressure
-from .limits import (
-    DEFAULT_THRESHOLD_MB,
-    MIB,
-    checked_threshold,
-    default_threshold_mb,
-    threshold_from_environment,
+from .alarms import ErrorLog
+from .judge import Judge, LeakEvent
+from .limits import DEFAULT_THRESHOLD_MB, default_threshold_mb, threshold_from_environment
+from .settings import (
+    DEFAULT_INTERVAL,
+    DEFAULT_WINDOW,
+    HISTORY_LENGTH,
+    Settings,
+    checked_settings,
 )
 from .snapshot import MemorySnapshot, Sampler, megabytes
-from .trend import LEAST_READINGS, GrowingSite, GrowingSites, GrowthTrend
+from .tracking import TrackedObjects
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,74 +43,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("ai_model_optimizations")
 _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
-DEFAULT_INTERVAL = 60.0
-DEFAULT_WINDOW = 10
-#: A day of readings at the default interval.
-_HISTORY_LENGTH = 1440
 #: While nobody monitors, a reading older than this is taken anew.
 _STALE_SECONDS = 1.0
-#: Growth below these is never called a leak: 1 MB per minute, and 2 MB over the window.
-_LEAST_LEAK_PER_SECOND = MIB / 60
-_LEAST_LEAK = 2 * MIB
-_SITE_STEPS = 3
-_TOP_SITES = 10
 _SLOT = "memory_monitor"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What can be set; ``memory_threshold_mb=None`` follows the container."""
-
-    check_interval: float = DEFAULT_INTERVAL
-    memory_threshold_mb: float | None = None
-    leak_detection_window: int = DEFAULT_WINDOW
-    warmup_readings: int = 5
-    cooldown: float = 300.0
-    gc_on_threshold: bool = False
-    trim_on_threshold: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LeakEvent:
-    """Memory grows steadily, over a whole window and beyond noise."""
-
-    slope_mb_per_minute: float
-    least_mb_per_minute: float
-    memory_mb: float
-    window: int
-    sites: tuple[GrowingSite, ...]
-
-
-def _checked_seconds(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, got {type(value).__name__}")
-    if not 0 < value <= threading.TIMEOUT_MAX:
-        raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
-    return float(value)
-
-
-def _checked_count(value: object, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not least <= value <= _HISTORY_LENGTH:
-        raise ValueError(f"{name} must be {least} to {_HISTORY_LENGTH}, got {value!r}")
-    return value
-
-
-def _checked_settings(**changes: Any) -> dict[str, Any]:
-    """The arguments that are not None, checked before anything is changed."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    for name in ("check_interval", "cooldown"):
-        if name in given:
-            given[name] = _checked_seconds(given[name], name)
-    if "memory_threshold_mb" in given:
-        given["memory_threshold_mb"] = checked_threshold(given["memory_threshold_mb"])
-    if "leak_detection_window" in given:
-        window = given["leak_detection_window"]
-        _checked_count(window, "leak_detection_window", LEAST_READINGS)
-    if "warmup_readings" in given:
-        _checked_count(given["warmup_readings"], "warmup_readings", 0)
-    return given
 
 
 class MemoryMonitor:
@@ -137,7 +72,7 @@ class MemoryMonitor:
         leak_detection_window: int = DEFAULT_WINDOW,
     ) -> MemoryMonitor:
         """Return the process's monitor."""
-        given = _checked_settings(
+        given = checked_settings(
             check_interval=check_interval,
             memory_threshold_mb=memory_threshold_mb,
             leak_detection_window=leak_detection_window,
@@ -162,11 +97,8 @@ class MemoryMonitor:
         self._configured = False
         self._sampler = Sampler()
         self._errors = ErrorLog()
-        self._threshold_callbacks: Callbacks[ThresholdEvent] = Callbacks(
-            "an on_threshold callback", self._errors
-        )
-        self._leak_callbacks: Callbacks[LeakEvent] = Callbacks("an on_leak callback", self._errors)
-        self._tracked: dict[int, tuple[str, weakref.ref[Any]]] = {}
+        self._judge = Judge(self._errors, self._settings)
+        self._tracked = TrackedObjects()
         self._start_fresh()
 
     def _start_fresh(self) -> None:
@@ -177,18 +109,9 @@ class MemoryMonitor:
         self._stop_event = threading.Event()
         self._revive = False
         self._history: tuple[MemorySnapshot, ...] = ()
-        self._levels = LevelTracker()
         self._owns_hook = False
-        self._top_sites: tuple[allocation_hook.Site, ...] = ()
-        self._leak: LeakEvent | None = None
-        self._leak_alarmed_at = -math.inf
-        self._memory_warnings = self._leak_alerts = self._gc_runs = 0
-        self._restart_trend()
-
-    def _restart_trend(self) -> None:
-        settings = self._settings
-        self._trend = GrowthTrend(settings.leak_detection_window, settings.warmup_readings)
-        self._growing_sites = GrowingSites(_SITE_STEPS)
+        self._gc_runs = 0
+        self._judge.start_fresh(self._settings)
 
     # ---- one instance ----
 
@@ -253,7 +176,7 @@ class MemoryMonitor:
         gc_on_threshold : run the garbage collector at an alarm
         trim_on_threshold : give the allocator's free pages back at an alarm
         """
-        given = _checked_settings(
+        given = checked_settings(
             check_interval=check_interval,
             memory_threshold_mb=memory_threshold_mb,
             leak_detection_window=leak_detection_window,
@@ -269,7 +192,7 @@ class MemoryMonitor:
             self._settings = replace(before, **given)
             self._configured = self._configured or bool(given)
             if given.keys() & {"leak_detection_window", "warmup_readings"}:
-                self._restart_trend()
+                self._judge.restart_trend(self._settings)
             restart = self._running() and self._settings.check_interval != before.check_interval
         if restart:
             self.stop_monitoring()
@@ -312,7 +235,7 @@ class MemoryMonitor:
                 self._start_hook(sample_bytes)
             if self._running():
                 return
-            self._restart_trend()
+            self._judge.restart_trend(self._settings)
             self._stop_event = threading.Event()
             self._thread = threading.Thread(
                 target=self._run,
@@ -344,7 +267,7 @@ class MemoryMonitor:
             _logger.warning("memory is monitored without allocation sites: %s", error)
             return
         self._owns_hook = True
-        self._growing_sites.clear()
+        self._judge.forget_sites()
 
     def _stop_hook(self) -> None:
         if self._owns_hook:
@@ -355,8 +278,6 @@ class MemoryMonitor:
         """The thread did not come along: forget the parent's readings, start again when used."""
         revive = self._revive or self._thread is not None
         self._start_fresh()
-        self._threshold_callbacks.after_fork()
-        self._leak_callbacks.after_fork()
         self._revive = revive
 
     def _ensure_started(self) -> None:
@@ -375,75 +296,26 @@ class MemoryMonitor:
         try:
             with self._lock:
                 snapshot = self._read()
-                sites = self._read_sites()
-            self._judge(snapshot, sites)
+                self._read_sites()
+            settings = self._settings
+            alarm = self._judge.judge(snapshot, settings, self._threshold_for(snapshot))
+            if alarm and settings.gc_on_threshold:
+                self.force_gc()
+            if alarm and settings.trim_on_threshold:
+                self.trim()
         except BaseException as error:
             self._errors.note("a reading", error)
 
     def _read(self) -> MemorySnapshot:
         snapshot = self._sampler.take()
-        self._history = (*self._history[-(_HISTORY_LENGTH - 1) :], snapshot)
+        self._history = (*self._history[-(HISTORY_LENGTH - 1) :], snapshot)
         return snapshot
 
-    def _read_sites(self) -> tuple[GrowingSite, ...]:
-        if not allocation_hook.status().running:
-            self._top_sites = ()
-            return ()
-        sites = allocation_hook.snapshot().sites
-        self._top_sites = sites[:_TOP_SITES]
-        self._growing_sites.add(sites)
-        return tuple(self._growing_sites.growing()[:_TOP_SITES])
-
-    def _judge(self, snapshot: MemorySnapshot, sites: tuple[GrowingSite, ...]) -> None:
-        threshold = self._threshold_for(snapshot)
-        ratio = pressure(snapshot, threshold)
-        if self._levels.update(ratio, snapshot.monotonic, self._settings.cooldown):
-            self._raise_threshold_alarm(snapshot, threshold)
-        self._trend.add(snapshot.monotonic, snapshot.process.counted)
-        self._judge_growth(snapshot, sites)
-
-    def _raise_threshold_alarm(self, snapshot: MemorySnapshot, threshold: float) -> None:
-        self._memory_warnings += 1
-        counted = megabytes(snapshot.process.counted)
-        _logger.warning(
-            "memory is %s: %.0f MB of a threshold of %.0f MB (resident %.0f MB)",
-            self._levels.level,
-            counted,
-            threshold,
-            snapshot.memory_mb,
-        )
-        event = ThresholdEvent(self._levels.level, counted, round(threshold, 2), snapshot)
-        self._threshold_callbacks.deliver(event)
-        if self._settings.gc_on_threshold:
-            self.force_gc()
-        if self._settings.trim_on_threshold:
-            process.give_back_free_pages()
-
-    def _judge_growth(self, snapshot: MemorySnapshot, sites: tuple[GrowingSite, ...]) -> None:
-        slope = self._trend.slope()
-        least = 0.0 if slope is None else slope.low
-        if slope is None or least < _LEAST_LEAK_PER_SECOND or least * slope.seconds < _LEAST_LEAK:
-            self._leak = None
-            return
-        self._leak = LeakEvent(
-            slope_mb_per_minute=megabytes(slope.estimate * 60),
-            least_mb_per_minute=megabytes(slope.low * 60),
-            memory_mb=megabytes(snapshot.process.counted),
-            window=self._settings.leak_detection_window,
-            sites=sites,
-        )
-        if snapshot.monotonic - self._leak_alarmed_at < self._settings.cooldown:
-            return
-        self._leak_alarmed_at = snapshot.monotonic
-        self._leak_alerts += 1
-        _logger.warning(
-            "memory grows by %.1f MB per minute (at least %.1f) over %d readings; growing: %s",
-            self._leak.slope_mb_per_minute,
-            self._leak.least_mb_per_minute,
-            self._leak.window,
-            "; ".join(str(site) for site in sites) or "no sampled site",
-        )
-        self._leak_callbacks.deliver(self._leak)
+    def _read_sites(self) -> None:
+        if allocation_hook.status().running:
+            self._judge.add_sites(allocation_hook.snapshot().sites)
+        else:
+            self._judge.forget_sites()
 
     # ---- what handlers read ----
 
@@ -467,7 +339,7 @@ class MemoryMonitor:
     @property
     def level(self) -> str:
         """``normal``, ``elevated``, ``high`` (the threshold is passed) or ``critical``."""
-        return self._levels.level
+        return self._judge.level
 
     @property
     def errors(self) -> int:
@@ -477,7 +349,7 @@ class MemoryMonitor:
     @property
     def leak(self) -> LeakEvent | None:
         """The growth that is going on, or None."""
-        return self._leak
+        return self._judge.leak
 
     def get_stats(self) -> dict[str, Any]:
         """The figures of now as plain JSON."""
@@ -489,11 +361,11 @@ class MemoryMonitor:
             "memory_threshold_mb": round(self._threshold_for(snapshot), 2),
             "monitoring_active": self.monitoring,
             "total_snapshots": len(self._history),
-            "memory_warnings": self._memory_warnings,
-            "leak_alerts": self._leak_alerts,
+            "memory_warnings": self._judge.memory_warnings,
+            "leak_alerts": self._judge.leak_alerts,
             "total_gc_runs": self._gc_runs,
             "gc_stats": snapshot.gc_stats(),
-            "top_allocations": [_site_dict(site) for site in self._top_sites],
+            "top_allocations": [_site_dict(site) for site in self._judge.top_sites],
         }
 
     def get_memory_history(self, minutes: float = 60) -> list[dict[str, Any]]:
@@ -507,13 +379,13 @@ class MemoryMonitor:
 
     def get_memory_status(self) -> dict[str, Any]:
         """Everything that a health page shows, as plain JSON."""
-        snapshot = self.latest
+        snapshot, leak = self.latest, self._judge.leak
         return {
             "status": self.level,
             **self.get_stats(),
             "memory": snapshot.memory_dict(),
             "container": snapshot.container_dict(),
-            "leak": _leak_dict(self._leak),
+            "leak": None if leak is None else leak.to_dict(),
             "tracked_objects": self.tracked_objects(),
             "errors": self._errors.count,
         }
@@ -535,20 +407,20 @@ class MemoryMonitor:
         loop and may be a coroutine function; any other runs on the monitor's thread. Usable as a
         decorator.
         """
-        self._threshold_callbacks.add(callback, loop)
+        self._judge.threshold_callbacks.add(callback, loop)
         return callback
 
     def on_leak(
         self, callback: _Callback, *, loop: asyncio.AbstractEventLoop | None = None
     ) -> _Callback:
         """Call `callback(event)` when steady growth is found; else like :meth:`on_threshold`."""
-        self._leak_callbacks.add(callback, loop)
+        self._judge.leak_callbacks.add(callback, loop)
         return callback
 
     def remove_callback(self, callback: Callable[..., Any]) -> bool:
         """Forget a callback of either kind; False when it was not registered."""
-        removed = self._threshold_callbacks.remove(callback)
-        return self._leak_callbacks.remove(callback) or removed
+        removed = self._judge.threshold_callbacks.remove(callback)
+        return self._judge.leak_callbacks.remove(callback) or removed
 
     # ---- on request ----
 
@@ -579,29 +451,15 @@ class MemoryMonitor:
         obj : anything that allows weak references
         name : what to count it as; its type's name by default
         """
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str, got {type(name).__name__}")
-        label = type.__dict__["__name__"].__get__(type(obj)) if name is None else name
-        number, tracked = id(obj), self._tracked
-        try:
-            reference = weakref.ref(obj, lambda _: tracked.pop(number, None))
-        except TypeError:
-            raise TypeError(
-                f"obj: a {label} cannot be tracked, it allows no weak reference"
-            ) from None
-        tracked[number] = (label, reference)
+        self._tracked.add(obj, name)
 
     def untrack_object(self, obj: object) -> bool:
         """Count `obj` no more; False when it was not tracked."""
-        return self._tracked.pop(id(obj), None) is not None
+        return self._tracked.remove(obj)
 
     def tracked_objects(self) -> dict[str, int]:
         """How many tracked objects live, by name."""
-        counts: dict[str, int] = {}
-        for label, reference in list(self._tracked.values()):
-            if reference() is not None:
-                counts[label] = counts.get(label, 0) + 1
-        return counts
+        return self._tracked.counts()
 
 
 def _site_dict(site: allocation_hook.Site) -> dict[str, Any]:
@@ -609,19 +467,6 @@ def _site_dict(site: allocation_hook.Site) -> dict[str, Any]:
         "site": str(site),
         "live_mb": megabytes(site.live_bytes),
         "live_blocks": int(site.live_blocks),
-    }
-
-
-def _leak_dict(leak: LeakEvent | None) -> dict[str, Any] | None:
-    if leak is None:
-        return None
-    return {
-        "slope_mb_per_minute": leak.slope_mb_per_minute,
-        "least_mb_per_minute": leak.least_mb_per_minute,
-        "window": leak.window,
-        "sites": [
-            {"site": str(site), "grown_mb": megabytes(site.grown_bytes)} for site in leak.sites
-        ],
     }
 
 

@@ -1,4 +1,4 @@
-"""Memory before and after a piece of work: a context manager and a decorator."""
+"""Memory before and after a piece of work, and objects that are counted while they live."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
@@ -142,3 +143,36 @@ def track_memory(
     if function is not None and not isinstance(function, str):
         raise TypeError(f"expected a function or a name, got {type(function).__name__}")
     return functools.partial(_tracked, name=function, log_level=log_level)
+
+
+class TrackedObjects:
+    """Counts objects until they die, and keeps none of them alive."""
+
+    def __init__(self) -> None:
+        self._living: dict[int, tuple[str, weakref.ref[Any]]] = {}
+
+    def add(self, obj: object, name: str | None = None) -> None:
+        """Count `obj` as `name`, or as its type's name. Calls nothing of the object's."""
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {type(name).__name__}")
+        label = type.__dict__["__name__"].__get__(type(obj)) if name is None else name
+        number, living = id(obj), self._living
+        try:
+            reference = weakref.ref(obj, lambda _: living.pop(number, None))
+        except TypeError:
+            raise TypeError(
+                f"obj: a {label} cannot be tracked, it allows no weak reference"
+            ) from None
+        living[number] = (label, reference)
+
+    def remove(self, obj: object) -> bool:
+        """Count `obj` no more; False when it was not counted."""
+        return self._living.pop(id(obj), None) is not None
+
+    def counts(self) -> dict[str, int]:
+        """How many live, by name."""
+        counts: dict[str, int] = {}
+        for label, reference in list(self._living.values()):
+            if reference() is not None:
+                counts[label] = counts.get(label, 0) + 1
+        return counts
