@@ -15,16 +15,15 @@ typedef enum { SIZE_FIXED, SIZE_TUPLE, SIZE_LIST, SIZE_DICT, SIZE_SET } size_rul
 
 typedef struct {
     PyTypeObject *type; /* NULL: free slot */
-    size_rule rule;
+    size_t count;
+    size_t more_bytes;  /* of all of them together, beyond fixed_bytes each */
     size_t fixed_bytes; /* of one object, headers included */
-    size_t count, bytes;
+    size_rule rule;
 } type_entry;
 
 typedef struct {
     type_entry *slots; /* [capacity], a power of two, at most half full */
     size_t capacity, used;
-    type_entry *last; /* neighbours in the collector's lists are often of one type */
-    size_t total;
     aimo_status status;
     aimo_error err;
 } census;
@@ -59,33 +58,33 @@ static size_t header_bytes(const PyTypeObject *type)
     return pair + ((type->tp_flags & managed) != 0 ? pair : 0);
 }
 
-static size_t shallow_bytes(PyObject *object, const type_entry *entry)
+/* Beyond the type's fixed size. */
+static size_t more_bytes(PyObject *object, size_rule rule)
 {
-    switch (entry->rule) {
+    switch (rule) {
     case SIZE_TUPLE:
-        return entry->fixed_bytes + (size_t)Py_SIZE(object) * sizeof(PyObject *);
+        return (size_t)Py_SIZE(object) * sizeof(PyObject *);
     case SIZE_LIST:
-        return entry->fixed_bytes +
-               (size_t)((PyListObject *)object)->allocated * sizeof(PyObject *);
+        return (size_t)((PyListObject *)object)->allocated * sizeof(PyObject *);
     case SIZE_DICT:
-        return header_bytes(entry->type) + aimo_heap_dict_bytes(object);
+        return aimo_heap_dict_bytes(object);
     case SIZE_SET: {
         const PySetObject *set = (PySetObject *)object;
         const size_t table = set->table != set->smalltable ? (size_t)set->mask + 1 : 0;
-        return entry->fixed_bytes + table * sizeof(setentry);
+        return table * sizeof(setentry);
     }
     case SIZE_FIXED:
         break;
     }
-    return entry->fixed_bytes;
+    return 0;
 }
 
 static type_entry *find(type_entry *slots, size_t capacity, const PyTypeObject *type)
 {
     size_t i = (size_t)(((uint64_t)(uintptr_t)type >> 4) * 0x9e3779b97f4a7c15u >> 40);
-    while (slots[i % capacity].type != NULL && slots[i % capacity].type != type)
+    while (slots[i & (capacity - 1)].type != NULL && slots[i & (capacity - 1)].type != type)
         i++;
-    return &slots[i % capacity];
+    return &slots[i & (capacity - 1)];
 }
 
 static aimo_status grow(census *c)
@@ -103,37 +102,44 @@ static aimo_status grow(census *c)
     return AIMO_OK;
 }
 
-static type_entry *entry_of(census *c, PyTypeObject *type)
+/* The size of an exact dict, but for the headers, is found with its table's. */
+static size_t fixed_bytes(const PyTypeObject *type)
 {
-    type_entry *entry = find(c->slots, c->capacity, type);
-    if (entry->type != NULL)
-        return entry;
-    if (2 * (c->used + 1) > c->capacity) {
+    return header_bytes(type) + (type != &PyDict_Type ? (size_t)type->tp_basicsize : 0);
+}
+
+/* NULL when there is no memory for it. */
+static type_entry *new_entry(census *c, PyTypeObject *type)
+{
+    if (c->status == AIMO_OK && 2 * (c->used + 1) > c->capacity)
         c->status = grow(c);
-        if (c->status != AIMO_OK)
-            return NULL;
-        entry = find(c->slots, c->capacity, type);
-    }
+    if (c->status != AIMO_OK)
+        return NULL;
     c->used++;
-    *entry = (type_entry){.type = type,
-                          .rule = rule_of(type),
-                          .fixed_bytes = header_bytes(type) + (size_t)type->tp_basicsize};
+    type_entry *entry = find(c->slots, c->capacity, type);
+    *entry = (type_entry){.type = type, .rule = rule_of(type), .fixed_bytes = fixed_bytes(type)};
     return entry;
 }
 
-static void count_object(PyObject *object, void *context)
+static void count_object(PyObject *object, census *c)
 {
-    census *c = context;
-    if (c->status != AIMO_OK)
+    type_entry *entry = find(c->slots, c->capacity, Py_TYPE(object));
+    if (entry->type == NULL && (entry = new_entry(c, Py_TYPE(object))) == NULL)
         return;
-    if (c->last == NULL || c->last->type != Py_TYPE(object)) {
-        c->last = entry_of(c, Py_TYPE(object));
-        if (c->last == NULL)
-            return;
-    }
-    c->last->count++;
-    c->last->bytes += shallow_bytes(object, c->last);
-    c->total++;
+    entry->count++;
+    if (entry->rule != SIZE_FIXED)
+        entry->more_bytes += more_bytes(object, entry->rule);
+}
+
+/* The sizes of dicts stand in their tables. Those of a whole batch are fetched before the first is
+ * read. */
+static void count_objects(PyObject *const *objects, size_t count, void *context)
+{
+    for (size_t i = 0; i < count; i++)
+        if (PyDict_CheckExact(objects[i]))
+            __builtin_prefetch(((PyDictObject *)objects[i])->ma_keys);
+    for (size_t i = 0; i < count; i++)
+        count_object(objects[i], context);
 }
 
 /* Names */
@@ -179,11 +185,12 @@ static PyObject *list_entries(const census *c, PyObject *classes)
         const type_entry *e = &c->slots[i];
         if (e->type == NULL)
             continue;
+        const size_t bytes = e->count * e->fixed_bytes + e->more_bytes;
         PyObject *name = type_name(e->type);
         PyObject *item = name == NULL
                              ? NULL
                              : Py_BuildValue("(Nnnn)", name, (Py_ssize_t)e->count,
-                                             (Py_ssize_t)e->bytes, class_of(e->type, classes));
+                                             (Py_ssize_t)bytes, class_of(e->type, classes));
         if (item == NULL || PyList_Append(list, item) != 0)
             Py_CLEAR(list);
         Py_XDECREF(item);
@@ -220,7 +227,7 @@ static PyObject *census_types(PyObject *module, PyObject *classes)
     PyObject *result = NULL;
     c.status = grow(&c);
     if (c.status == AIMO_OK)
-        aimo_heap_walk(count_object, &c);
+        aimo_heap_walk(count_objects, &c);
     if (c.status != AIMO_OK) {
         aimo_py_raise(aimo_py_state_of(module), c.status, &c.err);
         goto done;
@@ -248,9 +255,9 @@ typedef struct {
 static PyObject **find_object(PyObject **slots, size_t capacity, const PyObject *object)
 {
     size_t i = (size_t)(((uint64_t)(uintptr_t)object >> 4) * 0x9e3779b97f4a7c15u >> 32);
-    while (slots[i % capacity] != NULL && slots[i % capacity] != object)
+    while (slots[i & (capacity - 1)] != NULL && slots[i & (capacity - 1)] != object)
         i++;
-    return &slots[i % capacity];
+    return &slots[i & (capacity - 1)];
 }
 
 static aimo_status grow_set(object_set *set)
@@ -297,12 +304,14 @@ static int collect_referent(PyObject *object, void *context)
 }
 
 /* Objects that the collector does not track are found as the collector would: by tp_traverse. */
-static void collect_referents(PyObject *object, void *context)
+static void collect_referents(PyObject *const *objects, size_t count, void *context)
 {
-    collect_object(object, context);
-    const traverseproc traverse = Py_TYPE(object)->tp_traverse;
-    if (traverse != NULL)
-        (void)traverse(object, collect_referent, context);
+    for (size_t i = 0; i < count; i++) {
+        collect_object(objects[i], context);
+        const traverseproc traverse = Py_TYPE(objects[i])->tp_traverse;
+        if (traverse != NULL)
+            (void)traverse(objects[i], collect_referent, context);
+    }
 }
 
 static PyObject *list_objects(const object_set *set)

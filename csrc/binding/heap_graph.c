@@ -121,11 +121,11 @@ typedef struct {
     aimo_status status;
 } finding;
 
-static void find_object(PyObject *object, void *context)
+static void find_objects(PyObject *const *objects, size_t count, void *context)
 {
     finding *f = context;
-    if (f->status == AIMO_OK)
-        f->status = aimo_pointer_index_add(f->objects, object, NULL);
+    for (size_t i = 0; i < count && f->status == AIMO_OK; i++)
+        f->status = aimo_pointer_index_add(f->objects, objects[i], NULL);
 }
 
 int aimo_heap_graph_init(aimo_heap_graph *heap)
@@ -139,7 +139,7 @@ int aimo_heap_graph_init(aimo_heap_graph *heap)
         return no_memory();
     heap->collects = PyGC_Disable() != 0;
     finding f = {.objects = &heap->objects};
-    aimo_heap_walk(find_object, &f);
+    aimo_heap_walk(find_objects, &f);
     if (f.status == AIMO_OK)
         return 0;
     aimo_heap_graph_clear(heap);

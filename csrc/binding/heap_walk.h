@@ -6,8 +6,10 @@
 #include <Python.h>
 
 /* Called with the GIL held; must neither allocate Python memory, nor drop a reference, nor release
- * the GIL. */
-typedef void (*aimo_heap_visitor)(PyObject *object, void *context);
+ * the GIL. Objects come in batches so that a visitor which follows their pointers can fetch those
+ * of the whole batch first: one miss of the cache after another is what a walk spends its time on.
+ */
+typedef void (*aimo_heap_visitor)(PyObject *const *objects, size_t count, void *context);
 
 /* Why the heap cannot be walked on the CPython this was built for; NULL when it can. */
 extern const char *const aimo_heap_missing;
