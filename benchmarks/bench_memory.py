@@ -1,6 +1,7 @@
 """What watching memory costs: the allocation hook, the census, and their peers, in one run.
 
     python benchmarks/bench_memory.py [--rounds 15] [--output benchmarks/results/memory.json]
+        [--census-in PYTHON ...]    other interpreters with this package, for the census
 
 Checks first that the hook's estimate is right, then times. Configurations alternate within each
 round and the ratio to the plain run is taken per round, in CPU time, so that a busy machine
@@ -238,6 +239,14 @@ def census_times(rounds: int) -> dict[str, Any]:
     }
 
 
+def census_elsewhere(python: str, rounds: int) -> dict[str, Any]:
+    """The census of another interpreter, measured by this file."""
+    command = [python, __file__, "--census-only", "--rounds", str(rounds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def reading_times(rounds: int) -> dict[str, Any]:
     """What a monitor's tick pays: status, and a snapshot of about 1,000 samples."""
     allocations.start(R)
@@ -281,10 +290,15 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--runs", type=int, default=100, help="estimates of 100 MB")
+    parser.add_argument("--runs", type=int, default=600, help="estimates of 100 MB")
+    parser.add_argument("--census-only", action="store_true")
+    parser.add_argument("--census-in", action="append", default=[], metavar="PYTHON")
     parser.add_argument("--embedding", help="also embed 1,000 texts with this model")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.census_only:
+        print(json.dumps({platform.python_version(): census_times(options.rounds)}))
+        return
     report: dict[str, Any] = {"machine": machine(), "sample_bytes": R}
     report["estimate"] = estimate_errors(options.runs)
     assert report["estimate"]["within_10_percent"] >= 0.95 * options.runs
@@ -300,7 +314,9 @@ def main() -> None:
     if options.embedding:
         embed = embedding_load(options.embedding)
         report["real_work"]["embedding_load"] = compare(embed, options.rounds, False)
-    report["census"] = census_times(options.rounds)
+    report["census"] = {platform.python_version(): census_times(options.rounds)}
+    for python in options.census_in:
+        report["census"].update(census_elsewhere(python, options.rounds))
     report["reading"] = reading_times(options.rounds)
     text = json.dumps(report, indent=2)
     print(text)
