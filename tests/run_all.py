@@ -52,6 +52,7 @@ OTHER_PYTHONS = {"3.10": ["numpy==1.23.5"], "3.12": ["numpy"], "3.13": ["numpy"]
 VERSION_DEPENDENT = (
     "tests/memory_monitor/test_allocations.py",
     "tests/memory_monitor/test_census.py",
+    "tests/memory_monitor/test_leaks.py",
     "tests/embedding/test_model.py",
     "tests/embedding/test_folder.py",
     "tests/cache/test_embedding_index.py",
@@ -67,6 +68,15 @@ WITH_KERNELS = (
     "tests/embedding/test_vectors.py", "tests/embedding/test_folder_kinds.py",
     "tests/embedding/test_batching_model.py", "tests/cache",
     "tests/quantization/test_torch_models.py", "tests/test_first_lines.py", "tests/test_cli.py",
+)  # fmt: skip
+# What reads the interpreter's own structures, and so is run inside of it under a sanitizer. Left out
+# are the tests with torch and memray, whose libraries fail there, and one that measures the
+# resident set, in which the sanitizer keeps freed blocks.
+UNDER_ADDRESS_SANITIZER = (
+    "tests/memory_monitor/test_allocations.py",
+    "tests/memory_monitor/test_census.py",
+    "tests/memory_monitor/test_leaks.py",
+    "-k", "not torch and not memray and not sentence_transformers and not ten_thousand",
 )  # fmt: skip
 # No part takes this long unless it hangs.
 LONGEST_COMMAND = 1200
@@ -230,6 +240,23 @@ def other_pythons(log: Log) -> None:
         log.note(f"CPython {version}, numpy {numpy}: {time.monotonic() - start:.0f} s")
 
 
+def python_address(log: Log) -> None:
+    """AddressSanitizer in the interpreter: the hook in its allocators, the walks over its heap."""
+    library = output(need("gcc"), "-print-file-name=libasan.so").strip()
+    python, where = VENV / "bin" / "python", WORK / "address"
+    shutil.rmtree(where, ignore_errors=True)
+    pip_install(
+        log, python, "--no-deps", "--no-build-isolation", "--target", where, "-C",
+        f"build-dir={WORK / 'package-address'}", "-C", "cmake.define.AIMO_SANITIZE=address", "."
+    )  # fmt: skip
+    # malloc below the hook, so that every block is the sanitizer's; Python itself leaks by design.
+    log.run(
+        python, "-m", "pytest", "-q", "--durations=5", *UNDER_ADDRESS_SANITIZER,
+        PYTHONPATH=str(where), LD_PRELOAD=library, PYTHONMALLOC="malloc",
+        ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1",
+    )  # fmt: skip
+
+
 def distribution(log: Log) -> None:
     """sdist, a wheel from it alone, a fresh environment, and a text embedded there."""
     dist = WORK / "dist"
@@ -375,6 +402,7 @@ PARTS: dict[str, Callable[[Log], None]] = {
     "C tests, gcc release": c_release,
     "C tests, emulated AVX-512 and AMX": c_emulated,
     "C tests, ASan and UBSan": c_address,
+    "monitor inside Python, ASan": python_address,
     "C tests, TSan": c_thread,
     "C tests, valgrind": c_valgrind,
     "C tests, aarch64 under qemu": c_aarch64,

@@ -365,6 +365,15 @@ def test_ten_thousand_cycles_leave_nothing_behind() -> None:
     )
 
 
+def test_what_is_lacking_is_said() -> None:
+    """On a CPython whose frames are not known the core gives a reason instead of stacks."""
+    info = _core.memhook_info()
+    said = allocations._note({**info, "frames_missing": "call stacks are known on CPython 3.10"})
+    assert said == "no call sites: call stacks are known on CPython 3.10"
+    said = allocations._note({**info, "dropped_samples": 3, "cut_stacks": 2})
+    assert "3 samples found no place" in said and "2 samples are counted under" in said
+
+
 # Code objects
 
 
@@ -494,6 +503,57 @@ def test_memray_and_the_hook_leave_each_other_alone(tmp_path: os.PathLike[str]) 
         """,
         quiet=False,  # memray says so when it has to search for a symbol
     )
+
+
+def test_every_order_of_starting_and_stopping_beside_tracemalloc_and_memray(
+    tmp_path: os.PathLike[str],
+) -> None:
+    """All orders but those that crash without us: tracemalloc before memray at both ends."""
+    pytest.importorskip("memray")
+    output = run_python(
+        f"""
+        import itertools, memray, os, tracemalloc
+        from ai_model_optimizations.memory_monitor import allocations
+        def blocks(): return [bytes(1000) for _ in range(100)]
+        def tracker(number):
+            path = {str(tmp_path)!r} + f"/{{number}}"
+            return memray.Tracker(path, trace_python_allocators=True)
+        tools = ("hook", "tracemalloc", "memray")
+        def run(number, begin, end):
+            with_memray = tracker(number)
+            starts = dict(hook=lambda: allocations.start(1), tracemalloc=tracemalloc.start,
+                          memray=with_memray.__enter__)
+            stops = dict(hook=allocations.stop, tracemalloc=tracemalloc.stop,
+                         memray=lambda: with_memray.__exit__(None, None, None))
+            survivors = []
+            for name in begin:
+                starts[name]()
+                survivors.append(blocks())
+            assert allocations.snapshot().live_bytes > 100_000
+            for name in end:
+                stops[name]()
+                survivors.append(blocks())
+                survivors[:-4] = []
+                allocations.status()
+            allocations.start(1)
+            kept = blocks()
+            assert allocations.snapshot().live_bytes > 100_000
+        for number, (begin, end) in enumerate(
+            itertools.product(itertools.permutations(tools), repeat=2)
+        ):
+            if all(o.index("tracemalloc") < o.index("memray") for o in (begin, end)):
+                continue
+            child = os.fork()  # a process for each order: what one leaves behind is not the next's
+            if child == 0:
+                run(number, begin, end)
+                os._exit(0)
+            status = os.waitpid(child, 0)[1]
+            assert os.waitstatus_to_exitcode(status) == 0, (begin, end)
+        print("calm")
+        """,
+        quiet=False,  # memray says so when it has to search for a symbol
+    )
+    assert output == "calm"
 
 
 def test_threads_allocate_while_others_look_start_and_stop() -> None:

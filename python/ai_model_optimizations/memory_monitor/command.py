@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import traceback as traceback_module
 from pathlib import Path
 from types import ModuleType
@@ -88,7 +89,8 @@ def _report(snapshot: Snapshot, counted: census.Census, options: argparse.Namesp
     shown = snapshot.at_peak() if options.at == "peak" else snapshot
     moment = "at the peak" if options.at == "peak" else "at the end"
     lines = [f"Python memory by call site, {moment}", shown.table(options.limit), ""]
-    lines += ["Objects at the end", counted.table(min(options.limit, 10)), ""]
+    lines += ["Objects at the end", counted.table(min(options.limit, 10))]
+    lines += [*textwrap.wrap(counted.blind_spots, 100, initial_indent="note: "), ""]
     lines += ["Where the memory is"]
     lines += [
         f"{format_bytes(size):>10}  {name}" for name, size in _split(snapshot, counted).items()
