@@ -69,7 +69,7 @@ WITH_KERNELS = (
     "tests/embedding/test_batching_model.py", "tests/cache",
     "tests/quantization/test_torch_models.py", "tests/test_first_lines.py", "tests/test_cli.py",
 )  # fmt: skip
-# What reads the interpreter's own structures, and so is run inside of it under a sanitizer. Left out
+# What reads the interpreter's own structures, so is run inside of it under a sanitizer. Left out
 # are the tests with torch and memray, whose libraries fail there, and one that measures the
 # resident set, in which the sanitizer keeps freed blocks.
 UNDER_ADDRESS_SANITIZER = (

@@ -483,6 +483,17 @@ def test_a_bad_setting_is_refused_by_name_and_changes_nothing(
     assert not monitor.monitoring
 
 
+def test_a_bad_setting_of_the_alarm_is_refused_by_name(monitor: MemoryMonitor) -> None:
+    before = monitor._settings
+    with pytest.raises(TypeError, match="gc_on_threshold must be a bool, got str"):
+        monitor.configure(gc_on_threshold="yes", cooldown=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="trim_on_threshold must be a bool, got int"):
+        monitor.configure(trim_on_threshold=1)
+    with pytest.raises(ValueError, match="warmup_readings must be 0 to"):
+        monitor.configure(warmup_readings=-1)
+    assert monitor._settings == before
+
+
 @pytest.mark.parametrize("minutes", [0, -1, math.nan])
 def test_a_history_of_no_length_is_refused(monitor: MemoryMonitor, minutes: float) -> None:
     with pytest.raises(ValueError, match="minutes"):
