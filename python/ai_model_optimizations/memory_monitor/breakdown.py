@@ -128,7 +128,7 @@ def take(*, objects: bool = True, pss: bool = False) -> Breakdown:
 
     Parameters
     ----------
-    objects : walk the heap for Python objects, arrays and tensors; holds the GIL, about 0.1 s for
+    objects : walk the heap for Python objects, arrays and tensors; holds the GIL, about 0.15 s for
         a million objects
     pss : also read the proportional set size, for which the kernel walks the page tables
     """

@@ -3,8 +3,8 @@
 Each answer comes from one walk in C that runs no Python code and asks no object anything. A service
 may hold objects whose comparison raises (``functools.cmp_to_key`` makes such, and sympy keeps one),
 whose ``__class__`` lies, whose ``repr`` copies a tensor off the device: none of that is called. The
-walk holds the GIL, about 0.1 s for a million objects, so these are for a debug page or a shell, and
-the monitor's thread never calls them.
+walk holds the GIL, about 0.15 s for a million objects, so these are for a debug page or a shell,
+and the monitor's thread never calls them.
 """
 
 from __future__ import annotations
