@@ -12,8 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Looking at every pin costs as much as a small change: do it once per so many retired things. */
-enum { GENERATION_SIZE = 256 };
+enum {
+    /* Looking at every pin costs as much as a small change: do it once per so many retired things,
+     * where a large block counts for several. */
+    GENERATION_SIZE = 256,
+    RETIRED_THING = 4096,
+};
 
 /* ---- fork -------------------------------------------------------------------------------- */
 
@@ -178,7 +182,7 @@ static void free_generation(aimo_cache *cache, generation *g)
 
 /* A search that is not pinned below the stamp has seen every change up to it, so it can reach
  * nothing that was retired before. */
-static void reclaim(aimo_cache *cache)
+void aimo_cache_reclaim(aimo_cache *cache)
 {
     if (cache->old.size != 0 && lowest_pin(cache) < cache->old.stamp)
         return;
@@ -193,11 +197,17 @@ static void reclaim(aimo_cache *cache)
         free_generation(cache, &cache->old);
 }
 
+void aimo_cache_reclaim_when_due(aimo_cache *cache)
+{
+    if (cache->young.size >= GENERATION_SIZE)
+        aimo_cache_reclaim(cache);
+}
+
 void aimo_cache_retire(aimo_cache *cache, retired *block)
 {
     block->next = cache->young.blocks;
     cache->young.blocks = block;
-    cache->young.size++;
+    cache->young.size += 1 + block->bytes / RETIRED_THING;
 }
 
 static void retire_slot(aimo_cache *cache, int64_t slot)
@@ -265,7 +275,7 @@ static aimo_status store_grow(aimo_cache *cache, aimo_error *err)
 static aimo_status take_slot(aimo_cache *cache, int64_t *slot, aimo_error *err)
 {
     if (cache->free_slots == NO_SLOT && cache->young.size + cache->old.size >= GENERATION_SIZE)
-        reclaim(cache);
+        aimo_cache_reclaim(cache);
     if (cache->free_slots != NO_SLOT) {
         *slot = cache->free_slots;
         cache->free_slots = aimo_cache_place(cache, *slot)->context;
@@ -305,19 +315,11 @@ void aimo_cache_widen(const aimo_cache *cache, const void *row, float *dst)
         dst[i] = (float)codes[i];
 }
 
-static double squared_norm(const float *x, size_t n)
-{
-    double sum = 0.0;
-    for (size_t i = 0; i < n; i++)
-        sum += (double)x[i] * (double)x[i];
-    return sum;
-}
-
 aimo_status aimo_cache_check_vectors(const float *x, size_t n, size_t dim, const char *what,
                                      aimo_error *err)
 {
     for (size_t i = 0; i < n; i++) {
-        const double square = squared_norm(x + i * dim, dim);
+        const double square = aimo_squared_norm(x + i * dim, dim);
         if (!isfinite(square))
             return aimo_fail(err, AIMO_ERR_ARGUMENT, "%s %zu: not every element is finite", what,
                              i);
@@ -330,7 +332,7 @@ aimo_status aimo_cache_check_vectors(const float *x, size_t n, size_t dim, const
 
 static void encode_f16(const float *x, size_t n, float *scratch, uint16_t *row)
 {
-    const double inverse = 1.0 / sqrt(squared_norm(x, n));
+    const double inverse = 1.0 / sqrt(aimo_squared_norm(x, n));
     for (size_t i = 0; i < n; i++)
         scratch[i] = (float)((double)x[i] * inverse);
     aimo_f32_to_f16(scratch, row, n);
@@ -350,7 +352,7 @@ static void finish_row(aimo_cache *cache, int64_t slot)
     const directory *store = atomic_load_explicit(&cache->store, memory_order_relaxed);
     aimo_cache_widen(cache, row_of(cache, slot), cache->widened);
     store->chunks[slot / STORE_ROWS]->inverse_norms[slot % STORE_ROWS] =
-        1.0 / sqrt(squared_norm(cache->widened, cache->dim));
+        1.0 / sqrt(aimo_squared_norm(cache->widened, cache->dim));
 }
 
 /* ---- changes, with the lock held ----------------------------------------------------------- */
@@ -406,8 +408,7 @@ static void remove_live(aimo_cache *cache, int64_t slot)
     aimo_cache_publish(cache);
     retire_slot(cache, slot);
     aimo_context_tidy(cache, l, index);
-    if (cache->young.size >= GENERATION_SIZE)
-        reclaim(cache);
+    aimo_cache_reclaim_when_due(cache);
 }
 
 /* ---- public -------------------------------------------------------------------------------- */

@@ -66,9 +66,12 @@ static double rest_of(const aimo_basis *basis, const aimo_code_sums *s)
     return rest_norm(basis, sqrt(s->exact), sqrt(s->code), error_of(basis, s));
 }
 
+/* Rounded and cut to [-limit, limit], limit < 2^51. Adding 1.5 * 2^52 leaves no bits for a
+ * fraction; nearbyint, fmin and fmax would be calls, a hundred for each query. */
 static double code_of(double value, double limit)
 {
-    return fmax(-limit, fmin(limit, nearbyint(value)));
+    const double cut = value < -limit ? -limit : value > limit ? limit : value;
+    return cut + 0x1.8p52 - 0x1.8p52;
 }
 
 /* The next f32 that is not below x. */
@@ -106,6 +109,20 @@ void aimo_basis_encode(const aimo_basis *basis, const aimo_similarity_kernels *k
     codes->head_error = round_up(error_of(basis, &s));
     codes->head_rest = (uint16_t)ceil(rest_of(basis, &s) * REST_STEPS);
     encode_tail(basis, exact + basis->head, &s, &codes->tail, &codes->tail_error);
+}
+
+double aimo_squared_norm(const float *x, size_t n)
+{
+    /* Eight sums, so that an addition need not wait for the one before it. */
+    double sums[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t j = 0; j < 8; j++)
+            sums[j] += (double)x[i + j] * (double)x[i + j];
+    for (; i < n; i++)
+        sums[0] += (double)x[i] * (double)x[i];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+           ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
 double aimo_largest(const float *x, size_t n)

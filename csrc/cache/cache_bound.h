@@ -103,6 +103,9 @@ void aimo_query_set_tail_bar(const aimo_basis *basis, aimo_query_codes *codes, d
 /* The error of a dot product of n elements in f32 divided by the norms, whatever the order. */
 double aimo_dot_noise(size_t n);
 
+/* x . x in f64, where each square is exact. */
+double aimo_squared_norm(const float *x, size_t n);
+
 /* The largest magnitude of x [n], which holds no NaN; 0 when n is 0. */
 double aimo_largest(const float *x, size_t n);
 

@@ -89,7 +89,7 @@ typedef struct {
     uint64_t stamp;
     int64_t slots; /* chained through their places */
     retired *blocks;
-    size_t size; /* things in it */
+    size_t size; /* things in it, large blocks counted more than once */
 } generation;
 
 typedef struct {
@@ -150,6 +150,10 @@ aimo_status aimo_cache_check_vectors(const float *vectors, size_t n, size_t dim,
 void aimo_cache_publish(aimo_cache *cache);
 /* `block` was unlinked; it is freed when no search can hold it. */
 void aimo_cache_retire(aimo_cache *cache, retired *block);
+/* Frees what was retired and no search can hold any more; the second, only when that may be much.
+ * Nothing that was retired may be used after it. */
+void aimo_cache_reclaim(aimo_cache *cache);
+void aimo_cache_reclaim_when_due(aimo_cache *cache);
 /* A block of `bytes` that starts with its retired link, counted in cache->bytes. */
 aimo_status aimo_cache_block_new(aimo_cache *cache, void **out, size_t bytes, const char *what,
                                  aimo_error *err);

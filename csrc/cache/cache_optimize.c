@@ -17,6 +17,7 @@ enum {
     FEWEST_ROWS = 256, /* below, searching row by row is as fast */
     PROBES = 64,       /* sample rows that play the query when heads are chosen */
     ITERATIONS = 6,
+    ROWS_IN_CACHE = 16384, /* whose heads stay in an L2 cache of about 1 MB */
 };
 
 /* ---- principal directions ------------------------------------------------------------------ */
@@ -94,14 +95,6 @@ static void find_directions(const learner *l)
 
 /* ---- how many directions --------------------------------------------------------------------- */
 
-static double squared(const float *x, size_t n)
-{
-    double sum = 0.0;
-    for (size_t i = 0; i < n; i++)
-        sum += (double)x[i] * (double)x[i];
-    return sum;
-}
-
 /* The share of sample rows that a head of k directions leaves at the usual threshold. */
 static double share_left(const learner *l, size_t k)
 {
@@ -109,30 +102,36 @@ static double share_left(const learner *l, size_t k)
     size_t left = 0;
     for (size_t a = 0; a < PROBES; a++) {
         const float *g = l->products + a * (l->rows / PROBES) * l->n;
-        const double rest = sqrt(fmax(0.0, 1.0 - squared(g, k)));
+        const double rest = sqrt(fmax(0.0, 1.0 - aimo_squared_norm(g, k)));
         for (size_t r = 0; r < l->rows; r++) {
             const float *h = l->products + r * l->n;
             float dot;
             l->kernels->project(g, 1, h, k, &dot);
             left +=
-                (double)dot + rest * sqrt(fmax(0.0, 1.0 - squared(h, k))) + rounding >= threshold;
+                (double)dot + rest * sqrt(fmax(0.0, 1.0 - aimo_squared_norm(h, k))) + rounding >=
+                threshold;
         }
     }
     return (double)left / ((double)l->rows * PROBES);
 }
 
-/* Reading a tail, out of order, takes as long as about as many bytes in order. The sample's
- * duplicates are left by every head, so a share that nothing lowers costs the same everywhere. A
- * head stays within an eighth of the row, for memory's sake. */
-static size_t choose_head(const learner *l, size_t row_bytes)
+/* Costs are in bytes that are read in order. A row that a head leaves is found in a mask, a branch
+ * that nobody predicts, and its tail read out of order: from memory that takes as long as few bytes
+ * in order, within the L2 cache as long as many, since those come so fast. The sample's duplicates
+ * are left by every head, so a share that nothing lowers costs the same everywhere. Projecting a
+ * query reads the head's directions once for all `rows`. A head stays within an eighth of the row,
+ * for memory's sake. */
+static size_t choose_head(const learner *l, size_t row_bytes, size_t rows)
 {
     static const size_t heads[] = {16, 24, 32, 40, 48, 64, 80, AIMO_MAX_HEAD};
-    const double tail_cost = 160.0;
+    const double tail_cost = rows <= ROWS_IN_CACHE ? 1300.0 : 160.0;
+    const double direction_cost = (double)(l->dim * sizeof(float)) / (double)rows;
     size_t best = 0;
     double best_cost = (double)row_bytes;
     for (size_t i = 0;
          i < sizeof heads / sizeof heads[0] && heads[i] <= l->n && heads[i] * 8 <= row_bytes; i++) {
-        const double cost = (double)heads[i] + tail_cost * share_left(l, heads[i]);
+        const double cost =
+            (double)heads[i] * (1.0 + direction_cost) + tail_cost * share_left(l, heads[i]);
         if (cost < best_cost) {
             best = heads[i];
             best_cost = cost;
@@ -213,8 +212,9 @@ static aimo_status learn(aimo_cache *cache, aimo_basis **out, aimo_error *err)
     pthread_mutex_unlock(&cache->lock);
     aimo_status status = AIMO_OK;
     if (l.rows >= FEWEST_ROWS) {
+        const size_t rows = aimo_cache_count(cache);
         find_directions(&l);
-        const size_t head = choose_head(&l, cache->row_bytes);
+        const size_t head = choose_head(&l, cache->row_bytes, rows > l.rows ? rows : l.rows);
         if (head != 0)
             status = basis_new(cache, &l, head, out, err);
     }
@@ -299,6 +299,7 @@ static aimo_status recode_context(aimo_cache *cache, int64_t context, float *wid
         /* Pinned chunk by chunk: a pin keeps what others retire. */
         pin *p = aimo_cache_pin(cache);
         pthread_mutex_lock(&cache->lock);
+        aimo_cache_reclaim_when_due(cache); /* the chunks before this one, as they were */
         status = recode(cache, context, index, widened, &result, err);
         pthread_mutex_unlock(&cache->lock);
         aimo_cache_unpin(p);
@@ -360,6 +361,9 @@ aimo_status aimo_cache_optimize(aimo_cache *cache, aimo_error *err)
     if (status == AIMO_OK) {
         set_basis(cache, basis);
         status = recode_all(cache, err);
+        pthread_mutex_lock(&cache->lock);
+        aimo_cache_reclaim(cache);
+        pthread_mutex_unlock(&cache->lock);
     }
     pthread_mutex_unlock(&cache->optimize_lock);
     return status;

@@ -18,6 +18,9 @@ enum {
     TILE_QUERIES = 64,
     SCREEN_QUERIES = 16, /* that a screen takes at once: a tile of AMX, four loops of other rows */
     CHUNK_BLOCKS = CHUNK_ROWS / AIMO_HEAD_BLOCK,
+    /* Rows that a query compares outright before its tail is worth preparing, which reads as many
+     * bytes as a hundred rows: in a small cache, or near no row at all, it never is. */
+    OUTRIGHT_ROWS = 48,
 };
 
 typedef struct {
@@ -33,7 +36,8 @@ typedef struct {
     double inverse_norm;
     hit *hits; /* [k], best first */
     size_t hit_count;
-    double bar; /* a row below it is not wanted */
+    size_t outright; /* rows compared without a tail */
+    double bar;      /* a row below it is not wanted */
     aimo_query_codes codes;
 } seeker;
 
@@ -130,14 +134,34 @@ static void consider(const tile *t, seeker *s, const chunk *c, size_t position)
 
 /* ---- one chunk ----------------------------------------------------------------------------- */
 
-/* The rows whose bits are set, in order. */
+/* The rows whose bits are set, in order. Four masks at a time, most of which are empty. */
 static size_t list_candidates(const uint16_t *masks, size_t blocks, uint16_t *candidates)
 {
     size_t count = 0;
-    for (size_t b = 0; b < blocks; b++)
-        for (unsigned mask = masks[b]; mask != 0; mask &= mask - 1)
-            candidates[count++] = (uint16_t)(b * AIMO_HEAD_BLOCK + (unsigned)__builtin_ctz(mask));
+    for (size_t b = 0; b < blocks; b += 4) {
+        const size_t left = blocks - b < 4 ? blocks - b : 4;
+        uint64_t mask = 0;
+        for (size_t i = 0; i < left; i++)
+            mask |= (uint64_t)masks[b + i] << (AIMO_HEAD_BLOCK * i);
+        for (; mask != 0; mask &= mask - 1)
+            candidates[count++] = (uint16_t)(b * AIMO_HEAD_BLOCK + (unsigned)__builtin_ctzll(mask));
+    }
     return count;
+}
+
+/* Compares the candidates whose tails may still reach the bar, or outright those that are few. */
+static void consider_candidates(tile *t, const chunk *c, seeker *s, const int16_t *dots,
+                                double tail_error, size_t count)
+{
+    if (!s->codes.has_tail && s->outright + count <= OUTRIGHT_ROWS) {
+        s->outright += count;
+    } else {
+        aimo_query_prepare_tail(c->basis, t->cache->kernels, s->unit, &s->codes);
+        aimo_query_set_tail_bar(c->basis, &s->codes, s->bar, tail_error);
+        count = t->cache->kernels->refine(c->tails, dots, &s->codes.tail, t->candidates, count);
+    }
+    for (size_t i = 0; i < count; i++)
+        consider(t, s, c, t->candidates[i]);
 }
 
 static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeker *group,
@@ -152,15 +176,11 @@ static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeke
     const aimo_similarity_kernels *kernels = t->cache->kernels;
     kernels->screen(heads, t->heads, count, t->dots, t->masks);
     for (size_t j = 0; j < count; j++) {
-        size_t left = list_candidates(t->masks + j * heads->blocks, heads->blocks, t->candidates);
-        if (left == 0)
-            continue;
-        aimo_query_prepare_tail(c->basis, kernels, group[j].unit, &group[j].codes);
-        aimo_query_set_tail_bar(c->basis, &group[j].codes, group[j].bar, tail_error);
-        left = kernels->refine(c->tails, t->dots + j * heads->blocks * AIMO_HEAD_BLOCK,
-                               &group[j].codes.tail, t->candidates, left);
-        for (size_t i = 0; i < left; i++)
-            consider(t, &group[j], c, t->candidates[i]);
+        const size_t left =
+            list_candidates(t->masks + j * heads->blocks, heads->blocks, t->candidates);
+        if (left != 0)
+            consider_candidates(t, c, &group[j], t->dots + j * heads->blocks * AIMO_HEAD_BLOCK,
+                                tail_error, left);
     }
 }
 
@@ -224,14 +244,12 @@ static void search_tile(tile *t, int64_t context)
 
 static void seeker_init(seeker *s, const float *query, size_t dim, double threshold)
 {
-    double square = 0.0;
-    for (size_t i = 0; i < dim; i++)
-        square += (double)query[i] * (double)query[i];
     s->query = query;
-    s->inverse_norm = 1.0 / sqrt(square);
+    s->inverse_norm = 1.0 / sqrt(aimo_squared_norm(query, dim));
     for (size_t i = 0; i < dim; i++)
         s->unit[i] = (float)((double)query[i] * s->inverse_norm);
     s->hit_count = 0;
+    s->outright = 0;
     s->bar = threshold;
 }
 
