@@ -7,6 +7,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+enum { MOST_FOUND = 64 };
+
 typedef struct {
     PyObject_HEAD aimo_cache *cache;
 } index_object;
@@ -261,6 +263,52 @@ static PyObject *index_search(PyObject *self, PyObject *args)
     return cut(found, k);
 }
 
+/* The hits as a list of (slot, score). */
+static PyObject *list_of_hits(const int64_t *slots, const double *scores, Py_ssize_t k)
+{
+    Py_ssize_t hits = 0;
+    while (hits < k && slots[hits] >= 0)
+        hits++;
+    PyObject *list = PyList_New(hits);
+    for (Py_ssize_t i = 0; list != NULL && i < hits; i++) {
+        PyObject *pair = Py_BuildValue("(Ld)", (long long)slots[i], scores[i]);
+        if (pair == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, pair);
+    }
+    return list;
+}
+
+/* find(query: ndarray[float32], context: int, threshold: float, k: int, /)
+ *     -> list[tuple[int, float]]
+ * For a cache of a thousand rows, parsing and making arrays would take as long as the search. */
+static PyObject *index_find(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4)
+        return PyErr_Format(PyExc_TypeError, "find expected 4 arguments, got %zd", count);
+    const int64_t context = PyLong_AsLongLong(args[1]);
+    const double threshold = PyFloat_AsDouble(args[2]);
+    const Py_ssize_t k = PyLong_AsSsize_t(args[3]);
+    if (PyErr_Occurred() || check_k(k) != 0)
+        return NULL;
+    if (k > MOST_FOUND)
+        return PyErr_Format(PyExc_ValueError, "k: expected at most %d, got %zd", MOST_FOUND, k);
+    PyArrayObject *query = vectors_from(self, args[0], NULL);
+    if (query == NULL)
+        return NULL;
+    aimo_cache *cache = cache_of(self);
+    const float *data = PyArray_DATA(query);
+    int64_t slots[MOST_FOUND];
+    double scores[MOST_FOUND];
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status =
+        aimo_cache_search(cache, data, &context, 1, threshold, (size_t)k, slots, scores, &err);
+    Py_END_ALLOW_THREADS Py_DECREF(query);
+    return status == AIMO_OK ? list_of_hits(slots, scores, k) : raise_for(self, status, &err);
+}
+
 /* search_many(queries: ndarray[float32], contexts: ndarray[int64], threshold: float, k: int, /)
  *     -> (ndarray[int64], ndarray[float64]) */
 static PyObject *index_search_many(PyObject *self, PyObject *args)
@@ -413,6 +461,8 @@ static PyMethodDef methods[] = {
     {"remove", index_remove, METH_O, "remove(slot, /)\n--\n\nForget a row."},
     {"search", index_search, METH_VARARGS,
      "search(query, context, threshold, k, /)\n--\n\nThe best rows, exactly."},
+    {"find", (PyCFunction)(void (*)(void))index_find, METH_FASTCALL,
+     "find(query, context, threshold, k, /)\n--\n\nThe same as a list, k at most 64."},
     {"search_many", index_search_many, METH_VARARGS,
      "search_many(queries, contexts, threshold, k, /)\n--\n\nThe same for many queries."},
     {"vector", index_vector, METH_O, "vector(slot, /)\n--\n\nThe stored row."},

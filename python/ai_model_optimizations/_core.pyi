@@ -148,6 +148,9 @@ class EmbeddingIndex:
     def search(
         self, query: NDArray[np.float32], context: int, threshold: float, k: int, /
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
+    def find(
+        self, query: NDArray[np.float32], context: int, threshold: float, k: int, /
+    ) -> list[tuple[int, float]]: ...
     def search_many(
         self,
         queries: NDArray[np.float32],

@@ -113,12 +113,13 @@ class Finder:
         if index is None:
             as_vector(vector, None)
             return self.miss(start, key)
-        slots, scores = index.search(
+        found = index.find(
             vector, table.context_ids.get(key, NO_CONTEXT), limit, _FIRST_CANDIDATES
         )
-        if not len(slots):
-            return self.miss(start, key)
-        return self._choose(slots, scores, serial, vector, key, limit, query, start)
+        if not found:
+            self._metrics.miss(time.perf_counter_ns() - start, key)
+            return None
+        return self._choose(found, serial, vector, key, limit, query, start)
 
     def search_many(
         self,
@@ -136,18 +137,19 @@ class Finder:
             return [self.miss(start, key) for _ in queries]
         contexts = np.full(len(vectors), table.context_ids.get(key, NO_CONTEXT), np.int64)
         slots, scores = index.search_many(vectors, contexts, limit, _FIRST_CANDIDATES)
-        found = (slots >= 0).sum(axis=1).tolist()
-        return [
-            self._choose(slots[i, :n], scores[i, :n], serial, vectors[i], key, limit, query, start)
-            if n
-            else self.miss(start, key)
-            for i, (n, query) in enumerate(zip(found, queries, strict=True))
-        ]
+        hits = (slots >= 0).sum(axis=1).tolist()
+        answers: list[CacheHit | None] = []
+        for i, (n, query) in enumerate(zip(hits, queries, strict=True)):
+            if not n:
+                answers.append(self.miss(start, key))
+                continue
+            found = list(zip(slots[i, :n].tolist(), scores[i, :n].tolist(), strict=True))
+            answers.append(self._choose(found, serial, vectors[i], key, limit, query, start))
+        return answers
 
     def _choose(
         self,
-        slots: NDArray[np.int64],
-        scores: NDArray[np.float64],
+        found: list[tuple[int, float]],
         serial: int,
         vector: NDArray[np.float32],
         key: ContextKey,
@@ -159,13 +161,13 @@ class Finder:
         refused: set[int] = set()
         wanted = _FIRST_CANDIDATES
         while True:
-            candidates = self._candidates(slots, scores, serial)
+            candidates = self._candidates(found, serial)
             if candidates is None:
-                slots, scores, serial = self._search_locked(vector, key, limit, wanted)
-                candidates = self._candidates(slots, scores, serial) or []
-            more, last = len(slots) == wanted, wanted == _ALL_CANDIDATES
+                found, serial = self._search_locked(vector, key, limit, wanted)
+                candidates = self._candidates(found, serial) or []
+            more, last = len(found) == wanted, wanted == _ALL_CANDIDATES
             # All alike: there may be more of the same, and the newest of them must win.
-            if last or not (more and scores[0] == scores[-1]):
+            if last or not (more and found[0][1] == found[-1][1]):
                 hit = self._first_allowed(candidates, refused, key, query, start)
                 if hit is not None:
                     return hit
@@ -173,33 +175,32 @@ class Finder:
             if not more or (last and candidates):
                 break
             wanted = _ALL_CANDIDATES
-            slots, scores, serial = self._search_locked(vector, key, limit, wanted)
+            found, serial = self._search_locked(vector, key, limit, wanted)
         return self.miss(start, key)
 
     def _search_locked(
         self, vector: NDArray[np.float32], key: ContextKey, limit: float, k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], int]:
+    ) -> tuple[list[tuple[int, float]], int]:
         """Search while no entry can change, after a slot changed hands under a search."""
         with self._lock:
             index = self._table.index
             if index is None:
-                return np.empty(0, np.int64), np.empty(0), self._table.last_serial
+                return [], self._table.last_serial
             name = self._table.context_ids.get(key, NO_CONTEXT)
-            slots, scores = index.search(vector, name, limit, k)
-            return slots, scores, self._table.last_serial
+            return index.find(vector, name, limit, k), self._table.last_serial
 
     def _candidates(
-        self, slots: NDArray[np.int64], scores: NDArray[np.float64], serial: int
+        self, found: list[tuple[int, float]], serial: int
     ) -> list[tuple[float, int, str | None]] | None:
         """Living entries as (similarity, entry, query), best and then newest first.
 
         None when a slot has a younger entry than the search can have seen: its score would be
         that of another vector.
         """
-        found = []
+        living = []
         with self._lock:
             table, now = self._table, self._clock()
-            for slot, score in zip(slots.tolist(), scores.tolist(), strict=True):
+            for slot, score in found:
                 if slot >= len(table.serial) or table.serial[slot] == 0:
                     continue
                 if table.serial[slot] > serial:
@@ -207,9 +208,9 @@ class Finder:
                 if table.expires[slot] <= now:
                     table.remove(slot, "expired")
                 else:
-                    found.append((score, table.entry_id(slot), table.query[slot]))
-        found.sort(reverse=True, key=lambda candidate: candidate[:2])
-        return found
+                    living.append((score, table.entry_id(slot), table.query[slot]))
+        living.sort(reverse=True, key=lambda candidate: candidate[:2])
+        return living
 
     def _first_allowed(
         self,
