@@ -1,249 +1,337 @@
-"""Exact lookup beside faiss, hnswlib, usearch and numpy: one query, many at once, adding, memory.
+"""SmartCache beside faiss, hnswlib, usearch and numpy: looking up, storing, memory, one writer.
 
-    python benchmarks/bench_cache.py --embeddings vectors.npy [--sizes 1000 10000 100000 1000000]
+    python benchmarks/bench_cache.py --banking77 DIR --clinc150 DIR --wordnet DIR \
+        [--embeddings vectors.npy] [--sizes 1000 10000 100000 1000000] [--readers build/bench]
 
-`vectors.npy` holds real sentence embeddings, (n, dim) float32; a held-out tenth asks, the rest is
-stored, extended by noise where a size needs more. Queries miss: what is measured is a lookup that
-finds nothing, the cache's common case. Results are checked before anything is timed; engines take
-turns within one run; peers that are not installed are left out and said so.
+Questions miss, guard off: what is measured is a lookup that finds nothing, the cache's common case.
+`SmartCache` is the whole call from Python; `EmbeddingIndex` the index beneath it. Results are
+checked before anything is timed; engines take turns within one run; peers that are not installed
+are left out and said so. With --readers, a folder where CMake built the C benchmarks, lookups are
+also timed beside a writer: by bench_cache_readers.c, which compares every answer with brute force,
+and from Python.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
-import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import harness
 
-from ai_model_optimizations import _core
+Search = Callable[[Any], object]
 
-F32 = NDArray[np.float32]
-Search = Callable[[F32], object]
-
-
-def enlarge(base: F32, rows: int, rng: np.random.Generator) -> F32:
-    """Repeat the rows of `base` with noise of a fifth of their length until there are `rows`."""
-    if rows <= len(base):
-        return base[:rows].copy()
-    out = np.empty((rows, base.shape[1]), np.float32)
-    out[: len(base)] = base
-    for start in range(len(base), rows, len(base)):
-        part = base[: min(len(base), rows - start)]
-        noise = rng.standard_normal(part.shape, np.float32) * (0.2 / np.sqrt(part.shape[1]))
-        noisy = part + noise
-        noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
-        out[start : start + len(part)] = noisy
-    return out
+FEWEST_TURNS = 3
+#: Where a graph would take minutes to build.
+HNSW_UP_TO = 100_000
+#: Rows that are put one by one.
+PUTS = 100_000
 
 
-def misses(stored: F32, queries: F32, threshold: float, count: int) -> F32:
-    """The first queries whose best score stays below the threshold."""
-    kept = []
-    for start in range(0, len(queries), 256):
-        block = queries[start : start + 256]
-        best = (
-            np.max(block @ stored.T, axis=1)
-            if len(stored) <= 200_000
-            else _blocked_max(block, stored)
-        )
-        kept.append(block[best < threshold - 0.01])
-        if sum(map(len, kept)) >= count:
-            break
-    return np.ascontiguousarray(np.concatenate(kept)[:count])
+def new_cache(row_dtype: str, threshold: float) -> Any:
+    from ai_model_optimizations import SmartCache
+
+    return SmartCache(
+        capacity=1 << 24,
+        max_bytes=1 << 36,
+        threshold=threshold,
+        ttl=None,
+        guard=None,
+        row_dtype=row_dtype,  # type: ignore[arg-type]
+    )
 
 
-def _blocked_max(queries: F32, stored: F32) -> NDArray[np.float32]:
-    best = np.full(len(queries), -1.0, np.float32)
-    for start in range(0, len(stored), 100_000):
-        np.maximum(best, np.max(queries @ stored[start : start + 100_000].T, axis=1), out=best)
-    return best
+def index_of(cache: Any) -> Any:
+    return cache._table.index
 
 
-def check(index: _core.EmbeddingIndex, slots: NDArray[np.int64], queries: F32) -> None:
+def fill(cache: Any, stored: Any) -> dict[str, float]:
+    """Put all rows, the first of them one by one; what that took and takes."""
+    before = resident_bytes()
+    start = time.perf_counter()
+    for row in stored[:PUTS]:
+        cache.put(row, b"")
+    puts = min(PUTS, len(stored)) / (time.perf_counter() - start)
+    for first in range(PUTS, len(stored), PUTS):
+        part = stored[first : first + PUTS]
+        cache.put_many(part, [b""] * len(part))
+    if cache._optimizer.thread is not None:
+        cache._optimizer.thread.join()
+    start = time.perf_counter()
+    index_of(cache).optimize()
+    return {
+        "puts_per_s": round(puts),
+        "optimize_s": round(time.perf_counter() - start, 3),
+        "index_bytes_per_row": round(index_of(cache).memory_bytes / len(stored), 1),
+        "resident_bytes_per_row": round((resident_bytes() - before) / len(stored), 1),
+    }
+
+
+def resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def check(cache: Any, queries: Any) -> None:
     """Compare with cosines over the stored rows, at thresholds that hit and that miss."""
-    rows, exported, _ = index.export()
-    assert np.array_equal(exported, slots)
-    wide = (rows.view(np.float16) if rows.dtype == np.uint16 else rows).astype(np.float32)
-    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64))
-    for query in queries[:20]:
-        scores = (
-            (wide @ query).astype(np.float64) / norms / np.linalg.norm(query.astype(np.float64))
-        )
+    import numpy as np
+
+    rows, slots, _ = index_of(cache).export()
+    rows = rows.view(np.float16) if rows.dtype == np.uint16 else rows
+    for query in queries:
+        scores = np.empty(len(rows))
+        for first in range(0, len(rows), 100_000):
+            wide = rows[first : first + 100_000].astype(np.float32)
+            norms = np.sqrt(np.einsum("ij,ij->i", wide, wide, dtype=np.float64))
+            scores[first : first + 100_000] = (wide @ query) / norms
+        scores /= np.linalg.norm(query.astype(np.float64))
         for threshold, k in ((0.85, 1), (0.6, 5), (-1.0, 3)):
-            found, found_scores = index.search(query, 0, threshold, k)
+            found, found_scores = index_of(cache).search(query, 1, threshold, k)
             best = np.argsort(-scores, kind="stable")[:k]
             best = best[scores[best] >= threshold]
             assert len(found) == len(best), (len(found), len(best))
             assert np.allclose(found_scores, scores[best], atol=1e-5)
+    assert len(slots) == len(cache)
 
 
-def peers(stored: F32, hnsw: bool) -> dict[str, tuple[Search, float]]:
-    """Name -> (search for one query or a block, seconds that adding took)."""
-    engines: dict[str, tuple[Search, float]] = {}
+def peers(stored: Any) -> dict[str, tuple[Search, float]]:
+    """Name -> (search for one query or a block, rows added per second)."""
+    import numpy as np
+
+    engines: dict[str, tuple[Search, float]] = {"numpy": (lambda q: np.max(stored @ q.T), 0.0)}
     dim = stored.shape[1]
-    engines["numpy"] = (lambda q: np.max(stored @ q.T), 0.0)
+
+    def timed(add: Callable[[Any], object]) -> float:
+        start = time.perf_counter()
+        add(stored)
+        return round(len(stored) / (time.perf_counter() - start))
+
     try:
         import faiss
 
-        faiss.omp_set_num_threads(1)
-        for name in ("IndexFlatIP", "IndexFlatIPPanorama"):
+        for name, options in (("IndexFlatIP", ()), ("IndexFlatIPPanorama", (8,))):
             kind = getattr(faiss, name, None)
             if kind is None:
-                print(f"faiss has no {name}")
+                harness.missing(f"faiss {name}", "this faiss has none")
                 continue
-            index = kind(dim) if name == "IndexFlatIP" else kind(dim, 8)
-            start = time.perf_counter()
-            index.add(stored)
-            taken = time.perf_counter() - start
-            engines[f"faiss {name}"] = (lambda q, i=index: i.search(np.atleast_2d(q), 1), taken)
-    except ImportError:
-        print("faiss is not installed")
-    if hnsw:
-        try:
-            import hnswlib
+            index = kind(dim, *options)
+            search = lambda q, i=index: i.search(np.atleast_2d(q), 1)  # noqa: E731
+            engines[f"faiss {name}"] = (search, timed(index.add))
+    except ImportError as error:
+        harness.missing("faiss", error)
+    try:
+        import hnswlib
 
+        if len(stored) <= HNSW_UP_TO:
             graph = hnswlib.Index("ip", dim)
             graph.init_index(len(stored), M=16, ef_construction=100)
             graph.set_num_threads(1)
             graph.set_ef(64)
-            start = time.perf_counter()
-            graph.add_items(stored)
-            taken = time.perf_counter() - start
-            engines["hnswlib M16 ef64 (approximate)"] = (lambda q: graph.knn_query(q, 1), taken)
-        except ImportError:
-            print("hnswlib is not installed")
+            added = timed(graph.add_items)
+            engines["hnswlib M16 ef64 (approximate)"] = (lambda q: graph.knn_query(q, 1), added)
+    except ImportError as error:
+        harness.missing("hnswlib", error)
     try:
         from usearch.index import MetricKind, search
 
-        engines["usearch exact f32"] = (
+        engines["usearch exact"] = (
             lambda q: search(stored, q, 1, MetricKind.IP, exact=True, threads=1),
             0.0,
         )
-    except ImportError:
-        print("usearch is not installed")
+    except ImportError as error:
+        harness.missing("usearch", error)
     return engines
 
 
-def interleaved(
-    engines: dict[str, Search], queries: F32, seconds: float
-) -> dict[str, dict[str, float]]:
-    """Median and 99th percentile in microseconds; in each round every engine has its turn."""
+def take_turns(engines: dict[str, Search], queries: Any, seconds: float) -> dict[str, Any]:
+    """Microseconds; in each round every engine has a turn of a twentieth of a second."""
     times: dict[str, list[float]] = {name: [] for name in engines}
     for search in engines.values():
         search(queries[0])
-    end = time.perf_counter() + seconds
-    i = 0
-    while time.perf_counter() < end or i < 5:
+    end, turns = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or turns < FEWEST_TURNS:
         for name, search in engines.items():
             turn = time.perf_counter()
-            for repeat in range(200):
-                query = queries[(i + repeat) % len(queries)]
+            for repeat in range(500):
+                query = queries[(turns + repeat) % len(queries)]
                 start = time.perf_counter()
                 search(query)
-                times[name].append(time.perf_counter() - start)
-                if time.perf_counter() - turn > 0.05:
+                now = time.perf_counter()
+                times[name].append(now - start)
+                if now - turn > 0.05:
                     break
-        i += 1
+        turns += 1
+    return {name: percentiles(taken) for name, taken in times.items()}
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    import numpy as np
+
     return {
-        name: {"p50_us": float(np.median(t) * 1e6), "p99_us": float(np.quantile(t, 0.99) * 1e6)}
-        for name, t in times.items()
+        "p50_us": round(float(np.median(seconds)) * 1e6, 2),
+        "p99_us": round(float(np.quantile(seconds, 0.99)) * 1e6, 2),
     }
 
 
-def measure_size(base: F32, asked: F32, rows: int, args: argparse.Namespace) -> dict[str, Any]:
-    rng = np.random.default_rng(rows)
-    stored = enlarge(base, rows, rng)
-    queries = misses(stored, asked, args.threshold, 300)
-    contexts = np.zeros(rows, np.int64)
-    result: dict[str, Any] = {"rows": rows, "queries": len(queries), "adds_per_s": {}}
-    ours: dict[str, Search] = {}
-    batch = np.ascontiguousarray(np.resize(queries, (256, queries.shape[1])))
-    batch_contexts = np.zeros(256, np.int64)
-    batches: dict[str, Search] = {}
-    for dtype in ("f16", "int8"):
-        index = _core.EmbeddingIndex(stored.shape[1], row_dtype=dtype)
-        start = time.perf_counter()
-        slots = index.add_many(stored, contexts)
-        result["adds_per_s"][dtype] = rows / (time.perf_counter() - start)
-        start = time.perf_counter()
-        index.optimize()
-        result[f"optimize_s_{dtype}"] = time.perf_counter() - start
-        check(index, slots, asked[-50:])
-        result[f"bytes_per_row_{dtype}"] = index.memory_bytes / rows
-        removed = rng.permutation(rows)[: min(rows // 2, 20_000)]
-        start = time.perf_counter()
-        for slot in removed.tolist():
-            index.remove(slot)
-        for row in removed.tolist():
-            index.add(stored[row], 0)
-        result[f"remove_and_put_per_s_{dtype}"] = len(removed) / (time.perf_counter() - start)
-        ours[f"EmbeddingIndex {dtype}"] = lambda q, i=index: i.search(q, 0, args.threshold, 1)
-        batches[f"EmbeddingIndex {dtype}"] = lambda q, i=index: i.search_many(
-            q, batch_contexts, args.threshold, 1
-        )
-    others = peers(stored, rows <= args.hnsw_up_to)
-    for name, (_, taken) in others.items():
-        if taken:
-            result["adds_per_s"][name] = rows / taken
-    _core.set_thread_count(1)
-    everyone = ours | {name: search for name, (search, _) in others.items()}
-    result["one_query_1_thread"] = interleaved(everyone, queries, args.seconds)
-    _core.set_thread_count(args.threads)
-    if "faiss IndexFlatIP" in others:
+def times(found: dict[str, Any], ours: str) -> dict[str, float]:
+    """How many times as long as ours each peer takes."""
+    base = found[ours]["p50_us"]
+    return {
+        name: round(taken["p50_us"] / base, 2)
+        for name, taken in found.items()
+        if not name.startswith(("SmartCache", "EmbeddingIndex"))
+    }
+
+
+def set_thread_count(count: int) -> None:
+    """The same for us and for faiss; the others are told at each call, or use one."""
+    from ai_model_optimizations import _core
+
+    _core.set_thread_count(count)
+    try:
         import faiss
 
-        faiss.omp_set_num_threads(args.threads)
-        batches["faiss IndexFlatIP"] = others["faiss IndexFlatIP"][0]
-    per_batch = interleaved(batches, batch[None], args.seconds)
-    result[f"batch_256_{args.threads}_threads_us_per_query"] = {
-        name: t["p50_us"] / 256 for name, t in per_batch.items()
+        faiss.omp_set_num_threads(count)
+    except ImportError:
+        pass
+
+
+def measure_size(base: Any, asked: Any, rows: int, args: argparse.Namespace) -> dict[str, Any]:
+    import cache_vectors
+    import numpy as np
+
+    stored = cache_vectors.enlarge(base, rows)
+    queries = cache_vectors.misses(stored, asked, args.threshold, 300)
+    set_thread_count(1)
+    result: dict[str, Any] = {"rows": rows, "queries": len(queries)}
+    one: dict[str, Search] = {}
+    many: dict[str, Search] = {}
+    for dtype in ("f16", "int8"):
+        cache = new_cache(dtype, args.threshold)
+        result[f"SmartCache {dtype}"] = fill(cache, stored)
+        check(cache, asked[-5:])
+        one[f"SmartCache {dtype}"] = cache.get_semantic_similar
+        many[f"SmartCache {dtype}"] = cache.get_many
+        index = index_of(cache)
+        one[f"EmbeddingIndex {dtype}"] = lambda q, i=index: i.search(q, 1, args.threshold, 1)
+    others = peers(stored)
+    result["adds_per_s"] = {name: added for name, (_, added) in others.items() if added}
+    one |= {name: search for name, (search, _) in others.items()}
+    result["one_query_1_thread"] = take_turns(one, queries, args.seconds)
+    result["times_one_query"] = times(result["one_query_1_thread"], "SmartCache f16")
+    set_thread_count(args.threads)
+    many |= {name: search for name, search in one.items() if name.startswith("faiss")}
+    batch = np.ascontiguousarray(np.resize(queries, (256, queries.shape[1])))
+    found = take_turns(many, batch[None], args.seconds)
+    per_query = {
+        name: {key: round(value / 256, 3) for key, value in taken.items()}
+        for name, taken in found.items()
     }
+    result[f"256_queries_{args.threads}_threads_per_query"] = per_query
+    result["times_256_queries"] = times(found, "SmartCache f16")
     return result
 
 
-def machine() -> dict[str, Any]:
-    lscpu = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout
-    model = [line.split(":")[1].strip() for line in lscpu.splitlines() if "Model name" in line]
+# ---- beside a writer ---------------------------------------------------------------------------
+
+
+def readers_in_c(base: Any, asked: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Run bench_cache_readers on real vectors; it prints JSON, and fails on a wrong answer."""
+    import cache_vectors
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows, queries = Path(folder) / "rows.f32", Path(folder) / "queries.f32"
+        cache_vectors.enlarge(base, 2 * args.reader_rows).tofile(rows)
+        asked[:64].tofile(queries)
+        command = [
+            args.readers / "bench_cache_readers", rows, queries, base.shape[1], args.reader_rows,
+            args.reader_seconds, args.threads, args.threshold,
+        ]  # fmt: skip
+        output = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, check=True
+        ).stdout
+    return dict(json.loads(output))
+
+
+def readers_in_python(base: Any, asked: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Lookups of one thread, alone and then beside a thread that puts, from Python."""
+    import cache_vectors
+
+    rows = cache_vectors.enlarge(base, 2 * args.reader_rows)
+    cache = new_cache("f16", args.threshold)
+    fill(cache, rows[: args.reader_rows])
+    done = threading.Event()
+
+    def read(seconds: float) -> list[float]:
+        taken, end, i = [], time.perf_counter() + seconds, 0
+        while (start := time.perf_counter()) < end:
+            cache.get_semantic_similar(asked[i % 64])
+            taken.append(time.perf_counter() - start)
+            i += 1
+        return taken
+
+    puts = 0
+
+    def write() -> None:
+        nonlocal puts
+        entries: list[int] = []
+        while not done.is_set():
+            entries.append(cache.put(rows[args.reader_rows + puts % args.reader_rows], b""))
+            puts += 1
+            if len(entries) > 1000:
+                cache.invalidate(entry=entries.pop(0))
+
+    quiet = read(args.reader_seconds / 10)
+    writer = threading.Thread(target=write)
+    writer.start()
+    busy = read(args.reader_seconds / 3)
+    done.set()
+    writer.join()
     return {
-        "model": model[0] if model else platform.machine(),
-        "cpu_info": _core.cpu_info(),
-        "threads": _core.thread_count(),
-        "commit": commit.strip(),
-        "command": " ".join(sys.argv),
+        "rows": args.reader_rows,
+        "quiet": percentiles(quiet),
+        "beside_a_writer": percentiles(busy),
+        "puts_per_s": round(puts / (args.reader_seconds / 3)),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--embeddings", type=Path, required=True)
+    harness.set_threads(1)
+    import cache_vectors
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    cache_vectors.add_arguments(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--threshold", type=float, default=0.85)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--hnsw-up-to", type=int, default=100_000)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cache.json"))
+    parser.add_argument("--readers", type=Path, help="folder with bench_cache_readers")
+    parser.add_argument("--reader-rows", type=int, default=100_000)
+    parser.add_argument("--reader-seconds", type=float, default=60.0)
+    parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
-    vectors = np.load(args.embeddings).astype(np.float32)
-    np.random.default_rng(0).shuffle(vectors)
-    held_out = len(vectors) // 10
-    report: dict[str, Any] = {"machine": machine(), "sizes": []}
+    base, asked = cache_vectors.real_vectors(args)
+    results: dict[str, Any] = {"real_vectors": len(base) + len(asked)}
+
+    def record(name: str, found: dict[str, Any]) -> None:
+        """Keep what is measured so far, in case the rest does not come to its end."""
+        results[name] = found
+        print(json.dumps({name: found}, indent=1), flush=True)
+        if not args.no_save:
+            harness.save("cache", results)
+
+    if args.readers is not None:
+        record("beside_a_writer_c", readers_in_c(base, asked, args))
+        record("beside_a_writer_python", readers_in_python(base, asked, args))
     for rows in args.sizes:
-        result = measure_size(vectors[held_out:], vectors[:held_out], rows, args)
-        report["sizes"].append(result)
-        print(json.dumps(result, indent=1), flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+        record(f"rows_{rows}", measure_size(base, asked, rows, args))
 
 
 if __name__ == "__main__":
