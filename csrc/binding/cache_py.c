@@ -34,9 +34,12 @@ static PyArrayObject *vectors_from(PyObject *self, PyObject *argument, npy_intp 
             *rows = PyArray_DIM(array, 0);
         return array;
     }
-    PyErr_Format(PyExc_ValueError, "expected an array of shape (%s%zd), got %d dimensions%s",
-                 rows != NULL ? "n, " : "", (Py_ssize_t)dim, PyArray_NDIM(array),
-                 PyArray_NDIM(array) == dimensions ? " of another size" : "");
+    PyObject *shape = PyObject_GetAttrString((PyObject *)array, "shape");
+    if (shape != NULL)
+        PyErr_Format(PyExc_ValueError, "embedding%s must have shape (%s%zd%s), got %R",
+                     rows != NULL ? "s" : "", rows != NULL ? "n, " : "", (Py_ssize_t)dim,
+                     rows != NULL ? "" : ",", shape);
+    Py_XDECREF(shape);
     Py_DECREF(array);
     return NULL;
 }

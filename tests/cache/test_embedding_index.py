@@ -253,6 +253,22 @@ def test_search_many_gives_the_answers_of_search() -> None:
     assert index.search_many(queries[:0], contexts[:0], 0.8, 4)[0].shape == (0, 4)
 
 
+def test_find_gives_the_hits_of_search() -> None:
+    rng = np.random.default_rng(8)
+    vectors = lifelike(rng, 500, 24)
+    index = _core.EmbeddingIndex(24)
+    index.add_many(vectors, np.arange(500) % 2)
+    for query in vectors[:50]:
+        for threshold, k in ((-1.0, 64), (0.9, 3), (1.0, 1)):
+            slots, scores = index.search(query, 1, threshold, k)
+            found = index.find(query, 1, threshold, k)
+            assert found == list(zip(slots.tolist(), scores.tolist(), strict=True))
+    with pytest.raises(ValueError, match="at most 64"):
+        index.find(vectors[0], 1, 0.5, 65)
+    with pytest.raises(TypeError):
+        index.find(vectors[0], 1, 0.5)  # type: ignore[call-arg]
+
+
 def test_export_and_restore_keep_every_bit() -> None:
     for row_dtype in ("f16", "int8"):
         rng = np.random.default_rng(6)

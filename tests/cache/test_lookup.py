@@ -91,6 +91,14 @@ def test_a_bad_embedding_is_an_error_and_changes_nothing(bad, error):
     assert cache.stats()["puts"] == 1
 
 
+def test_a_wrong_dimension_names_the_right_one():
+    cache = SmartCache()
+    cache.put(np.ones(384, np.float32), "x")
+    for wrong in (np.ones(100, np.float32), [1.0] * 100):
+        with pytest.raises(ValueError, match=r"embedding must have shape \(384,\), got \(100,\)"):
+            cache.get_semantic_similar(wrong)
+
+
 def test_a_bad_embedding_is_an_error_for_an_empty_cache_too():
     with pytest.raises(ValueError, match="zero"):
         SmartCache().get_semantic_similar(np.zeros(4, np.float32))

@@ -102,10 +102,15 @@ def test_the_index_learns_each_time_it_has_doubled_in_a_thread_of_its_own():
 
     index, optimizer = Index(), IndexOptimizer()
     for rows in range(1, 3000):
-        optimizer.grown(index, rows)
+        optimizer.grown(index, rows, rows)
         if optimizer.thread is not None:
             optimizer.thread.join()
     assert index.learnt == 4  # at 256, 512, 1024 and 2048
+    for puts in range(3000, 3000 + 10 * 2048):  # of which each replaces another
+        optimizer.grown(index, 2048, puts)
+        if optimizer.thread is not None:
+            optimizer.thread.join()
+    assert index.learnt == 4 + 2
 
 
 # -- calibration ------------------------------------------------------------------------------

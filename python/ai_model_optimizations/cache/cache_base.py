@@ -454,7 +454,8 @@ class CacheBase:
 
     def _after_put(self) -> None:
         """Called without the lock when entries were added."""
-        self._optimizer.grown(self._table.index, len(self._table))
+        table = self._table
+        self._optimizer.grown(table.index, len(table), table.last_serial)
 
     def _record(
         self,

@@ -1,7 +1,8 @@
 """When the index learns anew in which directions its rows differ.
 
 Lookups are exact without it and fast with it. Learning takes up to a second, so it runs in a
-thread of its own while lookups and puts go on, each time the cache has doubled.
+thread of its own while lookups and puts go on, each time the cache has doubled, and in a full cache
+each time its entries have changed several times over: what they are about may have changed, too.
 """
 
 from __future__ import annotations
@@ -15,22 +16,34 @@ _log = logging.getLogger("ai_model_optimizations")
 
 # Below this reading every row is as fast.
 _FIRST = 256
+# So many puts for each row since it last learned: others have taken the place of what it knew.
+_TURNOVER = 4
 
 
 class IndexOptimizer:
     """Lets one index learn as it grows; one thread at a time."""
 
     def __init__(self) -> None:
-        self._next = _FIRST
+        self._next_rows = _FIRST
+        self._next_puts = 0
         self._running = threading.Lock()
         #: The latest thread, for those who want to wait for it.
         self.thread: threading.Thread | None = None
 
-    def grown(self, index: EmbeddingIndex | None, rows: int) -> None:
-        """Start learning if the index has doubled since it last did."""
-        if rows < self._next or index is None or not self._running.acquire(blocking=False):
+    def grown(self, index: EmbeddingIndex | None, rows: int, puts: int) -> None:
+        """Start learning if the index has doubled, or has been turned over, since it last did.
+
+        Parameters
+        ----------
+        rows : in the index now
+        puts : rows ever put into it
+        """
+        if rows < self._next_rows and (puts < self._next_puts or rows < _FIRST):
             return
-        self._next = max(2 * rows, _FIRST)
+        if index is None or not self._running.acquire(blocking=False):
+            return
+        self._next_rows = 2 * rows
+        self._next_puts = puts + _TURNOVER * rows
         self.thread = threading.Thread(
             target=self._learn, args=(index,), name="aimo-cache-index", daemon=True
         )

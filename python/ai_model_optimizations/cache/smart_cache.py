@@ -631,7 +631,7 @@ class SmartCache(CacheBase):
         for frame in chain(pending, frames, chain.from_iterable(journals)):
             cache._replay(frame, slots, report)
         cache._table.sweep(cache._clock())
-        cache._optimizer.grown(cache._table.index, len(cache._table))
+        CacheBase._after_put(cache)
         cache._metrics.reset()
         report.entries = len(cache._table)
         if report.damage and damaged == "raise":
