@@ -1,4 +1,4 @@
-/* Changes to a cache, and the life of what readers may hold. */
+/* Changes to a cache: rows come and go. */
 #include "cache/cache.h"
 
 #include "base/cpu.h"
@@ -8,226 +8,16 @@
 #include "half/half.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    /* Looking at every pin costs as much as a small change: do it once per so many retired things,
-     * where a large block counts for several. */
-    GENERATION_SIZE = 256,
-    RETIRED_THING = 4096,
-};
-
-/* ---- fork -------------------------------------------------------------------------------- */
-
-static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
-static aimo_cache *caches; /* protected by registry_lock */
-
-/* No change is half done in the child. An optimization may be: it holds no lock while it computes,
- * and what it had not yet published is lost, nothing else. */
-static void before_fork(void)
-{
-    pthread_mutex_lock(&registry_lock);
-    for (aimo_cache *c = caches; c != NULL; c = c->next)
-        pthread_mutex_lock(&c->lock);
-}
-
-static void after_fork_in_parent(void)
-{
-    for (aimo_cache *c = caches; c != NULL; c = c->next)
-        pthread_mutex_unlock(&c->lock);
-    pthread_mutex_unlock(&registry_lock);
-}
-
-/* The threads that held pins are not here. */
-static void after_fork_in_child(void)
-{
-    for (aimo_cache *c = caches; c != NULL; c = c->next) {
-        pthread_mutex_init(&c->lock, NULL);
-        pthread_mutex_init(&c->optimize_lock, NULL);
-        for (size_t i = 0; i < PIN_COUNT; i++)
-            atomic_store(&c->pins[i].version, AIMO_IDLE);
-    }
-    pthread_mutex_init(&registry_lock, NULL);
-}
-
-void aimo_cache_init(void)
-{
-    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-}
-
-static void registry_add(aimo_cache *cache)
-{
-    pthread_mutex_lock(&registry_lock);
-    cache->previous = NULL;
-    cache->next = caches;
-    if (caches != NULL)
-        caches->previous = cache;
-    caches = cache;
-    pthread_mutex_unlock(&registry_lock);
-}
-
-static void registry_remove(aimo_cache *cache)
-{
-    pthread_mutex_lock(&registry_lock);
-    if (cache->previous != NULL)
-        cache->previous->next = cache->next;
-    else
-        caches = cache->next;
-    if (cache->next != NULL)
-        cache->next->previous = cache->previous;
-    pthread_mutex_unlock(&registry_lock);
-}
-
-/* ---- pins and reclamation ---------------------------------------------------------------- */
-
-/* Threads start looking for a pin at different places. */
-static size_t first_pin(void)
-{
-    static atomic_size_t threads;
-    static _Thread_local size_t mine;
-    if (mine == 0)
-        mine = atomic_fetch_add_explicit(&threads, 1, memory_order_relaxed) + 1;
-    return mine % PIN_COUNT;
-}
-
-pin *aimo_cache_pin(aimo_cache *cache)
-{
-    for (size_t i = first_pin(), tried = 1;; i = (i + 1) % PIN_COUNT, tried++) {
-        uint64_t idle = AIMO_IDLE;
-        pin *p = &cache->pins[i];
-        if (atomic_load_explicit(&p->version, memory_order_relaxed) == AIMO_IDLE &&
-            atomic_compare_exchange_strong(&p->version, &idle, atomic_load(&cache->version)))
-            return p;
-        if (tried % PIN_COUNT == 0)
-            sched_yield();
-    }
-}
-
-void aimo_cache_unpin(pin *p) { atomic_store(&p->version, AIMO_IDLE); }
-
-void aimo_cache_publish(aimo_cache *cache) { atomic_fetch_add(&cache->version, 1); }
-
-static uint64_t lowest_pin(const aimo_cache *cache)
-{
-    uint64_t lowest = UINT64_MAX;
-    for (size_t i = 0; i < PIN_COUNT; i++) {
-        const uint64_t version = atomic_load(&cache->pins[i].version);
-        lowest = version < lowest ? version : lowest;
-    }
-    return lowest;
-}
-
-/* What the allocator really takes: a header line, and whole lines. */
-static size_t held_bytes(size_t bytes)
-{
-    return (bytes + 2 * AIMO_CACHE_LINE - 1) / AIMO_CACHE_LINE * AIMO_CACHE_LINE;
-}
-
-static aimo_status counted_new(aimo_cache *cache, void **out, size_t bytes, const char *what,
-                               aimo_error *err)
-{
-    AIMO_TRY(aimo_memory_new(out, 1, bytes, what, err));
-    atomic_fetch_add_explicit(&cache->bytes, held_bytes(bytes), memory_order_relaxed);
-    return AIMO_OK;
-}
-
-static void counted_free(aimo_cache *cache, void *block, size_t bytes)
-{
-    aimo_memory_free(block);
-    atomic_fetch_sub_explicit(&cache->bytes, held_bytes(bytes), memory_order_relaxed);
-}
-
-aimo_status aimo_cache_block_new(aimo_cache *cache, void **out, size_t bytes, const char *what,
-                                 aimo_error *err)
-{
-    AIMO_TRY(counted_new(cache, out, bytes, what, err));
-    *(retired *)*out = (retired){.bytes = bytes};
-    return AIMO_OK;
-}
-
-void aimo_cache_block_free(aimo_cache *cache, retired *block)
-{
-    counted_free(cache, block, block->bytes);
-}
+/* ---- the store ----------------------------------------------------------------------------- */
 
 slot_place *aimo_cache_place(const aimo_cache *cache, int64_t slot)
 {
     const directory *store = atomic_load_explicit(&cache->store, memory_order_relaxed);
     return &store->chunks[slot / STORE_ROWS]->places[slot % STORE_ROWS];
 }
-
-static void free_blocks(aimo_cache *cache, generation *g)
-{
-    for (retired *block = g->blocks, *next; block != NULL; block = next) {
-        next = block->next;
-        aimo_cache_block_free(cache, block);
-    }
-    g->blocks = NULL;
-}
-
-static void free_generation(aimo_cache *cache, generation *g)
-{
-    free_blocks(cache, g);
-    while (g->slots != NO_SLOT) {
-        slot_place *place = aimo_cache_place(cache, g->slots);
-        const int64_t slot = g->slots;
-        g->slots = place->context;
-        place->context = cache->free_slots;
-        cache->free_slots = slot;
-    }
-    g->size = 0;
-}
-
-/* A search that is not pinned below the stamp has seen every change up to it, so it can reach
- * nothing that was retired before. */
-void aimo_cache_reclaim(aimo_cache *cache)
-{
-    if (cache->old.size != 0 && lowest_pin(cache) < cache->old.stamp)
-        return;
-    free_generation(cache, &cache->old);
-    if (cache->young.size == 0)
-        return;
-    aimo_cache_publish(cache);
-    cache->old = cache->young;
-    cache->old.stamp = atomic_load(&cache->version);
-    cache->young = (generation){.slots = NO_SLOT};
-    if (lowest_pin(cache) >= cache->old.stamp)
-        free_generation(cache, &cache->old);
-}
-
-void aimo_cache_reclaim_when_due(aimo_cache *cache)
-{
-    if (cache->young.size >= GENERATION_SIZE)
-        aimo_cache_reclaim(cache);
-}
-
-void aimo_cache_retire(aimo_cache *cache, retired *block)
-{
-    block->next = cache->young.blocks;
-    cache->young.blocks = block;
-    cache->young.size += 1 + block->bytes / RETIRED_THING;
-}
-
-static void retire_slot(aimo_cache *cache, int64_t slot)
-{
-    slot_place *place = aimo_cache_place(cache, slot);
-    place->position = AIMO_NO_POSITION;
-    place->context = cache->young.slots;
-    cache->young.slots = slot;
-    cache->young.size++;
-}
-
-void aimo_basis_hold(aimo_basis *basis) { basis->users++; }
-
-void aimo_basis_release(aimo_cache *cache, aimo_basis *basis)
-{
-    if (--basis->users == 0)
-        aimo_cache_retire(cache, &basis->link);
-}
-
-/* ---- the store ----------------------------------------------------------------------------- */
 
 static size_t store_chunk_bytes(const aimo_cache *cache)
 {
@@ -237,7 +27,7 @@ static size_t store_chunk_bytes(const aimo_cache *cache)
 
 static aimo_status store_chunk_new(aimo_cache *cache, store_chunk **out, aimo_error *err)
 {
-    AIMO_TRY(counted_new(cache, (void **)out, store_chunk_bytes(cache), "rows", err));
+    AIMO_TRY(aimo_cache_memory_new(cache, (void **)out, store_chunk_bytes(cache), "rows", err));
     store_chunk *s = *out;
     s->inverse_norms = (double *)(s + 1);
     s->places = (slot_place *)(s->inverse_norms + STORE_ROWS);
@@ -274,8 +64,8 @@ static aimo_status store_grow(aimo_cache *cache, aimo_error *err)
 
 static aimo_status take_slot(aimo_cache *cache, int64_t *slot, aimo_error *err)
 {
-    if (cache->free_slots == NO_SLOT && cache->young.size + cache->old.size >= GENERATION_SIZE)
-        aimo_cache_reclaim(cache);
+    if (cache->free_slots == NO_SLOT)
+        aimo_cache_reclaim_when_due(cache);
     if (cache->free_slots != NO_SLOT) {
         *slot = cache->free_slots;
         cache->free_slots = aimo_cache_place(cache, *slot)->context;
@@ -406,7 +196,7 @@ static void remove_live(aimo_cache *cache, int64_t slot)
     c->dead++;
     atomic_fetch_sub_explicit(&cache->row_count, 1, memory_order_relaxed);
     aimo_cache_publish(cache);
-    retire_slot(cache, slot);
+    aimo_cache_retire_slot(cache, slot);
     aimo_context_tidy(cache, l, index);
     aimo_cache_reclaim_when_due(cache);
 }
@@ -427,15 +217,15 @@ aimo_status aimo_cache_new(aimo_cache **out, size_t dim, aimo_row_type type, aim
     cache->kernels = aimo_similarity_select(aimo_cpu_enabled());
     cache->free_slots = NO_SLOT;
     cache->old.slots = cache->young.slots = NO_SLOT;
-    atomic_store(&cache->bytes, held_bytes(sizeof *cache));
+    atomic_store(&cache->bytes, aimo_cache_held_bytes(sizeof *cache));
     for (size_t i = 0; i < PIN_COUNT; i++)
         atomic_init(&cache->pins[i].version, AIMO_IDLE);
     pthread_mutex_init(&cache->lock, NULL);
     pthread_mutex_init(&cache->optimize_lock, NULL);
-    registry_add(cache);
+    aimo_cache_register(cache);
     directory *store;
     aimo_status status =
-        counted_new(cache, (void **)&cache->widened, dim * sizeof(float), "cache", err);
+        aimo_cache_memory_new(cache, (void **)&cache->widened, dim * sizeof(float), "cache", err);
     if (status == AIMO_OK && (status = directory_new(cache, 0, &store, err)) == AIMO_OK)
         atomic_init(&cache->store, store);
     if (status == AIMO_OK)
@@ -462,7 +252,7 @@ static void free_store(aimo_cache *cache)
     if (store == NULL)
         return;
     for (size_t i = 0; i < store->chunk_count; i++)
-        counted_free(cache, store->chunks[i], store_chunk_bytes(cache));
+        aimo_cache_memory_free(cache, store->chunks[i], store_chunk_bytes(cache));
     aimo_cache_retire(cache, &store->link);
 }
 
@@ -470,13 +260,12 @@ void aimo_cache_free(aimo_cache *cache)
 {
     if (cache == NULL)
         return;
-    registry_remove(cache);
+    aimo_cache_unregister(cache);
     free_contexts(cache);
     free_store(cache);
     if (cache->basis != NULL)
         aimo_basis_release(cache, cache->basis);
-    free_blocks(cache, &cache->old);
-    free_blocks(cache, &cache->young);
+    aimo_cache_free_retired(cache);
     aimo_memory_free(cache->widened);
     pthread_mutex_destroy(&cache->lock);
     pthread_mutex_destroy(&cache->optimize_lock);

@@ -136,6 +136,10 @@ AIMO_INLINE double aimo_store_inverse_norm(const directory *store, uint32_t slot
 /* The list of a context, NULL when there is none; with a pin or the lock held. */
 list *aimo_cache_find(const aimo_cache *cache, int64_t context);
 
+/* From and until when the cache is looked after at a fork. */
+void aimo_cache_register(aimo_cache *cache);
+void aimo_cache_unregister(aimo_cache *cache);
+
 /* A pin keeps everything that can be reached from now on. Waits only while all pins are taken. */
 pin *aimo_cache_pin(aimo_cache *cache);
 void aimo_cache_unpin(pin *p);
@@ -154,6 +158,15 @@ void aimo_cache_retire(aimo_cache *cache, retired *block);
  * Nothing that was retired may be used after it. */
 void aimo_cache_reclaim(aimo_cache *cache);
 void aimo_cache_reclaim_when_due(aimo_cache *cache);
+/* For the end of a cache: frees all that was retired. */
+void aimo_cache_free_retired(aimo_cache *cache);
+/* No row is in the slot any more; it is used again when no search can see the one that was. */
+void aimo_cache_retire_slot(aimo_cache *cache, int64_t slot);
+/* Memory that aimo_cache_bytes counts; what the allocator really takes for `bytes`. */
+aimo_status aimo_cache_memory_new(aimo_cache *cache, void **out, size_t bytes, const char *what,
+                                  aimo_error *err);
+void aimo_cache_memory_free(aimo_cache *cache, void *block, size_t bytes);
+size_t aimo_cache_held_bytes(size_t bytes);
 /* A block of `bytes` that starts with its retired link, counted in cache->bytes. */
 aimo_status aimo_cache_block_new(aimo_cache *cache, void **out, size_t bytes, const char *what,
                                  aimo_error *err);
