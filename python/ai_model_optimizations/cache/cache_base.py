@@ -1,7 +1,7 @@
 """The state of a cache and what changes it: options, arguments, storing, removing, counting.
 
 `EntryTable` holds the entries, `Finder` looks them up, `Metrics` counts; this class joins them and
-owns the lock. `SmartCache` adds computing, the async forms and files.
+owns the lock. `FiledCache` adds files, `SmartCache` computing and the async forms.
 """
 
 from __future__ import annotations

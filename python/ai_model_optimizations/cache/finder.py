@@ -113,9 +113,7 @@ class Finder:
         if index is None:
             as_vector(vector, None)
             return self.miss(start, key)
-        found = index.find(
-            vector, table.context_ids.get(key, NO_CONTEXT), limit, _FIRST_CANDIDATES
-        )
+        found = index.find(vector, table.context_ids.get(key, NO_CONTEXT), limit, _FIRST_CANDIDATES)
         if not found:
             self._metrics.miss(time.perf_counter_ns() - start, key)
             return None
