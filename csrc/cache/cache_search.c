@@ -15,7 +15,7 @@
 #include <string.h>
 
 enum {
-    TILE_QUERIES = 64,
+    TILE_QUERIES = 128,
     SCREEN_QUERIES = 16, /* that a screen takes at once: a tile of AMX, four loops of other rows */
     CHUNK_BLOCKS = CHUNK_ROWS / AIMO_HEAD_BLOCK,
     /* Rows that a query compares outright before its tail is worth preparing, which reads as many
@@ -149,6 +149,14 @@ static size_t list_candidates(const uint16_t *masks, size_t blocks, uint16_t *ca
     return count;
 }
 
+/* Asks for a row that is looked at soon: it lies somewhere in memory. */
+static void fetch_row(const tile *t, uint32_t slot)
+{
+    const char *row = aimo_store_row(t->cache, t->store, slot);
+    for (size_t byte = 0; byte < t->cache->row_bytes; byte += AIMO_CACHE_LINE)
+        __builtin_prefetch(row + byte);
+}
+
 /* Compares the candidates whose tails may still reach the bar, or outright those that are few. */
 static void consider_candidates(tile *t, const chunk *c, seeker *s, const int16_t *dots,
                                 double tail_error, size_t count)
@@ -160,8 +168,11 @@ static void consider_candidates(tile *t, const chunk *c, seeker *s, const int16_
         aimo_query_set_tail_bar(c->basis, &s->codes, s->bar, tail_error);
         count = t->cache->kernels->refine(c->tails, dots, &s->codes.tail, t->candidates, count);
     }
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
+        if (i + 2 < count)
+            fetch_row(t, c->slots[t->candidates[i + 2]]);
         consider(t, s, c, t->candidates[i]);
+    }
 }
 
 static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeker *group,
