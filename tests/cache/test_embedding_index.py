@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from fractions import Fraction
 
@@ -383,7 +382,6 @@ def test_threads_may_search_while_others_add_remove_and_learn() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("AIMO_SOAK" not in os.environ, reason="set AIMO_SOAK=1 for the long run")
 def test_a_hundred_thousand_lookups_agree_with_float64() -> None:
     rng = np.random.default_rng(9)
     index = EmbeddingIndex(DIM)
