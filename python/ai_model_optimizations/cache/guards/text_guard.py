@@ -213,17 +213,24 @@ def _opposite(a: _Features, b: _Features) -> bool:
 def _prefix_negates(plain: Sequence[str], prefixed: Sequence[str]) -> bool:
     """Whether one text has "locked" where the other has "unlocked"; or Turkish "-li" and "-siz"."""
     mine, theirs = set(plain), set(prefixed)
-    for word in mine - theirs:
-        if len(word) < 4:
-            continue
-        if any(prefix + word in theirs - mine for prefix in _NEGATING_PREFIXES):
-            return True
-        stem = word[:-2] if word.endswith(("li", "lu")) else word
-        if theirs & {stem + "siz", stem + "suz"} - mine:
-            return True
-        if word.endswith("ful") and word[:-3] + "less" in theirs - mine:
-            return True
-    return False
+    mine, theirs = mine - theirs, theirs - mine
+    return any(not mine.isdisjoint(_plain_forms(word)) for word in theirs)
+
+
+@lru_cache(maxsize=8192)
+def _plain_forms(word: str) -> tuple[str, ...]:
+    """The words of four letters and more that `word` is the negation of, by how it is built."""
+    found = []
+    if word.startswith(_NEGATING_PREFIXES):
+        found += [word[len(p) :] for p in _NEGATING_PREFIXES if word.startswith(p)]
+    if word.endswith(("siz", "suz")):
+        stem = word[:-3]
+        found += [stem + "li", stem + "lu"]
+        if not stem.endswith(("li", "lu")):
+            found.append(stem)
+    if word.endswith("less"):
+        found.append(word[:-4] + "ful")
+    return tuple(form for form in found if len(form) >= 4)
 
 
 def _exclusive_differ(a: _Features, b: _Features) -> str | None:
