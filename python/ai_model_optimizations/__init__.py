@@ -25,7 +25,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import half
-    from .cache import CacheHit, LabelledPair, SmartCache, TextGuard, context_of
+    from .cache import Agreement, CacheHit, LabelledPair, SmartCache, TextGuard, context_of
     from .embedding import Embedding, EmbeddingModel
     from .memory_monitor import (
         MemoryLeakDetector,
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaptiveModelManager": ".service_names",
     "AdaptiveModelSelector": ".selection",
+    "Agreement": ".cache",
     "BatchEmbeddingProcessor": ".service_names",
     "CacheHit": ".cache",
     "Embedding": ".embedding",
@@ -103,6 +104,7 @@ _MODULES = ("half",)
 __all__ = [
     "AdaptiveModelManager",
     "AdaptiveModelSelector",
+    "Agreement",
     "AimoError",
     "BatchEmbeddingProcessor",
     "CacheFileError",

@@ -165,7 +165,7 @@ def test_pairs_of_texts_are_embedded_once(capsys):
 
 
 def test_shadow_hits_become_pairs():
-    hit = ShadowHit("q", "c", 0.93, "", 7)
+    hit = ShadowHit("q", "c", 0.93, "", 7, 0.93)
     assert LabelledPair.of(hit, same=False) == LabelledPair(0.93, False, "q", "c")
 
 

@@ -1,5 +1,6 @@
 """SmartCache: answers by meaning, looked up exactly, in contexts that are walls."""
 
+from .agreement import Agreement
 from .calibration import Calibration, LabelledPair
 from .contexts import context_of
 from .guards import ENGLISH, TURKISH, LanguageTables, TextGuard
@@ -12,6 +13,7 @@ from .text_keys import normalize_text
 __all__ = [
     "ENGLISH",
     "TURKISH",
+    "Agreement",
     "CacheEntry",
     "CacheHit",
     "CacheStats",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._environment import disabled
+from .agreement import Agreement
 from .calibration import Calibration, PairLike, calibrate_pairs, measure_pairs
 from .contexts import Context, ContextKey, context_key
 from .entry_table import EntryTable, Record
@@ -94,6 +95,7 @@ class CacheBase:
         require_context: bool = False,
         mode: Literal["serve", "shadow"] = "serve",
         *,
+        agreement: Agreement | None = None,
         sliding: bool = False,
         serializer: Serializer | None = None,
         row_dtype: Literal["f16", "int8"] = "f16",
@@ -111,6 +113,11 @@ class CacheBase:
             raise ValueError(f'mode must be "serve" or "shadow", got {mode!r}')
         if row_dtype not in ("f16", "int8"):
             raise ValueError(f'row_dtype must be "f16" or "int8", got {row_dtype!r}')
+        if agreement is not None and not isinstance(agreement, Agreement):
+            raise TypeError(
+                f"agreement must be an Agreement or None, got {type(agreement).__name__}"
+            )
+        self._agreement = agreement
         self._threshold = _checked_threshold(threshold)
         self._ttl = _checked_ttl(ttl)
         self._sliding = sliding
@@ -135,6 +142,7 @@ class CacheBase:
             clock,
             self._metrics,
             self._guard,
+            agreement,
             serializer,
             sliding=sliding,
             shadow=self._shadow,
@@ -583,7 +591,7 @@ class CacheBase:
         return self._metrics.of_context(context_key(context))
 
     def rejections(self) -> list[Rejection]:
-        """The latest candidates that a guard refused, oldest first."""
+        """The latest candidates that a guard or their neighbours refused, oldest first."""
         with self._lock:
             return list(self._finder.rejections)
 

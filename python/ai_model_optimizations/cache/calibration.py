@@ -28,7 +28,7 @@ class LabelledPair:
 
     Attributes
     ----------
-    similarity : cosine of the two
+    similarity : cosine of the two; of a cache with an `Agreement`, the support of the answer
     same : whether the entry's answer answers the question
     query, candidate : the texts, where known; the guard judges pairs that have both
     """
@@ -41,7 +41,7 @@ class LabelledPair:
     @classmethod
     def of(cls, hit: ShadowHit, same: bool) -> LabelledPair:
         """A judged hit of shadow mode."""
-        return cls(hit.similarity, same, hit.query, hit.candidate)
+        return cls(hit.support, same, hit.query, hit.candidate)
 
 
 PairLike: TypeAlias = LabelledPair | tuple[str, str, bool] | tuple[float, bool]

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import chain
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheFileError
+from .agreement import Agreement
 from .cache_base import CacheBase
 from .contexts import Context
 from .entry_table import Record
@@ -240,6 +242,7 @@ class FiledCache(CacheBase):
                 "policy": table.policy,
                 "sliding": self._sliding,
                 "row_dtype": table.row_dtype,
+                "agreement": None if self._agreement is None else asdict(self._agreement),
             },
         }
 
@@ -295,7 +298,10 @@ class FiledCache(CacheBase):
                 settings = json.loads(first.payload)
             elif first is not None:
                 pending.append(first)
-        cache = cls(**{**settings["options"], **options})
+        saved = settings["options"]
+        if saved.get("agreement") is not None:
+            saved["agreement"] = Agreement(**saved["agreement"])
+        cache = cls(**{**saved, **options})
         cache._space_id = check_space(cache._space_id, settings["space_id"], f"{path}")
         journals = (
             journal_frames(journal, report) for journal in journals_since(settings["journal"])

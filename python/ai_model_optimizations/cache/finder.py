@@ -13,10 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .agreement import Agreement
 from .contexts import ContextKey
 from .entry_table import NO_CONTEXT, EntryTable
 from .guards import Guard
@@ -30,6 +32,17 @@ _log = logging.getLogger("ai_model_optimizations")
 # Candidates looked at before giving up on a question whose nearest neighbours are refused.
 _FIRST_CANDIDATES = 4
 _ALL_CANDIDATES = 64
+#: The reason of a refusal by neighbours that hold another answer.
+DISAGREEMENT = "disagreement"
+
+
+class _Candidate(NamedTuple):
+    """A living entry that a search found."""
+
+    similarity: float
+    entry: int
+    query: str | None
+    value: StoredValue
 
 
 class Finder:
@@ -39,6 +52,7 @@ class Finder:
     ----------
     table, lock : the entries, and the lock that protects everything in them but the index
     guard : compares question and candidate; None for none
+    agreement : lets the neighbours decide together; None lets the nearest decide alone
     shadow : hits are counted and remembered as those of shadow mode, which answers nothing
     keep_last : how many rejections and shadow hits are remembered
     """
@@ -50,6 +64,7 @@ class Finder:
         clock: Callable[[], float],
         metrics: Metrics,
         guard: Guard | None,
+        agreement: Agreement | None,
         serializer: Serializer | None,
         *,
         sliding: bool,
@@ -61,6 +76,7 @@ class Finder:
         self._clock = clock
         self._metrics = metrics
         self._guard = guard
+        self._agreement = agreement
         self._serializer = serializer
         self._sliding = sliding
         self._shadow = shadow
@@ -81,7 +97,7 @@ class Finder:
             if self._table.expires[slot] <= now:
                 self._table.remove(slot, "expired")
                 return None
-            stored, hit, cost = self._take(slot, 1.0, now, guarded=True, exact=True)
+            stored, hit, cost = self._take(slot, 1.0, 1.0, now, guarded=True, exact=True)
         return self._answer(stored, hit, cost, text, key, start)
 
     def stored_text(self, text_key: str, key: ContextKey) -> StoredValue | None:
@@ -100,7 +116,7 @@ class Finder:
         query: str | None,
         start: int,
     ) -> CacheHit | None:
-        """The best entry of a context at or above `limit`.
+        """The best entry of a context at or above `limit`; with an agreement, the best supported.
 
         Parameters
         ----------
@@ -113,7 +129,8 @@ class Finder:
         if index is None:
             as_vector(vector, None)
             return self.miss(start, key)
-        found = index.find(vector, table.context_ids.get(key, NO_CONTEXT), limit, _FIRST_CANDIDATES)
+        reach, wanted = self._scope(limit)
+        found = index.find(vector, table.context_ids.get(key, NO_CONTEXT), reach, wanted)
         if not found:
             self._metrics.miss(time.perf_counter_ns() - start, key)
             return None
@@ -134,7 +151,7 @@ class Finder:
             as_matrix(vectors, None)
             return [self.miss(start, key) for _ in queries]
         contexts = np.full(len(vectors), table.context_ids.get(key, NO_CONTEXT), np.int64)
-        slots, scores = index.search_many(vectors, contexts, limit, _FIRST_CANDIDATES)
+        slots, scores = index.search_many(vectors, contexts, *self._scope(limit))
         hits = (slots >= 0).sum(axis=1).tolist()
         answers: list[CacheHit | None] = []
         for i, (n, query) in enumerate(zip(hits, queries, strict=True)):
@@ -144,6 +161,12 @@ class Finder:
             found = list(zip(slots[i, :n].tolist(), scores[i, :n].tolist(), strict=True))
             answers.append(self._choose(found, serial, vectors[i], key, limit, query, start))
         return answers
+
+    def _scope(self, limit: float) -> tuple[float, int]:
+        """How far and for how many entries the first search looks."""
+        if self._agreement is None:
+            return limit, _FIRST_CANDIDATES
+        return self._agreement.reach(limit), self._agreement.neighbours
 
     def _choose(
         self,
@@ -156,6 +179,8 @@ class Finder:
         start: int,
     ) -> CacheHit | None:
         """The best candidate that lives and that the guard lets pass."""
+        if self._agreement is not None:
+            return self._agreed(found, serial, vector, key, limit, query, start)
         refused: set[int] = set()
         wanted = _FIRST_CANDIDATES
         while True:
@@ -189,8 +214,8 @@ class Finder:
 
     def _candidates(
         self, found: list[tuple[int, float]], serial: int
-    ) -> list[tuple[float, int, str | None]] | None:
-        """Living entries as (similarity, entry, query), best and then newest first.
+    ) -> list[_Candidate] | None:
+        """Living entries, best and then newest first.
 
         None when a slot has a younger entry than the search can have seen: its score would be
         that of another vector.
@@ -206,56 +231,137 @@ class Finder:
                 if table.expires[slot] <= now:
                     table.remove(slot, "expired")
                 else:
-                    living.append((score, table.entry_id(slot), table.query[slot]))
+                    value = table.value[slot]
+                    assert value is not None
+                    living.append(
+                        _Candidate(score, table.entry_id(slot), table.query[slot], value)
+                    )
         living.sort(reverse=True, key=lambda candidate: candidate[:2])
         return living
 
     def _first_allowed(
         self,
-        candidates: list[tuple[float, int, str | None]],
+        candidates: list[_Candidate],
         refused: set[int],
         key: ContextKey,
         query: str | None,
         start: int,
     ) -> CacheHit | None:
-        for similarity, entry, text in candidates:
-            if entry in refused:
+        for candidate in candidates:
+            if candidate.entry in refused:
                 continue
-            guarded = query is not None and text is not None and self._guard is not None
-            if guarded and self._refuse(query, text, similarity, entry, key):
-                refused.add(entry)
+            reason = self._reason(query, candidate)
+            if reason is not None:
+                self._reject(query, candidate, reason, key)
+                refused.add(candidate.entry)
                 continue
-            with self._lock:
-                slot = self._table.slot_of_entry(entry)
-                if slot is None:
-                    continue
-                stored, hit, cost = self._take(slot, similarity, self._clock(), guarded, False)
-            return self._answer(stored, hit, cost, query, key, start)
+            hit = self._serve(candidate, candidate.similarity, query, key, start)
+            if hit is not None:
+                return hit
         return None
 
-    def _refuse(
-        self, query: str | None, text: str | None, similarity: float, entry: int, key: ContextKey
-    ) -> bool:
-        """Ask the guard, outside the lock; one that fails refuses."""
-        assert self._guard is not None and query is not None and text is not None
+    def _agreed(
+        self,
+        found: list[tuple[int, float]],
+        serial: int,
+        vector: NDArray[np.float32],
+        key: ContextKey,
+        limit: float,
+        query: str | None,
+        start: int,
+    ) -> CacheHit | None:
+        """The answer that the neighbours agree on, from its nearest entry."""
+        assert self._agreement is not None
+        reach, wanted = self._scope(limit)
+        candidates = self._candidates(found, serial)
+        # Expired neighbours are gone now, and others come up in their place.
+        while candidates is None or len(candidates) < len(found) == wanted:
+            found, serial = self._search_locked(vector, key, reach, wanted)
+            candidates = self._candidates(found, serial)
+        if not candidates or not self._agreement.may_support(
+            limit, [c.similarity for c in candidates], [c.value for c in candidates]
+        ):
+            return self.miss(start, key)
+        allowed = []
+        for candidate in candidates:
+            reason = self._reason(query, candidate)
+            if reason is None:
+                allowed.append(candidate)
+            elif candidate.similarity >= limit:
+                self._reject(query, candidate, reason, key)
+        if not allowed:
+            return self.miss(start, key)
+        place, support = self._agreement.decide(
+            [c.similarity for c in allowed], [c.value for c in allowed]
+        )
+        if support >= limit:
+            hit = self._serve(allowed[place], support, query, key, start)
+            if hit is not None:
+                return hit
+        elif allowed[0].similarity >= limit:
+            self._reject(query, allowed[0], DISAGREEMENT, key)
+        return self.miss(start, key)
+
+    def _serve(
+        self,
+        candidate: _Candidate,
+        support: float,
+        query: str | None,
+        key: ContextKey,
+        start: int,
+    ) -> CacheHit | None:
+        """The hit of a candidate; None when it has left meanwhile."""
+        with self._lock:
+            slot = self._table.slot_of_entry(candidate.entry)
+            if slot is None:
+                return None
+            stored, hit, cost = self._take(
+                slot,
+                candidate.similarity,
+                support,
+                self._clock(),
+                self._guards(query, candidate),
+                False,
+            )
+        return self._answer(stored, hit, cost, query, key, start)
+
+    def _guards(self, query: str | None, candidate: _Candidate) -> bool:
+        """Whether a guard can compare the two questions."""
+        return query is not None and candidate.query is not None and self._guard is not None
+
+    def _reason(self, query: str | None, candidate: _Candidate) -> str | None:
+        """Why the guard refuses, asked outside the lock; one that fails refuses."""
+        if not self._guards(query, candidate):
+            return None
+        assert self._guard is not None and query is not None and candidate.query is not None
         try:
-            reason = self._guard(query, text)
+            reason = self._guard(query, candidate.query)
         except Exception:
             _log.exception("a cache guard failed; the hit is refused")
-            reason = "guard_error"
-        if not reason:
-            return False
-        reason = str(reason)
+            return "guard_error"
+        return str(reason) if reason else None
+
+    def _reject(
+        self, query: str | None, candidate: _Candidate, reason: str, key: ContextKey
+    ) -> None:
+        """Count and remember a refusal."""
         self._metrics.reject(reason, key)
         with self._lock:
-            slot = self._table.slot_of_entry(entry)
+            slot = self._table.slot_of_entry(candidate.entry)
             if slot is not None:
-                context = self._table.context(slot)
-                self.rejections.append(Rejection(query, text, similarity, reason, context, entry))
-        return True
+                self.rejections.append(
+                    Rejection(
+                        query,
+                        candidate.query,
+                        candidate.similarity,
+                        reason,
+                        self._table.context(slot),
+                        candidate.entry,
+                    )
+                )
 
     def _take(
-        self, slot: int, similarity: float, now: float, guarded: bool, exact: bool
+        self, slot: int, similarity: float, support: float, now: float, guarded: bool, exact: bool
     ) -> tuple[StoredValue, CacheHit, float]:
         """Count a hit on a slot and copy out what it holds; the value is decoded later."""
         table = self._table
@@ -273,6 +379,7 @@ class Finder:
             guarded,
             exact,
             table.entry_id(slot),
+            min(support, 1.0),
         )
         table.hit(slot, now, self._sliding)
         return stored, hit, table.cost[slot]
@@ -292,7 +399,9 @@ class Finder:
         if self._shadow:
             self._metrics.shadow_hit(elapsed, key)
             self.shadow_hits.append(
-                ShadowHit(query, hit.query, hit.similarity, hit.context, hit.entry)
+                ShadowHit(
+                    query, hit.query, hit.similarity, hit.context, hit.entry, hit.support
+                )
             )
         else:
             self._metrics.hit(elapsed, key, cost, hit.exact, hit.guarded)

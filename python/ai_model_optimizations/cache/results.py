@@ -24,6 +24,8 @@ class CacheHit:
     guarded : whether guards compared the two questions; False when one is not known
     exact : whether the text was the same, so that no vector was needed
     entry : names the entry, for ``invalidate(entry=hit.entry)``
+    support : what the threshold was compared with: the similarity, or, in a cache with an
+        `Agreement`, what the neighbours say together
     """
 
     value: Any
@@ -36,6 +38,7 @@ class CacheHit:
     guarded: bool
     exact: bool
     entry: int
+    support: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,10 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A candidate above the threshold that a guard refused, and why."""
+    """A candidate above the threshold that a guard or its neighbours refused, and why."""
 
-    query: str
-    candidate: str
+    query: str | None
+    candidate: str | None
     similarity: float
     reason: str
     context: Context
@@ -75,3 +78,4 @@ class ShadowHit:
     similarity: float
     context: Context
     entry: int
+    support: float

@@ -50,6 +50,8 @@ class SmartCache(FiledCache):
         ``(question, candidate) -> reason or None``
     require_context : refuse calls that do not say whose entries are meant
     mode : "shadow" counts and remembers what it would have answered, and answers nothing
+    agreement : where answers repeat, such as those of static content, lets the nearest entries
+        decide together: see `Agreement`. None lets the nearest entry decide alone.
     sliding : whether a hit starts the time to live anew; by default it does not
     serializer : ``dumps`` and ``loads`` for values that are not bytes, str or JSON
     row_dtype : "f16", or "int8" for half the memory; either way lookup is exact against what is
