@@ -9,26 +9,25 @@ The parts are in the folder ``content``.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from .cache import SmartCache
+from .cache import Agreement
 from .cache.contexts import Context
 from .cache.guards import GuardSpec
 from .content.answers import Answer, AnswerCaches, Shareable
 from .content.embedder import EmbedderLike, embedder_key, shared_embedder
 from .content.engine import AnswerEngine
+from .content.interface import Optimized
 from .content.matcher import ContentMatcher, content_key
+from .content.options import AGREEMENT, Options
 from .content.static_content import content_file
 from .content.wrapped import WrappedPlain
-from .memory_monitor.monitor import MemoryMonitor, shared_monitor
 
 __all__ = [
     "OptimizedContentManager",
@@ -42,163 +41,7 @@ __all__ = [
 _FORGETTING: Final = ("reload_content", "clear_cache")
 
 
-@dataclass(frozen=True)
-class _Options:
-    """How a manager caches; managers with equal ones may share."""
-
-    similarity_threshold: float = 0.85
-    ttl: float | None = 3600.0
-    max_size: int = 10_000
-    guard: GuardSpec = "auto"
-    mode: Literal["serve", "shadow"] = "serve"
-    timeout: float = 30.0
-    loop_budget: float = 0.25
-
-    def __post_init__(self) -> None:
-        for name in ("timeout", "loop_budget"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name}: expected seconds above 0, got {value!r}")
-
-    def caches(self) -> AnswerCaches:
-        return AnswerCaches(
-            threshold=self.similarity_threshold,
-            ttl=self.ttl,
-            max_entries=self.max_size,
-            guard=self.guard,
-            mode=self.mode,
-        )
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        values = {**vars(self), "guard": self.guard if isinstance(self.guard, str) else None}
-        return (*sorted(values.items()), id(self.guard))
-
-
-class _Optimized:
-    """The methods that all forms of the manager have, over one engine."""
-
-    @property
-    def _engine(self) -> AnswerEngine:
-        raise NotImplementedError
-
-    def _base_stats(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    # ---- answering ----
-
-    async def find_response_optimized(
-        self, user_message: str, quality_priority: bool = False, context: Context = ""
-    ) -> Answer:
-        """Answer a message without blocking the event loop.
-
-        Parameters
-        ----------
-        user_message : the user's words
-        quality_priority : compute the answer unless this very text has been answered; similar
-            messages' answers are not taken
-        context : whose answers may be given: a string or a tuple of strings and numbers, such as
-            ``("user", 42)``. A context is a wall; "" is everybody's.
-
-        Returns
-        -------
-        (response, source)
-
-        Raises
-        ------
-        TypeError
-            If the message is no string (and no manager is wrapped that takes it), or the context
-            is none.
-        TimeoutError
-            If the wrapped manager gives no answer in time.
-        """
-        return await self._engine.find_async(user_message, context, quality_priority)
-
-    async def process_batch_queries(
-        self, messages: Sequence[str], quality_priority: bool = False, context: Context = ""
-    ) -> list[Answer]:
-        """Answer messages of one context, in their order; what is embedded is one batch.
-
-        Raises
-        ------
-        TypeError
-            If `messages` is no sequence, or as `find_response_optimized`.
-        """
-        if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
-            raise TypeError(
-                f"messages: expected a sequence of strings, got {type(messages).__name__}"
-            )
-        return await self._engine.find_many(list(messages), context, quality_priority)
-
-    # ---- state ----
-
-    def toggle_optimizations(self, enabled: bool) -> None:
-        """Turn caches off, so that every message is answered anew, or on again."""
-        if not isinstance(enabled, bool):
-            raise TypeError(f"enabled: expected a bool, got {type(enabled).__name__}")
-        self._engine.enabled = enabled
-
-    def clear_optimized_caches(self) -> None:
-        """Forget every cached answer, also of managers that share the caches."""
-        self._engine.caches.clear()
-
-    async def warmup(self) -> None:
-        """Load the model, so that the first user does not wait for it."""
-        await self._engine.embedder.processor.warmup()
-        prepared = self._engine.plain.prepare()
-        if prepared is not None:
-            await asyncio.wrap_future(prepared)
-
-    @property
-    def semantic_cache(self) -> SmartCache:
-        """The cache of answers by meaning, for `calibrate`, `invalidate`, `shadow_hits`, ...
-
-        Clear it with `clear_optimized_caches`, which forgets answers under way as well.
-        """
-        return self._engine.caches.semantic
-
-    @property
-    def memory_monitor(self) -> MemoryMonitor:
-        """The process's one memory monitor."""
-        return shared_monitor()
-
-    def get_optimization_statistics(self) -> dict[str, Any]:
-        """Return what was counted, as plain numbers in nested dicts.
-
-        ``optimization_stats``: this manager's requests; a hit is counted once per request.
-        ``ai_optimization_stats``: caches and batches, which managers may share; rates are shares
-        from 0 to 1. ``base_stats``: the wrapped manager's own.
-        """
-        engine = self._engine
-        own = engine.statistics.snapshot()
-        semantic = dict(engine.caches.semantic.stats())
-        semantic["lookup_hit_rate"] = semantic["hit_rate"]
-        # Of all requests: most repeats never come as far as the semantic cache.
-        semantic["hit_rate"] = own["hit_rate"]
-        semantic["similarity_threshold"] = engine.caches.semantic.threshold
-        return {
-            "optimization_stats": {"optimizations_enabled": engine.enabled, **own},
-            "ai_optimization_stats": {
-                "semantic_cache_stats": semantic,
-                "exact_cache_stats": {
-                    "entries": len(engine.caches.exact),
-                    "bytes": engine.caches.exact.bytes,
-                },
-                "batch_stats": engine.embedder.processor.metrics(),
-                "model_ready": engine.embedder.ready,
-                "space_id": engine.embedder.space_id,
-                "memory_mb": shared_monitor().get_stats()["current_memory_mb"],
-            },
-            "base_stats": self._base_stats(),
-        }
-
-    def get_stats(self) -> dict[str, Any]:
-        """Return the plain manager's figures, and ours under ``optimization_stats``."""
-        statistics = self.get_optimization_statistics()
-        return {**statistics["base_stats"], "optimization_stats": statistics["optimization_stats"]}
-
-
-class OptimizedContentManager(_Optimized):
+class OptimizedContentManager(Optimized):
     """Answers from static content: the same text, a keyword, the meaning, else a default.
 
     Parameters
@@ -213,7 +56,8 @@ class OptimizedContentManager(_Optimized):
         a ``similarity_threshold``.
     ttl : seconds that a cached answer lives; None for ever
     max_size : most cached answers
-    guard, mode : as in `SmartCache`; "shadow" counts what would be answered and answers nothing
+    guard, agreement, mode : as in `SmartCache`; "shadow" counts what would be answered and answers
+        nothing. By default cached answers are weighed together: a content's answers repeat.
     timeout : seconds without a vector, or an answer, after which a caller waits no longer
     loop_budget : seconds that `find_response` blocks a running event loop for a vector, at most
 
@@ -242,12 +86,13 @@ class OptimizedContentManager(_Optimized):
         ttl: float | None = 3600.0,
         max_size: int = 10_000,
         guard: GuardSpec = "auto",
+        agreement: Agreement | None = AGREEMENT,
         mode: Literal["serve", "shadow"] = "serve",
         timeout: float = 30.0,
         loop_budget: float = 0.25,
     ) -> None:
-        options = _Options(
-            similarity_threshold, ttl, max_size, guard, mode, timeout, loop_budget
+        options = Options(
+            similarity_threshold, ttl, max_size, guard, agreement, mode, timeout, loop_budget
         )
         shared = shared_embedder(embedder, timeout)
         path = content_file(content_dir)
@@ -305,7 +150,7 @@ class OptimizedContentManager(_Optimized):
             )
         self = cls.__new__(cls)
         engine = _wrapping_engine(
-            existing_manager, find_response, embedder, shareable, share, _Options(**options)
+            existing_manager, find_response, embedder, shareable, share, Options(**options)
         )
         self._set("_aimo_wrapped", existing_manager)
         self._set("_aimo_engine", engine)
@@ -383,7 +228,7 @@ class OptimizedContentManager(_Optimized):
         return f"OptimizedContentManager({what!r})"
 
 
-class OptimizedContentMixin(_Optimized):
+class OptimizedContentMixin(Optimized):
     """Puts the caches into a subclass of a content manager.
 
         class FastManager(OptimizedContentMixin, ContentManager):
@@ -411,7 +256,7 @@ class OptimizedContentMixin(_Optimized):
             given.pop(name, None) for name in ("embedder", "shareable", "share")
         )
         behind = super().find_response  # type: ignore[misc]
-        return _wrapping_engine(self, behind, embedder, shareable, share, _Options(**given))
+        return _wrapping_engine(self, behind, embedder, shareable, share, Options(**given))
 
     def find_response(self, user_message: str, context: Context = "") -> Answer:
         """As `OptimizedContentManager.find_response`."""
@@ -426,8 +271,8 @@ class OptimizedContentMixin(_Optimized):
         return _forgetting(super().clear_cache, self._engine.caches)(*args, **kwargs)  # type: ignore[misc]
 
     def _base_stats(self) -> dict[str, Any]:
-        # After _Optimized in the method resolution order: its own get_stats leads back here.
-        get_stats = getattr(super(_Optimized, self), "get_stats", None)
+        # After Optimized in the method resolution order: its own get_stats leads back here.
+        get_stats = getattr(super(Optimized, self), "get_stats", None)
         found = get_stats() if callable(get_stats) else self.__dict__.get("stats")
         return dict(found) if isinstance(found, Mapping) else {}
 
@@ -456,7 +301,7 @@ def _wrapping_engine(
     embedder: EmbedderLike,
     shareable: Shareable | None,
     share: str | None,
-    options: _Options,
+    options: Options,
 ) -> AnswerEngine:
     shared = shared_embedder(embedder, options.timeout)
     name = ("name", share) if share is not None else ("object", id(owner))

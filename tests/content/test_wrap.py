@@ -19,7 +19,7 @@ from older_managers import (
     paraphrases,
 )
 
-from ai_model_optimizations import OptimizedContentManager, OptimizedContentMixin
+from ai_model_optimizations import Agreement, OptimizedContentManager, OptimizedContentMixin
 from ai_model_optimizations.testing import FakeEmbedder
 
 ODD = ["", "   ", "x" * 20_000, "what about a refund", "nothing known", "ışık İ", "{user_input}"]
@@ -494,3 +494,50 @@ def test_what_cannot_be_wrapped_says_so() -> None:
         manager.find_response("x", context=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="enabled"):
         manager.toggle_optimizations(1)  # type: ignore[arg-type]
+
+
+def test_an_invalidated_entry_answers_no_exact_text_either() -> None:
+    plain, embedder = older()
+    manager = wrap(plain, embedder)
+    first, second, third = paraphrases("refund", 3)
+    for message in (first, second, third):
+        assert manager.find_response(message) == ROWS["refund"]
+    assert plain.calls == [first]
+    (entry,) = manager.semantic_cache
+    assert manager.semantic_cache.invalidate(entry=entry.entry) == 1
+    assert len(manager._engine.caches.exact) == 0
+    manager.find_response(second)
+    assert plain.calls == [first, second]
+
+
+def test_what_a_text_got_by_meaning_is_found_anew_when_the_cache_has_grown() -> None:
+    plain, embedder = older()
+    manager = wrap(plain, embedder, similarity_threshold=0.5, guard=None)
+    refund, other = paraphrases("refund", 2)
+    manager.find_response(refund)
+    manager.find_response(other)
+    lookups = manager.semantic_cache.stats()["lookups"]
+    manager.find_response(other)
+    assert manager.semantic_cache.stats()["lookups"] == lookups  # remembered
+    manager.find_response("open or what")
+    manager.find_response(other)
+    assert manager.semantic_cache.stats()["lookups"] == lookups + 2  # found anew
+    assert plain.calls == [refund, "open or what"]
+    manager.find_response(refund)  # its own answer needs no neighbours
+    assert manager.semantic_cache.stats()["lookups"] == lookups + 2
+
+
+def test_neighbours_with_another_answer_keep_a_similar_message_from_its_answer() -> None:
+    embedder = TopicEmbedder("refund")
+    answers = {"refund a": "A", "refund b": "B", "refund c": "C"}
+
+    class Fickle:
+        def find_response(self, user_message: str) -> tuple[str, str]:
+            return answers[user_message], "semantic"
+
+    for agreement in (None, Agreement()):
+        manager = wrap(Fickle(), embedder, agreement=agreement)
+        for message in ("refund a", "refund b"):
+            asyncio.run(manager.find_response_optimized(message, quality_priority=True))
+        response, _ = manager.find_response("refund c")
+        assert response in ("C" if agreement else "AB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._environment import disabled
-from ..cache import SmartCache
+from ..cache import Agreement, SmartCache
 from ..cache.contexts import Context, ContextKey, context_key
 from ..cache.guards import GuardSpec
 
@@ -28,7 +29,9 @@ _UNMATCHED: Final = (
     "fallback", "error", "none", "empty",
 )  # fmt: skip
 _SHORTEST_ECHO: Final = 3
-_ENTRY_BYTES: Final = 400  # the dictionary's entry, key, tuples and string headers, about
+_ENTRY_BYTES: Final = 500  # the dictionaries' entries, key, tuples and string headers, about
+# What a text got by the meaning of others is found anew when the cache has grown so much.
+_GROWN: Final = 1.25
 
 
 _SAME: Final[Any] = object()
@@ -67,6 +70,13 @@ def is_for_all(message: str, response: str, source: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", said) is None
 
 
+class _Row(NamedTuple):
+    answer: tuple[Any, str]
+    expires: float
+    entry: int
+    until: float
+
+
 class ExactAnswers:
     """Answers to the very same text in the same context; the longest unused leave first.
 
@@ -84,57 +94,103 @@ class ExactAnswers:
         max_bytes: int = 64 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._names_of: dict[int, set[tuple[ContextKey, str]]] = {}
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._ttl = float("inf") if ttl is None else ttl
         self._clock = clock
         self._lock = threading.Lock()
-        self._rows: OrderedDict[tuple[ContextKey, str], tuple[tuple[Any, str], float]] = (
-            OrderedDict()
-        )
+        self._rows: OrderedDict[tuple[ContextKey, str], _Row] = OrderedDict()
         self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get(self, key: ContextKey, message: str) -> tuple[Any, str] | None:
-        """The answer to this text, None when it is not there any more."""
+    def get(self, key: ContextKey, message: str, size: int = 0) -> tuple[Any, str] | None:
+        """The answer to this text; None when it is not there, or to be found anew at `size`."""
         with self._lock:
             row = self._rows.get((key, message))
             if row is None:
                 return None
-            if row[1] <= self._clock():
+            if row.expires <= self._clock() or row.until < size:
                 self._drop((key, message))
                 return None
             self._rows.move_to_end((key, message))
-            return row[0]
+            return row.answer
 
     def put(
-        self, key: ContextKey, message: str, answer: tuple[Any, str], age: float = 0.0
+        self,
+        key: ContextKey,
+        message: str,
+        answer: tuple[Any, str],
+        age: float = 0.0,
+        *,
+        entry: int = 0,
+        until: float = math.inf,
     ) -> None:
-        """Keep an answer (str or bytes, and where it came from) that is `age` seconds old."""
+        """Keep an answer.
+
+        Parameters
+        ----------
+        answer : str or bytes, and where it came from
+        age : seconds since it was computed
+        entry : the entry of the semantic cache that it stands in for; see `drop_entry`
+        until : the largest `size` at which `get` gives it
+        """
         with self._lock:
             if (key, message) in self._rows:
                 self._drop((key, message))
-            self._rows[key, message] = (answer, self._clock() + self._ttl - age)
+            expires = self._clock() + self._ttl - age
+            self._rows[key, message] = _Row(answer, expires, entry, until)
+            if entry:
+                self._names_of.setdefault(entry, set()).add((key, message))
             self.bytes += _row_bytes(message, answer)
             while len(self._rows) > self._max_entries or self.bytes > self._max_bytes:
                 self._drop(next(iter(self._rows)))
+
+    def drop_entry(self, entry: int) -> None:
+        """Forget every answer that stands in for an entry of the semantic cache."""
+        with self._lock:
+            for name in tuple(self._names_of.get(entry, ())):
+                self._drop(name)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._rows.clear()
+            self._names_of.clear()
             self.bytes = 0
 
     def _drop(self, name: tuple[ContextKey, str]) -> None:
-        answer, _ = self._rows.pop(name)
-        self.bytes -= _row_bytes(name[1], answer)
+        row = self._rows.pop(name)
+        self.bytes -= _row_bytes(name[1], row.answer)
+        if row.entry:
+            names = self._names_of[row.entry]
+            names.remove(name)
+            if not names:
+                del self._names_of[row.entry]
 
 
 def _row_bytes(message: str, answer: tuple[Any, str]) -> int:
     letters = (message, *answer)
     return sum(len(text) * (1 if text.isascii() else 4) for text in letters) + _ENTRY_BYTES
+
+
+class _AnswersByMeaning(SmartCache):
+    """A cache whose invalidated entries leave the cache of exact texts as well."""
+
+    def __init__(self, exact: ExactAnswers, **options: Any) -> None:
+        self._exact = exact
+        super().__init__(**options)
+
+    def _on_removed(self, slot: int, reason: str) -> None:
+        super()._on_removed(slot, reason)
+        if reason == "invalidated":
+            self._exact.drop_entry(self._table.entry_id(slot))
+
+    def holds(self, entry: int) -> bool:
+        """Whether an entry is there."""
+        return self._table.slot_of_entry(entry) is not None
 
 
 class AnswerCaches:
@@ -151,35 +207,53 @@ class AnswerCaches:
         ttl: float | None,
         max_entries: int,
         guard: GuardSpec,
+        agreement: Agreement | None,
         mode: Literal["serve", "shadow"],
     ) -> None:
         self.exact = ExactAnswers(max_entries, ttl)
-        self.semantic = SmartCache(
-            capacity=max_entries, threshold=threshold, ttl=ttl, guard=guard, mode=mode
+        self.semantic = _AnswersByMeaning(
+            self.exact,
+            capacity=max_entries,
+            threshold=threshold,
+            ttl=ttl,
+            guard=guard,
+            agreement=agreement,
+            mode=mode,
         )
         self.generation = 0
         self.enabled = not disabled("cache")
+        self._stored = 0  # entries of the semantic cache since it was empty, about
         self._exact_on = self.enabled and mode == "serve"
 
     def find_exact(self, message: str, context: Context) -> Answer | None:
         """The answer that this text got in this context."""
-        return self.exact.get(context_key(context), message) if self._exact_on else None
+        if not self._exact_on:
+            return None
+        return self.exact.get(context_key(context), message, self._stored)
 
     def find_similar(
         self, message: str, context: Context, vector: NDArray[np.float32], generation: int
     ) -> tuple[Answer, bool] | None:
         """An answer by meaning and whether the text was the same after all.
 
-        The text is remembered with it, for as long as the answer itself would live.
+        The text is remembered with it, for as long as the answer itself would live, but only until
+        the cache has grown: then its neighbours may know better.
         """
+        stored = self._stored
         hit = self.semantic.get_semantic_similar(vector, None, context, message)
         if hit is None:
             return None
         answer = (hit.value, hit.source or "")
         if self._exact_on and generation == self.generation:
-            self.exact.put(context_key(context), message, answer, hit.age)
-            if generation != self.generation:
-                self._forget()
+            self.exact.put(
+                context_key(context),
+                message,
+                answer,
+                hit.age,
+                entry=hit.entry,
+                until=math.inf if hit.exact else stored * _GROWN,
+            )
+            self._settle(hit.entry, generation)
         return answer, hit.exact
 
     def store(
@@ -194,10 +268,9 @@ class AnswerCaches:
         """Keep an answer where it may be kept."""
         if generation != self.generation or found.keep == "no":
             return
-        if self._exact_on:
-            self.exact.put(context_key(context), message, found.answer)
+        entry = 0
         if found.keep == "all" and vector is not None:
-            self.semantic.put(
+            entry = self.semantic.put(
                 vector,
                 found.response,
                 query=message,
@@ -205,8 +278,17 @@ class AnswerCaches:
                 source=found.source,
                 cost=seconds,
             )
-        if generation != self.generation:  # cleared meanwhile: what was just stored is old
+            self._stored += 1
+        if self._exact_on:
+            self.exact.put(context_key(context), message, found.answer, entry=entry)
+        self._settle(entry, generation)
+
+    def _settle(self, entry: int, generation: int) -> None:
+        """After storing: take back what was cleared or invalidated meanwhile."""
+        if generation != self.generation:
             self._forget()
+        elif entry and not self.semantic.holds(entry):
+            self.exact.drop_entry(entry)
 
     def clear(self) -> None:
         """Forget every answer, and those under way too."""
@@ -216,3 +298,4 @@ class AnswerCaches:
     def _forget(self) -> None:
         self.exact.clear()
         self.semantic.clear()
+        self._stored = 0

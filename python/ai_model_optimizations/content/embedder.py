@@ -120,6 +120,10 @@ class SharedEmbedder:
         TimeoutError
             If the vector is not there in time; while a call hangs, at once.
         """
+        if isinstance(self.model, EmbeddingModel):
+            # Ours, loaded: one text takes it milliseconds and it waits for nobody, so that a lane
+            # would only add two changes of threads.
+            return self.model.encode(text)
         if self._lane.busy_for() > seconds:
             raise TimeoutError("an earlier call of the model has not returned")
         future = self._lane.submit(lambda: self._embed_one(text))

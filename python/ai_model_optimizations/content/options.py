@@ -1,0 +1,50 @@
+"""How a manager caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from ..cache import Agreement
+from ..cache.guards import GuardSpec
+from .answers import AnswerCaches
+
+#: Answers of a content repeat, so that the nearest entries decide together.
+AGREEMENT: Final = Agreement()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a manager caches; managers with equal ones may share."""
+
+    similarity_threshold: float = 0.85
+    ttl: float | None = 3600.0
+    max_size: int = 10_000
+    guard: GuardSpec = "auto"
+    agreement: Agreement | None = AGREEMENT
+    mode: Literal["serve", "shadow"] = "serve"
+    timeout: float = 30.0
+    loop_budget: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "loop_budget"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name}: expected seconds above 0, got {value!r}")
+
+    def caches(self) -> AnswerCaches:
+        """New caches of this kind."""
+        return AnswerCaches(
+            threshold=self.similarity_threshold,
+            ttl=self.ttl,
+            max_entries=self.max_size,
+            guard=self.guard,
+            agreement=self.agreement,
+            mode=self.mode,
+        )
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for options that are; a guard that is no name counts by identity."""
+        values = {**vars(self), "guard": self.guard if isinstance(self.guard, str) else None}
+        return (*sorted(values.items()), id(self.guard))
