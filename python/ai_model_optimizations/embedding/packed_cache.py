@@ -1,18 +1,22 @@
 """AIMO_CACHE_DIR: packed forms of model folders, so that the next process maps instead of packs.
 
 A file's name is a hash of everything that its content follows from; a folder that changes gets
-another. Files may be deleted at any time. Workers that miss at the same time write the same file,
-each aside and renamed; the last wins and nobody reads half of one.
+another. Files may be deleted at any time. Of workers that miss at the same time one packs and the
+others wait for it, so that all map one file. Files are written aside and renamed: nobody reads half
+of one.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from .. import _core
 from .._files import remove_leftovers
@@ -23,6 +27,8 @@ VARIABLE = "AIMO_CACHE_DIR"
 
 _log = logging.getLogger("ai_model_optimizations")
 _Model = TypeVar("_Model")
+# Seconds that a worker waits for another one's packing; most models take less than one.
+_PATIENCE: Final = 60.0
 
 
 def cache_folder() -> Path | None:
@@ -68,17 +74,52 @@ def load_through_cache(
     if cache is None:
         return pack()
     path = cache / packed_name(folder, dtype, space_id)
-    if path.exists():
+    found = _read(path, read)
+    if found is not None:
+        return found
+    with _turn(cache):
+        found = _read(path, read)
+        if found is not None:
+            return found
+        model = pack()
         try:
-            return read(path)
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            remove_leftovers(cache)
+            write(model, path)
+            return read(path)  # the packed copy can go: this process shares the pages as well
         except (ModelFormatError, OSError) as error:
-            _log.warning("%s: packing the model again: %s", VARIABLE, error)
-    model = pack()
+            _log.warning("%s: the packed model is not kept: %s", VARIABLE, error)
+            return model
+
+
+def _read(path: Path, read: Callable[[Path], _Model]) -> _Model | None:
+    """The packed model, None when there is none that can be read."""
+    if not path.exists():
+        return None
     try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        remove_leftovers(cache)
-        write(model, path)
-        return read(path)  # the packed copy can go: this process shares the pages as well
+        return read(path)
     except (ModelFormatError, OSError) as error:
-        _log.warning("%s: the packed model is not kept: %s", VARIABLE, error)
-        return model
+        _log.warning("%s: packing the model again: %s", VARIABLE, error)
+        return None
+
+
+@contextmanager
+def _turn(cache: Path) -> Iterator[None]:
+    """Wait until no other process packs into `cache`; one that takes too long is not waited for."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(cache, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)  # lets the lock go
+            deadline = time.monotonic() + _PATIENCE
+            while not _locked(descriptor) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
