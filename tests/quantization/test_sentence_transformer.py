@@ -282,6 +282,13 @@ def test_dense_layers_and_prompts_go_along(with_dense: Any, in_place: bool, tmp_
     assert report.bytes_after == packed.memory_bytes + kept
 
 
+def test_it_names_its_vector_space(small: Any, small_path: Path) -> None:
+    model = ModelQuantizer().quantize_model(small)
+    assert model.space_id == EmbeddingModel.load(small_path).space_id
+    model.truncate_dim = 8
+    assert model.space_id == EmbeddingModel.load(small_path, truncate_dim=8).space_id
+
+
 def test_a_changed_weight_makes_another_space(small: Any, small_path: Path) -> None:
     source = EmbeddingModel.load(small_path, "f16").space_id
     quantizer = ModelQuantizer("f16")

@@ -22,6 +22,7 @@ from sentence_transformers.util import truncate_embeddings
 
 from ..embedding import EmbeddingModel
 from ..embedding.packed_file import find_packed
+from ..embedding.space import narrowed
 from ..errors import UnsupportedError
 from .sentence_transformer_parts import from_bytes, to_bytes, with_max_seq_length
 
@@ -130,6 +131,14 @@ class QuantizedSentenceTransformer(SentenceTransformer):  # type: ignore[misc]
         """The packed model; :meth:`EmbeddingModel.encode` gives the same vectors."""
         model: EmbeddingModel = core_of(self).embedding_model
         return model
+
+    @property
+    def space_id(self) -> str:
+        """The vector space, that of `embedding_model`, shortened where ``truncate_dim`` is."""
+        space, dimension = self.embedding_model.space_id, getattr(self, "truncate_dim", None)
+        if dimension is None or dimension >= self.embedding_model.dimension:
+            return space
+        return narrowed(space, dimension)
 
     def get_sentence_embedding_dimension(self) -> int | None:
         """Return the length of the vectors."""
