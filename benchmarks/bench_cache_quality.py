@@ -8,7 +8,8 @@ answer of its own, as have out-of-scope questions, so any hit on them is wrong. 
 context has seen before are counted apart.
 
 Every text belongs to the tuning half or the testing half, never to both. The threshold is
-calibrated on a stream of the first and judged on one of the second.
+calibrated on a stream of the first and judged on one of the second: with the nearest entry deciding
+alone and with the neighbours deciding together (`Agreement`).
 
     python benchmarks/bench_cache_quality.py --banking77 DIR --clinc150 DIR [--wordnet DIR]
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import platform
 import re
@@ -33,7 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from ai_model_optimizations import _core
-from ai_model_optimizations.cache import LabelledPair, SmartCache
+from ai_model_optimizations.cache import Agreement, LabelledPair, SmartCache
 from ai_model_optimizations.cache.calibration import wilson_upper
 
 
@@ -94,7 +96,7 @@ class Outcome:
     def row(self, name: str, threshold: float) -> str:
         """One line of the table."""
         return (
-            f"{name:34s} {threshold:6.4f} {self.hits / self.novel:8.1%} {self.wrong:6d} "
+            f"{name:42s} {threshold:6.4f} {self.hits / self.novel:8.1%} {self.wrong:6d} "
             f"{self.wrong / max(self.hits, 1):9.2%} "
             f"{wilson_upper(self.wrong, self.hits, 0.95):8.2%} {self.wrong / self.novel:10.3%}"
         )
@@ -228,13 +230,16 @@ def run(
     vectors: dict[str, np.ndarray],
     threshold: float,
     guard: str | None,
+    agreement: Agreement | None,
     pairs: list[LabelledPair] | None = None,
 ) -> Outcome:
     """Serve a stream; with `pairs`, collect what was found instead of trusting it.
 
     A collecting run stores every question, as a service does in shadow mode.
     """
-    cache = SmartCache(capacity=len(requests) + 1, max_bytes=8 << 30, ttl=None, guard=guard)
+    cache = SmartCache(
+        capacity=len(requests) + 1, max_bytes=8 << 30, ttl=None, guard=guard, agreement=agreement
+    )
     outcome = Outcome()
     seen: set[tuple[int, str]] = set()
     for request in requests:
@@ -252,7 +257,7 @@ def run(
             outcome.hits += 1
             outcome.wrong += not right
             if pairs is not None:
-                pairs.append(LabelledPair(hit.similarity, right))
+                pairs.append(LabelledPair(hit.support, right))
         if hit is None or pairs is not None:
             cache.put(vector, question.answer, query=question.text, context=context)
     outcome.rejected = dict(cache.stats()["rejected"])
@@ -262,23 +267,25 @@ def run(
 def measure(
     tune: list[Request], test: list[Request], vectors: dict[str, np.ndarray], limit: float
 ) -> list[dict[str, object]]:
-    """The four combinations of guard and calibration, on the testing stream."""
+    """Guard, agreement and calibration, on the testing stream."""
     rows = []
-    for guard in (None, "auto"):
+    for agreement, guard in itertools.product((None, Agreement()), (None, "auto")):
         pairs: list[LabelledPair] = []
-        run(tune, vectors, LOWEST, guard, pairs)
+        run(tune, vectors, LOWEST, guard, agreement, pairs)
         calibrator = SmartCache(guard=None)  # the pairs have passed the guard already
         calibration = calibrator.calibrate(pairs, limit, show=False)
         for calibrated in (False, True):
-            name = f"guard {'on' if guard else 'off'}, " + (
-                "calibrated" if calibrated else "bare threshold"
+            name = (
+                f"guard {'on' if guard else 'off'}, "
+                f"{'agreement' if agreement else 'nearest alone'}, "
+                f"{'calibrated' if calibrated else 'bare threshold'}"
             )
             threshold = calibration.threshold if calibrated else 0.85
             if threshold is None:
-                print(f"{name:34s} no threshold meets the bound on the tuning stream")
+                print(f"{name:42s} no threshold meets the bound on the tuning stream")
                 rows.append({"name": name, "threshold": None})
                 continue
-            outcome = run(test, vectors, threshold, guard)
+            outcome = run(test, vectors, threshold, guard, agreement)
             print(outcome.row(name, threshold))
             rows.append({"name": name, "threshold": threshold, **asdict(outcome)})
     return rows
@@ -358,7 +365,7 @@ def main() -> None:
     results = []
     for (name, edits), (tune, test) in streams.items():
         print(f"\n{name}, {edits:.0%} edited questions, {options.length} requests")
-        print(f"{'':34s} threshold hit rate wrong wrong/hit  at most wrong/novel")
+        print(f"{'':42s} threshold hit rate wrong wrong/hit  at most wrong/novel")
         rows = measure(tune, test, vectors, options.limit)
         results.append({"data": name, "edits": edits, "rows": rows})
     if options.output is not None:

@@ -28,7 +28,7 @@ from .cache.contexts import Context
 from .content.answers import Answer
 from .content.model_slots import model_bytes
 from .embedding import BatchEmbeddingProcessor, EmbeddingModel
-from .embedding.lookup import DEFAULT_MODEL
+from .embedding.lookup import DEFAULT_MODEL, find_model
 from .optimized_content_manager import OptimizedContentManager
 from .quantization import ModelQuantizer
 
@@ -82,9 +82,7 @@ class PlainService:
     def find_response(self, user_message: str) -> Answer:
         """The answer whose text is nearest, or the default."""
         vector = _unit(np.asarray(self.model.encode([user_message])[0])).tolist()
-        scores = [
-            sum(a * b for a, b in zip(vector, other, strict=True)) for other in self.vectors
-        ]
+        scores = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in self.vectors]
         best = max(range(len(scores)), key=scores.__getitem__)
         if scores[best] < _THRESHOLD:
             return f"I do not know about: {user_message}", "default"
@@ -289,11 +287,11 @@ def optimized_service(
     So a message that is looked up by meaning and then answered by the service is embedded once.
     """
     processor = BatchEmbeddingProcessor(model=model)
-    service = PlainService(_Shared(processor, model.memory_bytes), texts, answers)
+    service = PlainService(Shared(processor, model.memory_bytes), texts, answers)
     return OptimizedContentManager.wrap(service, embedder=processor)
 
 
-class _Shared:
+class Shared:
     """A model that takes its vectors from a processor."""
 
     def __init__(self, processor: BatchEmbeddingProcessor, memory_bytes: int) -> None:
@@ -301,24 +299,29 @@ class _Shared:
         self.memory_bytes = memory_bytes
 
 
-def plain_model(full: EmbeddingModel, engine: str) -> tuple[Any, str]:
-    """The plain service's model and the service's name; `engine` as in `compare`."""
+def plain_model(full: EmbeddingModel | None, engine: str) -> tuple[Any, str]:
+    """The plain service's model and the service's name.
+
+    Parameters
+    ----------
+    full : our model at full precision; None has it loaded where it is needed
+    engine : as in `compare`
+    """
     if engine not in ("auto", "ours", "sentence-transformers"):
-        raise ValueError(
-            f"plain: expected auto, ours or sentence-transformers, got {engine!r}"
-        )
+        raise ValueError(f"plain: expected auto, ours or sentence-transformers, got {engine!r}")
     installed = importlib.util.find_spec("sentence_transformers") is not None
     if engine == "sentence-transformers" and not installed:
         raise ValueError("plain: sentence-transformers is not installed")
     if engine == "ours" or not installed:
-        return full, "plain, our f32 one by one"
+        return full or EmbeddingModel.load(dtype="f32"), "plain, our f32 one by one"
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.set_num_threads(_core.thread_count())
-    model = SentenceTransformer(str(full.path), device="cpu")
+    path = find_model(DEFAULT_MODEL) if full is None else full.path
+    model = SentenceTransformer(str(path), device="cpu")
     return _Silent(model), "plain, sentence-transformers"
 
 
