@@ -2,10 +2,12 @@
  *
  * For each group of panels and each part of k: widen the weights into a buffer that stays in the L1
  * cache, then run the register tile down all rows of x. Widening costs one pass over the weights
- * per KC x 16 block and is shared by all m rows. Include after a simd_<isa>.h. */
+ * per KC x 16 block and is shared by all m rows; a few rows do without it. Include after a
+ * simd_<isa>.h. */
 #ifndef AIMO_GEMM_BODY_H
 #define AIMO_GEMM_BODY_H
 
+#include "gemm/gemm_few_rows.h"
 #include "simd/simd_tile.h"
 
 /* KC * 16 floats per panel: 24 KiB; a pair of panels overflows the smallest L1 and comes from L2 at
@@ -73,8 +75,12 @@ static void multiply_group(const aimo_gemm_args *g, aimo_dtype dtype, size_t fir
     }
 }
 
-static void gemm(const aimo_gemm_args *g, aimo_dtype dtype)
+AIMO_INLINE void gemm(const aimo_gemm_args *g, const aimo_dtype dtype)
 {
+    if (g->m <= FEW_ROWS) {
+        gemm_few_rows(g, dtype);
+        return;
+    }
     for (size_t row = 0; row < g->m; row += MC) {
         const size_t m = g->m - row < MC ? g->m - row : MC;
         size_t panel = g->panel_begin;
