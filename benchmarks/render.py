@@ -1,7 +1,7 @@
-"""Render results/encoder-<row>.json into README's table and results/encoder-<row>.svg.
+"""Render results/encoder-<row>.json and quantizer-<row>.json into README's tables, and a plot.
 
-The table replaces what stands between the two marker comments of README.md; without them it is
-only printed. The newest result is taken unless a file is given.
+A table replaces what stands between its two marker comments in README.md; without them it is only
+printed. The newest result of each is taken unless files are given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import harness
 
-BEGIN, END = "<!-- benchmark: encoder -->", "<!-- end of benchmark -->"
+END = "<!-- end of benchmark -->"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -71,24 +71,65 @@ def plot(result: dict[str, Any]) -> str:
     )
 
 
+def quantizer_table(result: dict[str, Any]) -> str:
+    """The same call of a SentenceTransformer before and after, as a Markdown table."""
+    machine, encode, sizes = result["machine"], result["encode"], result["bytes"]["MiniLM"]
+    many, one = (name for name in encode if name != "cosine")
+    lines = [
+        f"all-MiniLM-L6-v2 on {machine['processor']}, row `{machine['row']}`, "
+        f"{machine['threads']} threads; medians, and the smallest cosine with the model as it was.",
+        "",
+        f"| | weights | `encode` of {many} | of {one} | cosine |",
+        "|---|---|---|---|---|",
+    ]
+    plain = "torch fp32"
+    lines.append(_quantizer_row("before", sizes["f16"]["before"], encode, plain, (many, one)))
+    for name, size in sizes.items():
+        shown = f'`ModelQuantizer("{name}")`'
+        lines.append(_quantizer_row(shown, size["after"], encode, name, (many, one)))
+    return "\n".join(lines)
+
+
+def _quantizer_row(
+    shown: str, size: int, encode: dict[str, Any], name: str, works: tuple[str, ...]
+) -> str:
+    cells = []
+    for work in works:
+        seconds, before = encode[work][name]["median"], encode[work]["torch fp32"]["median"]
+        gain = "" if shown == "before" else f" ({before / seconds:.1f}x)"
+        cells.append(f"{seconds * 1e3:.1f} ms{gain}")
+    cosine = encode["cosine"][name]["least"]
+    return f"| {shown} | {size / 1e6:.1f} MB | {' | '.join(cells)} | {cosine:.5f} |"
+
+
+def newest(bench: str) -> list[Path]:
+    """The last result of a benchmark, if there is one."""
+    found = sorted(harness.RESULTS.glob(f"{bench}-*.json"), key=lambda path: path.stat().st_mtime)
+    return found[-1:]
+
+
 def main() -> None:
     given = [Path(argument) for argument in sys.argv[1:]]
-    results = given or sorted(
-        harness.RESULTS.glob("encoder-*.json"), key=lambda path: path.stat().st_mtime
-    )
-    if not results:
-        raise SystemExit("no result: run bench_encoder.py first")
-    path = results[-1]
-    result = json.loads(path.read_text())
-    path.with_suffix(".svg").write_text(plot(result))
-    text = table(result)
-    print(text)
+    paths = given or [*newest("encoder"), *newest("quantizer")]
+    if not paths:
+        raise SystemExit("no result: run bench_encoder.py or bench_quantizer.py first")
+    for path in paths:
+        result = json.loads(path.read_text())
+        if result["bench"] == "encoder":
+            path.with_suffix(".svg").write_text(plot(result))
+        text = (table if result["bench"] == "encoder" else quantizer_table)(result)
+        print(text)
+        write(f"<!-- benchmark: {result['bench']} -->", text)
+
+
+def write(begin: str, text: str) -> None:
+    """Put a table into README.md, between ``begin`` and the end."""
     readme = harness.ROOT / "README.md"
     page = readme.read_text()
-    if BEGIN in page and END in page:
-        before, rest = page.split(BEGIN, 1)
+    if begin in page:
+        before, rest = page.split(begin, 1)
         after = rest.split(END, 1)[1]
-        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        readme.write_text(f"{before}{begin}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -138,6 +138,33 @@ static PyObject *pack(matrix_object *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* set_outliers(channels: ndarray[int32] of shape (count,), /) -> None */
+static PyObject *set_outliers(matrix_object *self, PyObject *arg)
+{
+    if (!is_ready(self))
+        return NULL;
+    if (self->matrix.dtype != AIMO_INT8 || !PyArray_ISWRITEABLE(self->panels)) {
+        PyErr_SetString(PyExc_ValueError, "panels: expected writable int8 panels");
+        return NULL;
+    }
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_FROMANY(arg, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+    if (array == NULL)
+        return NULL;
+    const int32_t *channels = PyArray_DATA(array);
+    const npy_intp count = PyArray_SIZE(array);
+    bool valid = count <= AIMO_INT8_OUTLIERS;
+    for (npy_intp i = 0; valid && i < count; i++)
+        valid = channels[i] >= 0 && (size_t)channels[i] < self->matrix.k;
+    if (valid)
+        aimo_panels_set_outliers(PyArray_DATA(self->panels), channels, (size_t)count);
+    else
+        PyErr_Format(PyExc_ValueError, "channels: expected at most %d, each below %zu",
+                     AIMO_INT8_OUTLIERS, self->matrix.k);
+    Py_DECREF(array);
+    return valid ? Py_NewRef(Py_None) : NULL;
+}
+
 /* unpack(first: int, count: int, /) -> ndarray[float32] of shape (count, k), as stored */
 static PyObject *unpack(matrix_object *self, PyObject *args)
 {
@@ -233,6 +260,8 @@ static PyObject *matmul(matrix_object *self, PyObject *args)
 static PyMethodDef matrix_methods[] = {
     {"pack", (PyCFunction)pack, METH_VARARGS,
      "pack($self, first, rows, /)\n--\n\nRound rows into zeroed panels; no thread may be reading."},
+    {"set_outliers", (PyCFunction)set_outliers, METH_O,
+     "set_outliers($self, channels, /)\n--\n\nInputs of int8 kept in 16 bits; before pack."},
     {"unpack", (PyCFunction)unpack, METH_VARARGS,
      "unpack($self, first, count, /)\n--\n\nRows as stored, widened to float32."},
     {"rows", (PyCFunction)look_up_rows, METH_O,

@@ -20,8 +20,7 @@ from ai_model_optimizations.quantization.request import Request, matches
     ("arguments", "error", "message"),
     [
         ({"dtype": "int3"}, ValueError, "dtype: expected"),
-        ({"dtype": "f32"}, ValueError, "dtype: expected a 16-bit type"),
-        ({"dtype": "int8"}, ValueError, r"EmbeddingModel\.load\(path, dtype='int8'\) keeps 8"),
+        ({"dtype": "f32"}, ValueError, "dtype: expected a type of 8 or 16 bits"),
         ({"skip": [3]}, TypeError, r"skip\[0\]: expected str or a compiled pattern, got int"),
         ({"skip": ["a("]}, ValueError, r"skip\[0\]: 'a\(' is neither a name nor a regex"),
         ({"min_cosine": 2}, ValueError, "min_cosine: expected -1 to 1, got 2"),

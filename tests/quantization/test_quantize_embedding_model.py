@@ -69,15 +69,41 @@ def test_too_small_a_cosine_is_an_error(small_full: EmbeddingModel) -> None:
         ModelQuantizer("bf16", min_cosine=1.0).quantize_model(small_full)
 
 
-def test_smallest_is_the_most_exact_of_equal_sizes_that_fits(
+def test_smallest_is_the_one_with_the_fewest_bytes_that_keeps_the_cosine(
     small_full: EmbeddingModel, tmp_path: Path
 ) -> None:
     quantizer = ModelQuantizer("smallest")
-    assert quantizer.quantize_model(small_full).dtype == "f16"
+    assert quantizer.quantize_model(small_full).dtype == "int8"
     assert quantizer.report is not None and quantizer.report.cosine is not None
-    large = with_large_values(tmp_path)
-    assert quantizer.quantize_model(EmbeddingModel.load(large, dtype="f32")).dtype == "bf16"
-    assert "f16 was left aside: " in str(quantizer.report)
+    assert quantizer.report.cosine.minimum >= 0.999
+    exact = ModelQuantizer("smallest", min_cosine=0.99999)
+    halves = exact.quantize_model(small_full)
+    assert halves.dtype == "f16" and "int8 was left aside: " in str(exact.report)
+    assert exact.quantize_model(halves).dtype == "f16"
+    assert quantizer.quantize_model(halves).dtype == "int8"
+    large = EmbeddingModel.load(with_large_values(tmp_path), dtype="f32")
+    close = ModelQuantizer("smallest", min_cosine=0.9999)
+    assert close.quantize_model(large).dtype == "bf16"
+    assert "f16 was left aside: " in str(close.report)
+
+
+def test_int8_is_reported_as_it_is_stored(small_full: EmbeddingModel, small_path: Path) -> None:
+    quantizer = ModelQuantizer("int8")
+    eight = quantizer.quantize_model(small_full)
+    report = quantizer.report
+    assert report is not None and report.bytes_after == eight.memory_bytes
+    assert all(
+        30 < tensor.sqnr_db < 70
+        for tensor in report.of_action("quantized")
+        if tensor.sqnr_db is not None
+    )
+    sizes = quantizer.quantize_model(small_path, dry_run=True)
+    same = quantizer.quantize_model(small_path)
+    np.testing.assert_array_equal(same.encode(TEXTS), eight.encode(TEXTS))
+    assert quantizer.report is not None
+    assert quantizer.report.bytes_after == sizes.bytes_after == same.memory_bytes
+    with pytest.raises(ValueError, match="the weights are int8 already"):
+        ModelQuantizer("f16").quantize_model(eight)
 
 
 def with_large_values(path: Path) -> Path:

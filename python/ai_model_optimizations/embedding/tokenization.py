@@ -100,6 +100,10 @@ class TextTokenizer:
         """Return what another TextTokenizer can be made of without checking it again."""
         return PackedTokenizer(self._tokenizer.to_str().encode())
 
+    def share_vocabulary(self, other: Any) -> None:
+        """Use the vocabulary of another ``tokenizers.Tokenizer`` of the same file; it is large."""
+        self._tokenizer.model = other.model
+
     def pack(self, texts: Sequence[str], first: int = 0, prompt: str = "") -> PackedTokens:
         """Tokenize texts, each behind the prompt and cut at the model's limit.
 

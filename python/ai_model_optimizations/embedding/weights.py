@@ -77,6 +77,16 @@ def tensor_places(folder: ModelFolder) -> Iterator[tuple[str, int, bool]]:
             yield name, layer, per_layer
 
 
+def family_places(folder: ModelFolder) -> dict[str, tuple[str, int]]:
+    """Return the core's name and the layer of each of the family's names, dense layers apart."""
+    architecture = folder.architecture
+    return {
+        name.format(layer=layer): (ours, layer)
+        for name, ours in architecture.family.tensors.items()
+        for layer in range(architecture.layers if "{layer}" in name else 1)
+    }
+
+
 class TensorNames:
     """Which file has which tensor, and what precedes the family's names for them."""
 
@@ -134,12 +144,7 @@ class TensorNames:
 
     def fill(self, encoder: _core.Encoder) -> None:
         """Give every tensor to the encoder; refuse those that it has no place for."""
-        layers = self._folder.architecture.layers
-        places = {
-            name.format(layer=layer): (ours, layer)
-            for name, ours in self._family.tensors.items()
-            for layer in range(layers if "{layer}" in name else 1)
-        }
+        places = family_places(self._folder)
         for name, file, full_name in self:
             if name not in places:
                 raise ModelFormatError(

@@ -12,14 +12,16 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Add the command to the parser."""
     parser = commands.add_parser(
         "quantize",
-        help="write a model with 16-bit weights",
+        help="write a model with smaller weights",
         description="Sentence-embedding models become packed folders, which EmbeddingModel.load "
         "maps; other safetensors files and folders keep their form.",
     )
     parser.add_argument("source", metavar="SRC", help="a model folder, name or safetensors file")
     parser.add_argument("target", metavar="DST", help="must not exist, or be an empty folder")
     parser.add_argument(
-        "--dtype", default="auto", help="f16, bf16, auto (the machine's fastest) or smallest"
+        "--dtype",
+        default="auto",
+        help="f16, bf16, int8, auto (the fastest 16-bit type) or smallest",
     )
     parser.add_argument(
         "--skip",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +11,19 @@ from numpy.typing import NDArray
 from ..embedding import EmbeddingModel
 from ..embedding.weights import new_encoder, tensor_places
 from ..errors import ModelFormatError, PrecisionError, UnsupportedError
-from .report import CosineReport, QuantizationReport, TensorReport, resident_bytes
+from .report import (
+    ITEM_BYTES,
+    CosineReport,
+    QuantizationReport,
+    TensorReport,
+    resident_bytes,
+    rest_report,
+)
 from .request import Request
-from .rounding import measure
+from .rounding import Rounding, add_difference, measure
 from .verify import check, compare
 
 KIND = "EmbeddingModel"
-_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 def quantize(model: EmbeddingModel, request: Request) -> tuple[EmbeddingModel, QuantizationReport]:
@@ -38,22 +45,32 @@ def quantize(model: EmbeddingModel, request: Request) -> tuple[EmbeddingModel, Q
             "skip: an EmbeddingModel stores all matrices in one type; skip works on dicts, "
             "safetensors files and torch models"
         )
-    dtypes = request.candidates()
-    if model.dtype in dtypes or request.dry_run:
-        dtype = model.dtype if model.dtype in dtypes else dtypes[0]
-        return model, QuantizationReport(KIND, dtype, tuple(_reports(model, dtype, look=False)))
+    dtypes = _worth_trying(model, request)
+    if dtypes == (model.dtype,) or request.dry_run:
+        return model, QuantizationReport(KIND, dtypes[0], tuple(_reports(model, dtypes[0])))
     before = resident_bytes()
     result, cosine, notes = _first_that_keeps(model, request, dtypes)
     report = QuantizationReport(
         KIND,
         result.dtype,
-        tuple(_reports(model, result.dtype, look=True)),
+        tuple(_reports(model, result.dtype, result)),
         before,
         resident_bytes(),
         cosine,
         notes,
     )
     return result, report
+
+
+def _worth_trying(model: EmbeddingModel, request: Request) -> tuple[str, ...]:
+    """Return the types to try: none that is larger than the model's, which loses nothing."""
+    dtypes = request.candidates()
+    if model.dtype not in dtypes:
+        return dtypes
+    smaller = dtypes[: dtypes.index(model.dtype)] if model.dtype == "f16" else ()
+    if request.automatic:
+        smaller = ()
+    return (*smaller, model.dtype)
 
 
 def _first_that_keeps(
@@ -76,35 +93,49 @@ def _first_that_keeps(
     raise AssertionError("there is always a type to try")
 
 
-def _tensors(model: EmbeddingModel) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield every tensor of the encoder, widened, with a name that tells its layer."""
-    for name, layer, per_layer in tensor_places(model._folder):
-        yield f"layers.{layer}.{name}" if per_layer else name, model._encoder.tensor(name, layer)
+def _reports(
+    model: EmbeddingModel, dtype: str, result: EmbeddingModel | None = None
+) -> Iterator[TensorReport]:
+    """Yield what storing the model as ``dtype`` does to each tensor.
 
-
-def _reports(model: EmbeddingModel, dtype: str, *, look: bool) -> Iterator[TensorReport]:
-    """Yield what storing the model as ``dtype`` does to each tensor; ``look`` at the values too."""
+    Parameters
+    ----------
+    result : the model as ``dtype``; without it, sizes only
+    """
     target = new_encoder(model._folder, dtype)  # allocates nothing before a tensor is set
     before, after = model.memory_bytes, target.weight_bytes
-    for name, values in _tensors(model):
-        report = _report(name, values, model.dtype, dtype, look=look)
+    for name, layer, per_layer in tensor_places(model._folder):
+        values = model._encoder.tensor(name, layer)
+        rounded = None if result is None else result._encoder.tensor(name, layer)
+        full_name = f"layers.{layer}.{name}" if per_layer else name
+        report = _report(full_name, values, model.dtype, dtype, rounded)
         before, after = before - report.bytes_before, after - report.bytes_after
         yield report
-    if before or after:  # of panels, whose columns come in sixteens
-        yield TensorReport("(padding)", (), model.dtype, dtype, before, after, "quantized")
+    if before or after:
+        yield rest_report(dtype, after, model.dtype, before)
 
 
 def _report(
-    name: str, values: NDArray[np.float32], old: str, new: str, *, look: bool
+    name: str,
+    values: NDArray[np.float32],
+    old: str,
+    new: str,
+    rounded: NDArray[np.float32] | None,
 ) -> TensorReport:
     if values.ndim < 2:
         size = values.nbytes
         reason = "a norm or a bias"
         return TensorReport(name, values.shape, "f32", "f32", size, size, "kept", reason)
-    sizes = values.size * _BYTES[old], values.size * _BYTES[new]
+    sizes = values.size * ITEM_BYTES[old], values.size * ITEM_BYTES[new]
     if old == new:
         return TensorReport(
             name, values.shape, old, new, *sizes, "kept", f"stored as {old} already"
         )
-    figures = measure(values, new).figures() if look else {}
+    figures: dict[str, Any] = {}
+    if rounded is not None and new == "int8":
+        cost = Rounding()
+        add_difference(values, rounded, cost)
+        figures = cost.figures()
+    elif rounded is not None:
+        figures = measure(values, new).figures()
     return TensorReport(name, values.shape, old, new, *sizes, "quantized", **figures)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..embedding import EmbeddingModel
 from ..embedding.folder import ModelFolder, read_folder
@@ -13,10 +12,12 @@ from ..embedding.lookup import find_model
 from ..embedding.mapped_file import MappedFile
 from ..embedding.packed_file import is_packed
 from ..embedding.packed_model import check_target
+from ..embedding.weights import family_places, new_encoder
 from ..errors import AimoError, ModelFormatError, PrecisionError
 from . import embedding_model
-from .report import QuantizationReport, TensorReport, resident_bytes
+from .report import QuantizationReport, TensorReport, resident_bytes, rest_report
 from .request import Request
+from .rounding import Rounding, add_difference
 from .tensor_files import (
     file_dtype,
     measure_file,
@@ -93,12 +94,12 @@ def _as_model(path: Path) -> tuple[ModelFolder | None, str]:
 def _load_model(
     path: Path, folder: ModelFolder, request: Request
 ) -> tuple[EmbeddingModel | None, QuantizationReport]:
+    dtypes = request.candidates()
     if request.dry_run:
-        dtype = request.candidates()[0]
-        return None, QuantizationReport("model folder", dtype, tuple(_sizes(folder, dtype)))
+        return None, QuantizationReport("model folder", dtypes[0], tuple(_sizes(folder, dtypes[0])))
     before = resident_bytes()
     notes: list[str] = []
-    for dtype in request.candidates():
+    for dtype in dtypes:
         try:
             model = EmbeddingModel.load(path, dtype=dtype)
             cosine = None
@@ -109,33 +110,49 @@ def _load_model(
                 check(cosine, request, dtype)
             break
         except (ModelFormatError, PrecisionError) as error:
-            if dtype == request.candidates()[-1]:
+            if dtype == dtypes[-1]:
                 raise
             notes.append(f"{dtype} was left aside: {error}")
-    tensors = tuple(_sizes(folder, model.dtype, look=True))
+    tensors = tuple(_sizes(folder, model.dtype, model))
     after = resident_bytes()
     return model, QuantizationReport(
         "model folder", model.dtype, tensors, before, after, cosine, tuple(notes)
     )
 
 
-def _sizes(folder: ModelFolder, dtype: str, *, look: bool = False) -> Iterator[TensorReport]:
-    """Yield what becomes of each tensor of the folder's files; ``look`` at the values too."""
+def _sizes(
+    folder: ModelFolder, dtype: str, model: EmbeddingModel | None = None
+) -> Iterator[TensorReport]:
+    """Yield what becomes of each tensor of the folder's files.
+
+    Parameters
+    ----------
+    model : the folder's model as ``dtype``; without it, sizes only
+    """
     files = [MappedFile(path) for path in folder.weight_files]
     prefix = _prefix(folder, [name for file in files for name in file])
-    any_name = Request(dtype)
+    places, used = family_places(folder), 0
+    full = EmbeddingModel.load(folder.path, dtype="f32") if model and dtype == "int8" else None
     for file in files:
         for name in file:
             old, shape, size = file_dtype(file, name), file.shape(name), file.raw(name).nbytes
-            if name.removeprefix(prefix).startswith(folder.architecture.family.ignored):
+            short = name.removeprefix(prefix)
+            if short.startswith(folder.architecture.family.ignored):
                 reason = "the encoder has no use for it"
                 yield TensorReport(name, shape, old, "", size, 0, "removed", reason)
                 continue
-            reason = reason_to_keep(name, shape, old, any_name)
-            figures: dict[str, Any] = {}
-            if look and not reason:
-                figures = measure_file(file, name, dtype).figures()
-            yield tensor_report(name, shape, old, size, dtype, reason, figures)
+            reason = reason_to_keep(name, shape, old, Request(dtype))
+            cost = Rounding()
+            if full is not None and model is not None and short in places:
+                before, after = (m._encoder.tensor(*places[short]) for m in (full, model))
+                add_difference(before, after, cost)
+            elif model is not None and not reason and dtype != "int8":
+                cost = measure_file(file, name, dtype)
+            figures = cost.figures() if cost.count and not reason else {}
+            report = tensor_report(name, shape, old, size, dtype, reason, figures)
+            used += report.bytes_after
+            yield report
+    yield rest_report(dtype, new_encoder(folder, dtype).weight_bytes - used)
 
 
 def _prefix(folder: ModelFolder, names: list[str]) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import MethodType
@@ -86,12 +87,13 @@ class _OnClassAndInstance:
 
 
 class ModelQuantizer:
-    """Stores a model's weights in 16 bits.
+    """Stores a model's weights in 16 or 8 bits.
 
     Parameters
     ----------
-    dtype : ``"f16"``, ``"bf16"``, ``"auto"`` for the machine's fastest 16-bit type, or
-        ``"smallest"`` for the one with the fewest bytes that keeps ``min_cosine``
+    dtype : ``"f16"``, ``"bf16"``, ``"int8"``, ``"auto"`` for the machine's fastest 16-bit type, or
+        ``"smallest"`` for the one with the fewest bytes that keeps ``min_cosine``; where no texts
+        can be embedded to measure that, f16
     skip : names of tensors or layers (or dotted beginnings of names), and regexes that match whole
         names: what they match stays as it is
     min_cosine : the smallest cosine between a text's vectors before and after that is accepted,
@@ -130,20 +132,28 @@ class ModelQuantizer:
         *,
         in_place: bool = ...,
         dry_run: Literal[False] = ...,
+        sample: Any = ...,
     ) -> Any: ...
 
     @overload
     def quantize_model(
-        self, model: Model, *, in_place: bool = ..., dry_run: Literal[False] = ...
+        self,
+        model: Model,
+        *,
+        in_place: bool = ...,
+        dry_run: Literal[False] = ...,
+        sample: Any = ...,
     ) -> Model: ...
 
     @overload
     def quantize_model(
-        self, model: object, *, in_place: bool = ..., dry_run: Literal[True]
+        self, model: object, *, in_place: bool = ..., dry_run: Literal[True], sample: Any = ...
     ) -> QuantizationReport: ...
 
-    def quantize_model(self, model: Any, *, in_place: bool = False, dry_run: bool = False) -> Any:
-        """Return the model with 16-bit weights.
+    def quantize_model(
+        self, model: Any, *, in_place: bool = False, dry_run: bool = False, sample: Any = None
+    ) -> Any:
+        """Return the model with 16- or 8-bit weights.
 
         Parameters
         ----------
@@ -151,6 +161,11 @@ class ModelQuantizer:
         in_place : free the given model's weights while it is quantized; an EmbeddingModel, which
             others may be using, and files keep theirs
         dry_run : change nothing and return the report that quantizing would give, sizes only
+        sample : for int8 torch modules, what one call of the model takes: a tensor, a tuple of
+            arguments, a dict of keywords, or a function that is given the model and calls it. It
+            shows which inputs of a layer stay in 16 bits. A transformers model that takes token
+            ids does without (random words show the same), and so does a SentenceTransformer; for
+            another module without it, the inputs with the largest weights do
 
         Returns
         -------
@@ -163,9 +178,9 @@ class ModelQuantizer:
         UnsupportedError
             If no part of this package understands ``model``.
         ValueError
-            If it is stored in another 16-bit type already.
+            If it is stored in another 16-bit type, or in 8 bits, already.
         """
-        request = self._request(in_place=in_place, dry_run=dry_run)
+        request = replace(self._request(in_place=in_place, dry_run=dry_run), sample=sample)
         for kind in KINDS:
             if kind.recognises(model):
                 part = import_module(kind.module, __package__)
@@ -297,8 +312,7 @@ def _resolve(dtype: str) -> str:
         return dtype
     resolved = resolve_dtype(dtype)
     if resolved not in DTYPES:
-        hint = "; EmbeddingModel.load(path, dtype='int8') keeps 8 bits" if dtype == "int8" else ""
-        raise ValueError(f"dtype: expected a 16-bit type, got {dtype!r}{hint}")
+        raise ValueError(f"dtype: expected a type of 8 or 16 bits, got {dtype!r}")
     return resolved
 
 

@@ -14,6 +14,9 @@ from .. import _core
 
 Action = Literal["quantized", "kept", "removed"]
 
+#: Bytes of one element of a matrix or table, by storage type.
+ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -135,6 +138,16 @@ class QuantizationReport:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def rest_report(dtype: str, after: int, dtype_before: str = "", before: int = 0) -> TensorReport:
+    """Return the line for what an encoder holds beside its elements.
+
+    Panels' columns come in sixteens, dense layers without a bias get one of zeros, and int8 has
+    scales and channels that stay in 16 bits.
+    """
+    name = "(scales, padding)" if dtype == "int8" else "(padding)"
+    return TensorReport(name, (), dtype_before or dtype, dtype, before, after, "quantized")
 
 
 def resident_bytes() -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-#: Storage types that weights can be quantized to, the most exact of those with the fewest bytes
-#: first.
-DTYPES = ("f16", "bf16")
+#: Storage types that weights can be quantized to, those with the fewest bytes first and the more
+#: exact of equals.
+DTYPES = ("int8", "f16", "bf16")
+_HALVES = ("f16", "bf16")
 
 
 @dataclass(frozen=True)
 class Request:
     """One call of ``quantize_model``, as the parts that quantize a kind of model see it."""
 
-    #: ``"f16"`` or ``"bf16"``, or ``"smallest"``: the one with the fewest bytes that keeps
+    #: One of :data:`DTYPES`, or ``"smallest"``: the one with the fewest bytes that keeps
     #: :attr:`least_cosine`.
     dtype: str
     skip: tuple[str | re.Pattern[str], ...] = ()
@@ -27,6 +29,8 @@ class Request:
     dry_run: bool = False
     #: Whether ``dtype`` was chosen for the machine and another 16-bit type will do.
     automatic: bool = False
+    #: What shows an int8 module its inputs; see ``ModelQuantizer.quantize_model``.
+    sample: Any = None
 
     @property
     def verifies(self) -> bool:
@@ -46,8 +50,13 @@ class Request:
         """Return the types to try in turn, the one with the fewest bytes first."""
         if self.dtype == "smallest":
             return DTYPES
-        others = [dtype for dtype in DTYPES if dtype != self.dtype]
+        others = [dtype for dtype in _HALVES if dtype != self.dtype]
         return (self.dtype, *others) if self.automatic else (self.dtype,)
+
+    def without_texts(self) -> Request:
+        """Return the request for what cannot embed texts: 8 bits only when asked for by name."""
+        dtype = "f16" if self.dtype == "smallest" else self.dtype
+        return replace(self, dtype=dtype, min_cosine=None, verify_texts=None)
 
     def skips(self, name: str) -> bool:
         """Whether ``skip`` names this tensor or layer."""

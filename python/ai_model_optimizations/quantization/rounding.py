@@ -1,4 +1,4 @@
-"""Rounding arrays to 16 bits, and what it costs: counted in pieces, so that memory stays flat."""
+"""Rounding arrays, and what it costs: counted in pieces, so that memory stays flat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SMALLEST_NORMAL = {"f16": 2.0**-14, "bf16": 2.0**-126}
 
 @dataclass
 class Rounding:
-    """What storing values in a 16-bit type does to them."""
+    """What storing values in a smaller type does to them."""
 
     count: int = 0
     #: NaN and infinity among the values themselves.
@@ -76,6 +76,23 @@ def measure(values: NDArray[Any], dtype: str, result: Rounding | None = None) ->
     for piece in _pieces(values):
         _measure_piece(result, piece, dtype)
     return result
+
+
+def add_difference(
+    before: NDArray[np.float32], after: NDArray[np.float32], result: Rounding
+) -> None:
+    """Count what storing an int8 weight did to it; same shapes, all values finite."""
+    flat, stored = before.reshape(-1), after.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        old, new = flat[start : start + _PIECE], stored[start : start + _PIECE]
+        result.count += old.size
+        result.flushed += int(np.count_nonzero((new == 0) & (old != 0)))
+        _add_errors(result, old, new)
+
+
+def count_not_finite(values: NDArray[np.float32], result: Rounding) -> None:
+    """Count what keeps a piece from being stored as int8; any other value has a scale."""
+    result.not_finite += int(values.size - np.count_nonzero(np.isfinite(values)))
 
 
 def narrow(values: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -137,6 +154,10 @@ def _measure_piece(result: Rounding, piece: NDArray[Any], dtype: str) -> None:
         zeros = int(np.count_nonzero(magnitude == 0))
         result.subnormal += below - zeros
         result.flushed += zeros - int(np.count_nonzero(piece == 0))
+    _add_errors(result, piece, after)
+
+
+def _add_errors(result: Rounding, piece: NDArray[Any], after: NDArray[np.float32]) -> None:
     # Squares of what is below 1e-19 need more than float32.
     before = piece.astype(np.float64)
     error = after - before

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from ..embedding.folder import ModelFolder
-from ..errors import ModelFormatError, UnsupportedError
+from ..embedding.tokenization import TextTokenizer
+from ..errors import ModelFormatError, PrecisionError, UnsupportedError
 from . import torch_models
 from .report import CosineReport, QuantizationReport, TensorReport, resident_bytes
 from .request import Request
@@ -29,6 +30,8 @@ from .sentence_transformer_parts import (
 from .torch_plan import check_not_shared, make_plan, stored_type
 from .verify import TEXTS, check, compare
 
+KIND = "SentenceTransformer"
+
 
 def quantize(model: Any, request: Request) -> tuple[Any, QuantizationReport]:
     """Return the model with the C encoder inside, still a SentenceTransformer.
@@ -41,24 +44,40 @@ def quantize(model: Any, request: Request) -> tuple[Any, QuantizationReport]:
     if stored := stored_type(model, request.candidates()):
         return model, QuantizationReport(type(model).__name__, stored, ())
     if any(parameter.is_meta for parameter in model.parameters()):
-        return torch_models.quantize(model, _without_texts(request))  # says so
+        return torch_models.quantize(model, request.without_texts())  # says so
     rss_before = resident_bytes()
     texts = list(request.verify_texts or TEXTS) if request.verifies else []
     wanted = np.asarray(model.encode(texts)) if texts and not request.dry_run else None
     try:
         result, report = _through_encoder(model, request, wanted)
     except (UnsupportedError, ModelFormatError) as error:
-        result, report = torch_models.quantize(model, _without_texts(request))
+        result, report = _by_modules(model, request, wanted)
         note = (
             f"The C encoder does not run this model ({error}), so its linear layers and tables "
             "are packed and torch runs the rest."
         )
-        report = replace(report, notes=(*report.notes, note))
-        if wanted is not None:
-            report = replace(report, cosine=_compare(result, wanted, request, report.dtype))
+        report = replace(report, notes=(note, *report.notes))
     if not request.dry_run:
         report = replace(report, rss_before=rss_before, rss_after=resident_bytes())
     return result, report
+
+
+def _by_modules(
+    model: Any, request: Request, wanted: NDArray[np.float32] | None
+) -> tuple[Any, QuantizationReport]:
+    """Pack the model's layers one by one; texts show int8 layers their inputs."""
+    plain = request.without_texts()
+    if plain.sample is None:
+        plain = replace(plain, sample=lambda given: given.encode(list(TEXTS)))
+    if wanted is None:
+        return torch_models.quantize(model, plain)
+    # A copy first: a model that turns out too far off is given back as it came.
+    result, report = torch_models.quantize(model, replace(plain, in_place=False))
+    cosine = _compare(result, wanted, request, report.dtype)
+    if request.in_place:
+        del result
+        result, report = torch_models.quantize(model, plain)
+    return result, replace(report, cosine=cosine)
 
 
 def dequantize(model: Any) -> Any:
@@ -94,11 +113,7 @@ def _check_quantized(
             f"model: it is quantized already, to {stored}; quantize the original model, or "
             "ModelQuantizer.dequantize this one first"
         )
-    return model, QuantizationReport("SentenceTransformer", stored, ())
-
-
-def _without_texts(request: Request) -> Request:
-    return replace(request, dtype=request.candidates()[0], min_cosine=None, verify_texts=None)
+    return model, QuantizationReport(KIND, stored, ())
 
 
 def _through_encoder(
@@ -109,21 +124,47 @@ def _through_encoder(
     if request.skip:
         raise UnsupportedError("skip keeps tensors in f32, the C encoder has one type for all")
     folder, tokenizer = describe(model)
+    if request.in_place and not request.dry_run:
+        _, _, transformer = transformer_of(model)
+        check_not_shared(transformer, make_plan(transformer, request.without_texts()).weights)
+    notes: list[str] = []
+    for dtype in request.candidates():
+        try:
+            result, report = _as_type(model, folder, tokenizer, dtype, request, wanted)
+            return result, replace(report, notes=tuple(notes))
+        except (_DoesNotFitError, PrecisionError) as error:
+            if dtype == request.candidates()[-1]:
+                raise
+            notes.append(f"{dtype} was left aside: {error}")
+    raise AssertionError("there is always a type to try")
+
+
+class _DoesNotFitError(UnsupportedError):
+    """A value that the encoder cannot store in a type."""
+
+
+def _as_type(
+    model: Any,
+    folder: ModelFolder,
+    tokenizer: TextTokenizer,
+    dtype: str,
+    request: Request,
+    wanted: NDArray[np.float32] | None,
+) -> tuple[Any, QuantizationReport]:
     first, name, transformer = transformer_of(model)
-    dtype, found = _choose_type(model, folder, request)
-    report = QuantizationReport(
-        "SentenceTransformer",
-        dtype,
-        (*tensor_reports(model, folder, dtype, found), *map(_removed, transformer.named_buffers())),
-    )
+    found = _examine(model, folder, dtype)
+    tensors = tensor_reports(model, folder, dtype, found)
+    removed = list(map(_removed, transformer.named_buffers()))
     if request.dry_run:
-        return model, report
-    if request.in_place:
-        plan = make_plan(transformer, _without_texts(request))
-        check_not_shared(transformer, plan.weights)
+        return model, QuantizationReport(KIND, dtype, (*tensors, *removed))
     # With texts to compare, a model that turns out too far off is given back as it came.
     free = request.in_place and wanted is None
-    packed = pack(model, folder, tokenizer, dtype, free=free)
+    packed = pack(model, folder, tokenizer, dtype, found, free=free)
+    tensors = [
+        replace(t, **found[t.name].figures()) if t.action == "quantized" and t.name in found else t
+        for t in tensors
+    ]
+    report = QuantizationReport(KIND, dtype, (*tensors, *removed))
     core = CoreEncoder(packed, transformer.config, type(transformer))
     if wanted is not None:
         result = _put_in(model, first, name, transformer, core, in_place=False)
@@ -162,27 +203,21 @@ def _put_in(
     return quantized
 
 
-def _choose_type(
-    model: Any, folder: ModelFolder, request: Request
-) -> tuple[str, dict[str, Rounding]]:
-    """The first type that holds every value, and what rounding to it costs.
+def _examine(model: Any, folder: ModelFolder, dtype: str) -> dict[str, Rounding]:
+    """What rounding to a type costs, by the tensor's name.
 
     Refuses, before anything is freed, what the encoder would refuse half way.
     """
-    places, problem = places_of(folder), ""
-    for dtype in request.candidates():
-        found = {}
-        for name, parameter in parameters_of(model).items():
-            if name not in places:
-                continue
-            # Vectors stay in f32; bf16 has its range.
-            found[name] = torch_models.examine(parameter, dtype if parameter.ndim > 1 else "bf16")
-            if not found[name].fits:
-                problem = problem or f"{name}: {found[name].problem(dtype)}"
-                break
-        else:
-            return dtype, found
-    raise UnsupportedError(problem)
+    places = places_of(folder)
+    found: dict[str, Rounding] = {}
+    for name, parameter in parameters_of(model).items():
+        if name not in places:
+            continue
+        # Vectors stay in f32; bf16 has its range.
+        found[name] = torch_models.examine(parameter, dtype if parameter.ndim > 1 else "bf16")
+        if not found[name].fits:
+            raise _DoesNotFitError(f"{name}: {found[name].problem(dtype)}")
+    return found
 
 
 def _compare(model: Any, wanted: NDArray[np.float32], request: Request, dtype: str) -> CosineReport:

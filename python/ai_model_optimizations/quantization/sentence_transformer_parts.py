@@ -19,16 +19,16 @@ from ..embedding import EmbeddingModel
 from ..embedding.folder import ModelFolder, read_folder
 from ..embedding.folder_state import FolderState
 from ..embedding.lookup import find_model
-from ..embedding.model import _model_of, resolve_dtype
+from ..embedding.model import DType, _model_of, resolve_dtype
 from ..embedding.modules import Dense
 from ..embedding.packed_file import FILE_NAME, PackedFile, find_packed
 from ..embedding.packed_model import read_parts, write_parts
 from ..embedding.tensors import TensorFile
 from ..embedding.tokenization import TextTokenizer
-from ..embedding.weights import TensorNames, new_encoder
+from ..embedding.weights import TensorNames, family_places, new_encoder
 from ..errors import ModelFormatError, UnsupportedError
-from .report import TensorReport
-from .rounding import Rounding
+from .report import ITEM_BYTES, TensorReport, rest_report
+from .rounding import Rounding, add_difference
 from .torch_modules import as_f32
 
 #: Both tokenizers must agree on these: case, accents, several scripts, special tokens, nothing.
@@ -80,6 +80,7 @@ def describe(model: Any) -> tuple[ModelFolder, TextTokenizer]:
         (path / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
         folder = read_folder(path)
         tokenizer = _tokenizer(folder)
+    tokenizer.share_vocabulary(backend)
     _check_tokenizer(first, tokenizer, folder.max_seq_length)
     _check_tensors(folder, transformer)
     path = Path(_name_of(transformer))
@@ -176,19 +177,28 @@ def parameters_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def pack(
-    model: Any, folder: ModelFolder, tokenizer: TextTokenizer, dtype: str, *, free: bool
+    model: Any,
+    folder: ModelFolder,
+    tokenizer: TextTokenizer,
+    dtype: str,
+    found: Mapping[str, Rounding],
+    *,
+    free: bool,
 ) -> EmbeddingModel:
     """Give a SentenceTransformer's tensors to the encoder.
 
     Parameters
     ----------
+    found : by the tensor's name; what int8 costs is added
     free : give each tensor of the transformer back when it has been packed; the model is of no use
         then
     """
     storage = resolve_dtype(dtype)
     parameters, places = parameters_of(model), places_of(folder)
     space_id = _space_id(folder, parameters, tokenizer)
-    encoder = new_encoder(folder, storage)
+    # Eight bits are rounded from a whole model, which shows its outlier channels.
+    first: DType = "f32" if storage == "int8" else storage
+    encoder = new_encoder(folder, first)
     for name, parameter in parameters.items():
         if name in places:
             encoder.set_tensor(*places[name], as_f32(parameter))
@@ -198,7 +208,13 @@ def pack(
         if not layer.bias:
             encoder.set_tensor(f"dense_{index}.bias", 0, np.zeros(layer.outputs, np.float32))
     encoder.seal()
-    return EmbeddingModel(encoder, tokenizer, folder, storage, space_id)
+    full = EmbeddingModel(encoder, tokenizer, folder, first, space_id)
+    packed = full.astype(storage)
+    if storage == "int8":
+        for name, place in places.items():
+            if name in found and (before := encoder.tensor(*place)).ndim > 1:
+                add_difference(before, packed._encoder.tensor(*place), found[name])
+    return packed
 
 
 def tensor_reports(
@@ -216,15 +232,15 @@ def tensor_reports(
         for name, tensor in parameters_of(model).items()
     ]
     # The encoder allocates nothing before a tensor is set.
-    used = sum(_packed_bytes(r) for r in reports if r.action != "removed")
+    used = sum(_packed_bytes(r.shape, dtype) for r in reports if r.action != "removed")
     padding = new_encoder(folder, dtype).weight_bytes - used
-    if padding:  # of panels, whose columns come in sixteens, and biases that dense layers lack
-        reports.append(TensorReport("(padding)", (), dtype, dtype, 0, padding, "quantized"))
+    if padding:
+        reports.append(rest_report(dtype, padding))
     return reports
 
 
-def _packed_bytes(report: TensorReport) -> int:
-    return math.prod(report.shape) * (4 if len(report.shape) == 1 else 2)
+def _packed_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * (4 if len(shape) == 1 else ITEM_BYTES[dtype])
 
 
 def _tensor_report(
@@ -236,7 +252,7 @@ def _tensor_report(
     if not used:
         reason = "the vectors do not depend on it"
         return TensorReport(name, shape, before, "", size, 0, "removed", reason)
-    after = tensor.numel() * (4 if tensor.ndim == 1 else 2)
+    after = _packed_bytes(shape, dtype)
     if _is_dense(name):
         reason = f"packed as well; the {before} layer stays for calls of single modules"
         return TensorReport(name, shape, before, before, size, size + after, "kept", reason)
@@ -253,12 +269,7 @@ def _is_dense(name: str) -> bool:
 
 def places_of(folder: ModelFolder) -> dict[str, tuple[str, int]]:
     """Return the encoder's tensor and layer for each name of :func:`parameters_of`."""
-    architecture = folder.architecture
-    places = {
-        name.format(layer=layer): (ours, layer)
-        for name, ours in architecture.family.tensors.items()
-        for layer in range(architecture.layers if "{layer}" in name else 1)
-    }
+    places = family_places(folder)
     for index in range(len(folder.head.dense)):
         for part in ("weight", "bias"):
             places[f"dense_{index}.{part}"] = (f"dense_{index}.{part}", 0)

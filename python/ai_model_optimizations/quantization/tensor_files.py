@@ -19,7 +19,16 @@ from ..errors import ModelFormatError, UnsupportedError
 from .report import QuantizationReport, TensorReport, resident_bytes
 from .request import Request
 from .rounding import Rounding, measure, narrow
-from .tensors import Tensors, as_bf16, dtype_name, notes, numpy_dtype, reason_to_keep, tensor_report
+from .tensors import (
+    Tensors,
+    array_dtype,
+    as_bf16,
+    dtype_name,
+    notes,
+    numpy_dtype,
+    reason_to_keep,
+    tensor_report,
+)
 
 #: The format's dtypes: our name and numpy's. bf16 comes as bits, which ml_dtypes makes numbers.
 _DTYPES: Mapping[str, tuple[str, str]] = {
@@ -111,7 +120,7 @@ def quantize_files(source: Path, target: Path, request: Request) -> Quantization
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"path: {target} exists and is no empty folder")
-    dtype = request.candidates()[0]
+    dtype = array_dtype(request)
     before = None if request.dry_run else resident_bytes()
     planned = _plan(source, dtype, request)
     if request.dry_run:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedError
-from .report import QuantizationReport, TensorReport, resident_bytes
+from .report import ITEM_BYTES, QuantizationReport, TensorReport, resident_bytes
 from .request import Request
 from .rounding import measure, narrow
 
@@ -94,7 +94,8 @@ def tensor_report(
     if reason:
         return TensorReport(name, shape, old, old, size, size, "kept", reason, **figures)
     count = int(np.prod(shape, dtype=np.int64))
-    return TensorReport(name, shape, old, dtype, size, 2 * count, "quantized", "", **figures)
+    after = count * ITEM_BYTES[dtype]
+    return TensorReport(name, shape, old, dtype, size, after, "quantized", "", **figures)
 
 
 def reason_to_keep(name: str, shape: tuple[int, ...], old: str, request: Request) -> str:
@@ -144,9 +145,20 @@ def _check(tensors: Tensors, request: Request) -> None:
     request.check_skip(tensors)
 
 
+def array_dtype(request: Request) -> str:
+    """Return the type to use for arrays and files of them, which have no place for scales."""
+    dtype = request.without_texts().dtype
+    if dtype == "int8":
+        raise UnsupportedError(
+            "dtype: int8 needs scales, which bare arrays and other models' files have no place "
+            "for; use f16, or load the model and quantize that"
+        )
+    return dtype
+
+
 def numpy_dtype(request: Request) -> str:
     """Return the type to use: numpy itself has no bfloat16."""
-    dtype = request.candidates()[0]
+    dtype = array_dtype(request)
     if dtype == "bf16" and not _has_ml_dtypes():
         if request.automatic:
             return "f16"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .. import _core
 from ..errors import UnsupportedError
+from .calibration import find_channels
 from .report import QuantizationReport, TensorReport, resident_bytes
 from .request import Request
-from .rounding import Rounding, measure
+from .rounding import Rounding, add_difference, count_not_finite, measure
 from .torch_modules import (
     PACKED,
     TABLE_DTYPES,
@@ -24,7 +26,10 @@ from .torch_modules import (
     pack_rows,
     pieces,
 )
-from .torch_plan import Plan, Weight, check_not_shared, make_plan, stored_type
+from .torch_plan import WIDER, Plan, Weight, check_not_shared, make_plan, stored_type
+
+#: Inputs of an int8 matrix, beyond which its sums might overflow.
+_INT8_INPUTS = 8192
 
 _NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
 
@@ -42,39 +47,55 @@ def quantize(model: Any, request: Request) -> tuple[Any, QuantizationReport]:
     """
     if not isinstance(model, torch.nn.Module):
         return _quantize_pipeline(model, request)
-    dtype = request.candidates()[0]
     if request.min_cosine is not None or request.verify_texts is not None:
         raise ValueError(
             f"min_cosine, verify_texts: a {type(model).__name__} takes no texts, so nothing can be "
             "compared; they work with a SentenceTransformer or an EmbeddingModel"
         )
+    request = request.without_texts()
     if stored := stored_type(model, request.candidates()):
         return model, QuantizationReport(type(model).__name__, stored, ())
-    plan = make_plan(model, request)
-    found = {weight.name: examine(weight.parameter, dtype) for weight in plan.weights}
-    for weight in plan.weights:
-        if not found[weight.name].fits:
-            plan.kept[weight.name] = found[weight.name].problem(dtype)
-    plan.weights = [weight for weight in plan.weights if weight.name not in plan.kept]
+    plan, found = _planned(model, request)
     kept = _kept_reports(model, plan, found)
+    kind, dtype = type(model).__name__, request.dtype
     if request.dry_run:
-        sizes = tuple(_report(weight, dtype) for weight in plan.weights)
-        return model, QuantizationReport(type(model).__name__, dtype, sizes + kept)
-    reports = [_report(weight, dtype, **found[weight.name].figures()) for weight in plan.weights]
+        return model, QuantizationReport(kind, dtype, (*map(_report, plan.weights), *kept))
     if request.in_place:
         check_not_shared(model, plan.weights)
     rss_before = resident_bytes()
-    work = _replace_in_place if request.in_place else _copy_with
-    result = work(model, plan, dtype)
+    notes = find_channels(model, plan.weights, request.sample)
+    weights = list(plan.weights)
+    reports = [_report(weight) for weight in weights]
+    result = (_replace_in_place if request.in_place else _copy_with)(model, plan, found)
     _finish(result)
-    report = QuantizationReport(
-        type(model).__name__,
+    reports = [
+        replace(report, **found[weight.name].figures())
+        for report, weight in zip(reports, weights, strict=True)
+    ]
+    return result, QuantizationReport(
+        kind,
         dtype,
-        tuple(reports) + kept,
+        (*reports, *kept),
         rss_before=rss_before,
         rss_after=resident_bytes(),
+        notes=notes,
     )
-    return result, report
+
+
+def _planned(model: torch.nn.Module, request: Request) -> tuple[Plan, dict[str, Rounding]]:
+    """Decide what is packed as what; the counts are of what that does to the values."""
+    plan = make_plan(model, request)
+    found: dict[str, Rounding] = {}
+    for weight in plan.weights:
+        weight.dtype = request.dtype
+        # On an accelerator 8 bits would be slower than 16.
+        if request.dtype == "int8" and (not _on_cpu(weight) or weight.shape[1] > _INT8_INPUTS):
+            weight.dtype = WIDER["int8"]
+        found[weight.name] = examine(weight.parameter, weight.dtype)
+        if not found[weight.name].fits:
+            plan.kept[weight.name] = found[weight.name].problem(weight.dtype)
+    plan.weights = [weight for weight in plan.weights if weight.name not in plan.kept]
+    return plan, found
 
 
 def dequantize(model: Any) -> Any:
@@ -112,25 +133,41 @@ def _quantize_pipeline(pipeline: Any, request: Request) -> tuple[Any, Quantizati
 
 
 def examine(parameter: torch.Tensor, dtype: str) -> Rounding:
-    """Count what storing a tensor in ``dtype`` does to its values, a few MB at a time."""
+    """Count what storing a tensor in ``dtype`` does to its values, a few MB at a time.
+
+    For int8 that is whether they are finite; packing tells the rest.
+    """
     result = Rounding()
     flat = parameter.detach().reshape(len(parameter), -1)
     for first, count in pieces(*flat.shape):
-        measure(as_f32(flat[first : first + count]), dtype, result)
+        values = as_f32(flat[first : first + count])
+        if dtype == "int8":
+            count_not_finite(values, result)
+        else:
+            measure(values, dtype, result)
     return result
 
 
-def _pack(weight: Weight, dtype: str) -> list[torch.nn.Module]:
-    """Return a weight's new modules, in the order of the old ones."""
-    if weight.parameter.device.type != "cpu" or weight.is_table:
-        return _pack_as_tensor(weight, dtype)
-    n, k = weight.shape
-    panels, matrix = pack_rows(dtype, n, k)
+def _on_cpu(weight: Weight) -> bool:
+    return bool(weight.parameter.device.type == "cpu")
+
+
+def _pack(weight: Weight, found: Rounding) -> list[torch.nn.Module]:
+    """Return a weight's new modules, in the order of the old ones; int8 errors go to ``found``."""
+    if not _on_cpu(weight):
+        return [_in_half(old, _narrowed(weight)) for old in weight.modules]
+    if weight.is_table:
+        return _pack_table(weight, found)
+    (n, k), dtype = weight.shape, weight.dtype
+    panels, matrix = pack_rows(dtype, n, k, weight.channels)
     source = weight.parameter.detach()
     if weight.kinds[0] == "conv1d":
         source = source.t()
     for first, count in pieces(n, k):
-        matrix.pack(first, as_f32(source[first : first + count]))
+        values = as_f32(source[first : first + count])
+        matrix.pack(first, values)
+        if dtype == "int8":
+            add_difference(values, matrix.unpack(first, count), found)
     return [
         _new_module(module, kind, panels, dtype, n, k)
         for module, kind in zip(weight.modules, weight.kinds, strict=True)
@@ -147,15 +184,41 @@ def _new_module(
     return (PackedConv1D if kind == "conv1d" else PackedLinear)(panels, dtype, n, k, bias)
 
 
-def _pack_as_tensor(weight: Weight, dtype: str) -> list[torch.nn.Module]:
-    """Tables are kept row by row; on an accelerator, where half is fast, everything is."""
+def _narrowed(weight: Weight) -> torch.Tensor:
+    """The weight in 16 bits, row by row, where it lies."""
     source = weight.parameter.detach()
-    table = torch.empty_like(source, dtype=TABLE_DTYPES[dtype])
+    table = torch.empty_like(source, dtype=TABLE_DTYPES[weight.dtype])
     for first, count in pieces(*source.shape):
         table[first : first + count] = source[first : first + count]
-    if source.device.type != "cpu":
-        return [_in_half(old, table) for old in weight.modules]
-    return [TableEmbedding(table, dtype, old.padding_idx, source.dtype) for old in weight.modules]
+    return table
+
+
+def _pack_table(weight: Weight, found: Rounding) -> list[torch.nn.Module]:
+    """Tables are kept row by row, int8 with a scale for each."""
+    scale = None
+    if weight.dtype == "int8":
+        table, scale = _eight_bits(weight.parameter.detach(), found)
+    else:
+        table = _narrowed(weight)
+    return [
+        TableEmbedding(table, weight.dtype, old.padding_idx, old.weight.dtype, scale)
+        for old in weight.modules
+    ]
+
+
+def _eight_bits(source: torch.Tensor, found: Rounding) -> tuple[torch.Tensor, torch.Tensor]:
+    table = torch.empty_like(source, dtype=torch.int8)
+    scale = torch.empty(len(source), dtype=torch.float32)
+    for first, count in pieces(*source.shape):
+        values = source[first : first + count].float()
+        part = scale[first : first + count]
+        torch.div(values.abs().amax(dim=1), 127.0, out=part)
+        # A row of zeros has the scale 0, and whatever it is divided by stays 0.
+        steps = (values / part.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
+        table[first : first + count] = steps.clamp_(-127, 127)
+        after = table[first : first + count].float() * part[:, None]
+        add_difference(values.numpy(), after.numpy(), found)
+    return table, scale
 
 
 def _in_half(old: torch.nn.Module, weight: torch.Tensor) -> torch.nn.Module:
@@ -165,11 +228,13 @@ def _in_half(old: torch.nn.Module, weight: torch.Tensor) -> torch.nn.Module:
     return module.to(weight.dtype)
 
 
-def _copy_with(model: torch.nn.Module, plan: Plan, dtype: str) -> torch.nn.Module:
+def _copy_with(
+    model: torch.nn.Module, plan: Plan, found: Mapping[str, Rounding]
+) -> torch.nn.Module:
     """A copy in which the packed modules stand; the large weights are never copied."""
     memo: dict[int, Any] = {}
     for weight in plan.weights:
-        for old, new in zip(weight.modules, _pack(weight, dtype), strict=True):
+        for old, new in zip(weight.modules, _pack(weight, found[weight.name]), strict=True):
             _take_hooks(new, old, share=False)
             memo[id(old)] = new
     try:
@@ -181,7 +246,9 @@ def _copy_with(model: torch.nn.Module, plan: Plan, dtype: str) -> torch.nn.Modul
         ) from error
 
 
-def _replace_in_place(model: torch.nn.Module, plan: Plan, dtype: str) -> torch.nn.Module:
+def _replace_in_place(
+    model: torch.nn.Module, plan: Plan, found: Mapping[str, Rounding]
+) -> torch.nn.Module:
     """Replace weight by weight; each one's memory is free before the next is packed."""
     places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
     for parent in model.modules():
@@ -191,7 +258,7 @@ def _replace_in_place(model: torch.nn.Module, plan: Plan, dtype: str) -> torch.n
     result = model
     while plan.weights:
         weight = plan.weights.pop(0)
-        for old, new in zip(weight.modules, _pack(weight, dtype), strict=True):
+        for old, new in zip(weight.modules, _pack(weight, found[weight.name]), strict=True):
             _take_hooks(new, old, share=True)
             for parent, name in places.get(id(old), ()):
                 parent._modules[name] = new
@@ -285,10 +352,12 @@ def _dtype_name(tensor: torch.Tensor) -> str:
     return _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
 
 
-def _report(weight: Weight, dtype: str, **figures: Any) -> TensorReport:
-    parameter = weight.parameter
-    if weight.is_table or parameter.device.type != "cpu":
+def _report(weight: Weight) -> TensorReport:
+    parameter, dtype = weight.parameter, weight.dtype
+    if not _on_cpu(weight) or (weight.is_table and dtype != "int8"):
         size = parameter.numel() * TABLE_DTYPES[dtype].itemsize
+    elif weight.is_table:
+        size = parameter.numel() + 4 * len(parameter)
     else:
         size = _core.packed_size(dtype, *weight.shape)
     return TensorReport(
@@ -299,5 +368,4 @@ def _report(weight: Weight, dtype: str, **figures: Any) -> TensorReport:
         parameter.numel() * parameter.element_size(),
         size,
         "quantized",
-        **figures,
     )

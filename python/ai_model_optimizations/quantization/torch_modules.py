@@ -39,10 +39,20 @@ def as_f32(tensor: torch.Tensor) -> NDArray[np.float32]:
     return values
 
 
-def pack_rows(dtype: str, n: int, k: int) -> tuple[torch.Tensor, _core.PackedMatrix]:
-    """Return zeroed panels of an (n, k) matrix, uint8, and the matrix over them."""
+def pack_rows(
+    dtype: str, n: int, k: int, channels: NDArray[np.int32] | None = None
+) -> tuple[torch.Tensor, _core.PackedMatrix]:
+    """Return zeroed panels of an (n, k) matrix, uint8, and the matrix over them.
+
+    Parameters
+    ----------
+    channels : for int8, the inputs that stay in 16 bits
+    """
     panels = torch.zeros(_core.packed_size(dtype, n, k), dtype=torch.uint8)
-    return panels, _core.PackedMatrix(dtype, n, k, panels.numpy())
+    matrix = _core.PackedMatrix(dtype, n, k, panels.numpy())
+    if channels is not None:
+        matrix.set_outliers(channels)
+    return panels, matrix
 
 
 class PackedModule(torch.nn.Module):  # type: ignore[misc]
@@ -51,7 +61,7 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
     Parameters
     ----------
     panels : uint8 buffer, as :func:`pack_rows` makes it; tied modules share it
-    dtype : storage type, ``"f16"``, ``"bf16"``
+    dtype : storage type, ``"f16"``, ``"bf16"`` or ``"int8"``
     n, k : size of the matrix
     """
 
@@ -93,6 +103,10 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
         # The view belongs to this object's memory; a copy makes its own.
         return {**self.__dict__, "_view": None}
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._view = None  # what was loaded is checked when it is looked at
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         device = fn(self.packed.new_empty(0)).device
         if device.type != "cpu":
@@ -112,8 +126,9 @@ class PackedLinear(PackedModule):
     """``torch.nn.Linear`` with packed weights.
 
     Inputs of any floating dtype are computed in float32 (with bf16 weights, on processors that
-    multiply bf16, their products are exact and the inputs are rounded to it); the output has the
-    input's dtype.
+    multiply bf16, their products are exact and the inputs are rounded to it; with int8 weights each
+    row of inputs is rounded to 8 bits with a scale of its own, but for the channels that stay in 16
+    bits); the output has the input's dtype.
     """
 
     def __init__(
@@ -226,13 +241,14 @@ class PackedEmbedding(PackedModule):
 
 
 class TableEmbedding(torch.nn.Module):  # type: ignore[misc]
-    """``torch.nn.Embedding`` with a 16-bit table, row by row.
+    """``torch.nn.Embedding`` with a 16-bit or int8 table, row by row.
 
     Parameters
     ----------
     table : (n, k) of the storage type
     dtype : its name
     output_dtype : of the vectors
+    scale : for int8, what each row's integers are multiplied with, (n,) float32
     """
 
     def __init__(
@@ -241,6 +257,7 @@ class TableEmbedding(torch.nn.Module):  # type: ignore[misc]
         dtype: str,
         padding_idx: int | None,
         output_dtype: torch.dtype,
+        scale: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.packed_dtype = dtype
@@ -248,6 +265,7 @@ class TableEmbedding(torch.nn.Module):  # type: ignore[misc]
         self.padding_idx, self.output_dtype = padding_idx, output_dtype
         # Not called weight: what converts a model's floats would find it under that name.
         self.register_buffer("table", table)
+        self.register_buffer("scale", scale)
         self.train(False)
 
     @property
@@ -261,12 +279,15 @@ class TableEmbedding(torch.nn.Module):  # type: ignore[misc]
 
     def widened(self) -> torch.Tensor:
         """Return the table as a new float32 tensor."""
-        return self.table.float()
+        table: torch.Tensor = self.table.float()
+        return table if self.scale is None else table * self.scale[:, None]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the rows that the indices name; (...) to (..., k)."""
         _refuse_training(self, input)
         rows = torch.nn.functional.embedding(input, self.table, self.padding_idx)
+        if self.scale is not None:
+            rows = rows.float().mul_(self.scale[input.to(torch.int64), None])
         return rows.to(self.output_dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -338,6 +359,8 @@ def _converted(fn: Any, dtype: torch.dtype) -> torch.dtype:
 
 def _same_dtype(fn: Any, tensor: torch.Tensor) -> torch.Tensor:
     """Apply a conversion to a stand-in and follow it to its device alone."""
+    if not tensor.is_floating_point():
+        return fn(tensor)
     moved = fn(tensor.view(torch.int16))
     if moved.dtype == torch.int16:
         return moved.view(tensor.dtype)

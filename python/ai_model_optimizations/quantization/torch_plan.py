@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import UnsupportedError
 from .request import Request
 from .torch_modules import PACKED
+
+#: What a weight is stored as that its type cannot hold.
+WIDER = {"int8": "f16", "f16": "f16", "bf16": "bf16"}
 
 
 @dataclass
@@ -24,6 +29,10 @@ class Weight:
     modules: list[torch.nn.Module]
     #: ``"linear"``, ``"conv1d"`` or ``"embedding"`` for each module.
     kinds: list[str]
+    #: What it is stored as; "" until that is decided.
+    dtype: str = ""
+    #: For int8: the input channels that stay in 16 bits, (at most 16,) int32.
+    channels: NDArray[np.int32] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -149,7 +158,8 @@ def stored_type(model: torch.nn.Module, dtypes: tuple[str, ...]) -> str | None:
     if not found:
         return None
     for dtype in dtypes:
-        if found == {dtype}:
+        # What int8 cannot hold is in 16 bits then.
+        if dtype in found and found <= {dtype, WIDER[dtype]}:
             return dtype
     raise ValueError(
         f"model: it is quantized already, to {', '.join(sorted(found))}; "
