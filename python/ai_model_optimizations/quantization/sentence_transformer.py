@@ -196,6 +196,9 @@ def _put_in(
         result = model
     else:
         result = copy.deepcopy(model, {id(transformer): core})
+        # Immutable and several MB large; the tokenizer around it is the copy's own.
+        given = first.tokenizer.backend_tokenizer
+        next(iter(result._modules.values())).tokenizer.backend_tokenizer.model = given.model
     result.__class__ = QuantizedSentenceTransformer
     modules = list(result.modules())[1:]
     result._short_way_modules = tuple(type(module).__name__ for module in modules)
