@@ -82,7 +82,10 @@ def test_smallest_is_the_one_with_the_fewest_bytes_that_keeps_the_cosine(
     assert exact.quantize_model(halves).dtype == "f16"
     assert quantizer.quantize_model(halves).dtype == "int8"
     large = EmbeddingModel.load(with_large_values(tmp_path), dtype="f32")
-    close = ModelQuantizer("smallest", min_cosine=0.9999)
+    fitting = ModelQuantizer("bf16", min_cosine=0.999)
+    fitting.quantize_model(large)
+    assert fitting.report is not None and fitting.report.cosine is not None
+    close = ModelQuantizer("smallest", min_cosine=fitting.report.cosine.minimum)
     assert close.quantize_model(large).dtype == "bf16"
     assert "f16 was left aside: " in str(close.report)
 
