@@ -140,6 +140,15 @@ def test_encode_takes_every_argument(
     assert_same(model.encode(inputs, **arguments), plain.encode(inputs, **arguments))
 
 
+@pytest.mark.parametrize("name", ["inputs", "sentences"])
+def test_encode_takes_texts_by_name(plain: Any, model: Any, name: str) -> None:
+    try:
+        expected = plain.encode(**{name: TEXTS})
+    except TypeError:
+        pytest.skip(f"this version has no argument {name}")
+    assert_same(model.encode(**{name: TEXTS}), expected)
+
+
 @pytest.mark.parametrize("inputs", [tuple(TEXTS), np.array(TEXTS), []], ids=type)
 def test_encode_takes_containers_of_texts(plain: Any, model: Any, inputs: Any) -> None:
     assert_same(model.encode(inputs), plain.encode(inputs))

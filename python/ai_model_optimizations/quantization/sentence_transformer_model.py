@@ -265,7 +265,7 @@ class QuantizedSentenceTransformer(SentenceTransformer):  # type: ignore[misc]
 
         def encode(
             self,
-            sentences: Any,
+            inputs: Any = None,
             prompt_name: str | None = None,
             prompt: str | None = None,
             batch_size: int = 32,
@@ -282,8 +282,10 @@ class QuantizedSentenceTransformer(SentenceTransformer):  # type: ignore[misc]
             **others: Any,
         ) -> Any:
             """Embed texts; see ``SentenceTransformer.encode``."""
-            single = isinstance(sentences, str)
-            texts = [sentences] if single else sentences
+            if "sentences" in others:  # its name before 5.4
+                inputs = others.pop("sentences")
+            single = isinstance(inputs, str)
+            texts = [inputs] if single else inputs
             plain = prompt
             if plain is None and (prompt_name or self.default_prompt_name):
                 plain = self.prompts.get(prompt_name or self.default_prompt_name)
@@ -300,7 +302,7 @@ class QuantizedSentenceTransformer(SentenceTransformer):  # type: ignore[misc]
             )
             if not short:
                 return super().encode(
-                    sentences, prompt_name, prompt, batch_size, show_progress_bar, output_value,
+                    inputs, prompt_name, prompt, batch_size, show_progress_bar, output_value,
                     precision, convert_to_numpy, convert_to_tensor, device, normalize_embeddings,
                     truncate_dim, pool, chunk_size, **others,
                 )  # fmt: skip
