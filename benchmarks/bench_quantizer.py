@@ -1,6 +1,6 @@
 """Quantized torch models beside plain ones: bytes, resident memory, encode, layers, generate.
 
-    python benchmarks/bench_quantizer.py [--threads N] [--rounds N] [--short] [--dtypes f16 int8]
+    python benchmarks/bench_quantizer.py [--threads N] [--rounds N] [--short] [--only encode linear]
 
 Results are checked before anything is timed. What holds memory runs in a process of its own.
 """
@@ -11,6 +11,7 @@ import argparse
 import copy
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 import harness
 import texts as benchmark_texts
+from bench_encoder import same_instructions
 
 SHAPES: dict[str, dict[str, int]] = {
     "MiniLM": {"hidden": 384, "layers": 6, "heads": 12, "vocabulary": 30522},
@@ -349,28 +351,35 @@ def generate(dtypes: list[str], rounds: int, short: bool) -> dict[str, Any]:
 
 
 def main() -> None:
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "bytes": lambda: bytes_table(dtypes, short),
+        "memory": lambda: memory(dtypes, short),
+        "peak": lambda: peak(short),
+        "encode": lambda: encode(dtypes, rounds, short),
+        "linear": lambda: layers(dtypes, rounds, short),
+        "generate": lambda: generate(dtypes, rounds, short),
+    }
     parser = argparse.ArgumentParser(description="Quantized torch models beside plain ones")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", default=["f16", "bf16", "int8"])
     parser.add_argument("--short", action="store_true", help="small sizes; nothing is saved")
+    parser.add_argument("--only", nargs="+", choices=parts, help="the others keep their results")
     arguments = parser.parse_args()
     harness.set_threads(arguments.threads)
+    os.environ.update(same_instructions())
     import torch
 
     torch.set_num_threads(arguments.threads)
     dtypes, short, rounds = arguments.dtypes, arguments.short, arguments.rounds
-    results = {
-        "torch": torch.__version__,
-        "bytes": bytes_table(dtypes, short),
-        "memory": memory(dtypes, short),
-        "peak": peak(short),
-        "encode": encode(dtypes, rounds, short),
-        "linear": layers(dtypes, rounds, short),
-        "generate": generate(dtypes, rounds, short),
-    }
-    if not short:
-        harness.save("quantizer", {"unit": "seconds", **results})
+    chosen = arguments.only or list(parts)
+    results = {name: parts[name]() for name in chosen}
+    if short:
+        return
+    earlier = harness.RESULTS / f"quantizer-{harness.machine()['row']}.json"
+    kept = json.loads(earlier.read_text()) if earlier.exists() else {}
+    kept = {name: kept[name] for name in parts if name in kept}
+    harness.save("quantizer", {"unit": "seconds", "torch": torch.__version__, **kept, **results})
 
 
 if __name__ == "__main__":
