@@ -138,6 +138,16 @@ def test_a_damaged_state_dict_is_refused_before_it_is_used() -> None:
         model(torch.zeros(1, 64))
 
 
+@pytest.mark.parametrize("channels", [[64], [-1], list(range(17))])
+def test_channels_that_a_matrix_lacks_are_refused(channels: list[int]) -> None:
+    _, matrix = modules.pack_rows("int8", 40, 64)
+    with pytest.raises(ValueError, match="channels: expected at most 16, each below 64"):
+        matrix.set_outliers(np.array(channels, np.int32))
+    _, halves = modules.pack_rows("f16", 40, 64)
+    with pytest.raises(ValueError, match="expected writable int8 panels"):
+        halves.set_outliers(np.array([1], np.int32))
+
+
 def test_what_takes_no_texts_is_never_smallest_in_eight_bits() -> None:
     assert ModelQuantizer("smallest").quantize_model(Small()).up.packed_dtype == "f16"
 
