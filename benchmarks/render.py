@@ -72,34 +72,39 @@ def plot(result: dict[str, Any]) -> str:
 
 
 def quantizer_table(result: dict[str, Any]) -> str:
-    """The same call of a SentenceTransformer before and after, as a Markdown table."""
-    machine, encode, sizes = result["machine"], result["encode"], result["bytes"]["MiniLM"]
-    many, one = (name for name in encode if name != "cosine")
+    """A SentenceTransformer before and after, as a Markdown table.
+
+    Speeds and cosines are shown when that part of the benchmark was recorded.
+    """
+    machine, sizes = result["machine"], result["bytes"]["MiniLM"]
+    encode = result.get("encode", {})
+    works = [name for name in encode if name != "cosine"]
     lines = [
         f"all-MiniLM-L6-v2 on {machine['processor']}, row `{machine['row']}`, "
-        f"{machine['threads']} threads; medians, and the smallest cosine with the model as it was.",
+        f"{machine['threads']} threads"
+        + ("; medians, and the smallest cosine with the model as it was." if works else "."),
         "",
-        f"| | weights | `encode` of {many} | of {one} | cosine |",
-        "|---|---|---|---|---|",
+        "| | weights |" + "".join(f" `encode` of {w} |" for w in works) + " cosine |" * bool(works),
+        "|---|---|" + "---|" * (len(works) + bool(works)),
+        _quantizer_row("before", sizes["f16"]["before"], encode, "torch fp32", works),
     ]
-    plain = "torch fp32"
-    lines.append(_quantizer_row("before", sizes["f16"]["before"], encode, plain, (many, one)))
     for name, size in sizes.items():
         shown = f'`ModelQuantizer("{name}")`'
-        lines.append(_quantizer_row(shown, size["after"], encode, name, (many, one)))
+        lines.append(_quantizer_row(shown, size["after"], encode, name, works))
     return "\n".join(lines)
 
 
 def _quantizer_row(
-    shown: str, size: int, encode: dict[str, Any], name: str, works: tuple[str, ...]
+    shown: str, size: int, encode: dict[str, Any], name: str, works: list[str]
 ) -> str:
-    cells = []
+    cells = [shown, f"{size / 1e6:.1f} MB"]
     for work in works:
         seconds, before = encode[work][name]["median"], encode[work]["torch fp32"]["median"]
         gain = "" if shown == "before" else f" ({before / seconds:.1f}x)"
         cells.append(f"{seconds * 1e3:.1f} ms{gain}")
-    cosine = encode["cosine"][name]["least"]
-    return f"| {shown} | {size / 1e6:.1f} MB | {' | '.join(cells)} | {cosine:.5f} |"
+    if works:
+        cells.append(f"{encode['cosine'][name]['least']:.5f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def newest(bench: str) -> list[Path]:
