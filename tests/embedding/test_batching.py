@@ -566,7 +566,7 @@ def test_a_model_that_hangs_costs_its_callers_a_timeout_and_the_queue_goes_on() 
     model.gate.clear()
 
     async def main() -> None:
-        processor = BatchEmbeddingProcessor(model=model, timeout=0.3)
+        processor = BatchEmbeddingProcessor(model=model, timeout=1.5)
         calls = [processor.embed("hangs"), processor.process_batch(["a", "b"])]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(answer, TimeoutError) for answer in answers)
@@ -591,7 +591,7 @@ def test_when_no_thread_can_take_the_hung_ones_place_callers_still_get_their_tim
     model.gate.clear()
 
     async def main() -> None:
-        processor = BatchEmbeddingProcessor(model=model, timeout=0.3)
+        processor = BatchEmbeddingProcessor(model=model, timeout=1.5)
         first = asyncio.ensure_future(processor.embed("hangs"))
         await until(lambda: len(model.batches) == 1)
         with monkeypatch.context() as patch:
@@ -618,8 +618,8 @@ def test_a_model_whose_loading_hangs_costs_its_callers_a_timeout() -> None:
         return FakeEmbedder()
 
     async def main() -> None:
-        async with BatchEmbeddingProcessor(model=load, timeout=0.2) as processor:
-            with pytest.raises(TimeoutError, match=r"no vector for 0\.2 s"):
+        async with BatchEmbeddingProcessor(model=load, timeout=0.8) as processor:
+            with pytest.raises(TimeoutError, match=r"no vector for 0\.8 s"):
                 await processor.embed("a")
             with pytest.raises(TimeoutError):
                 await asyncio.to_thread(processor.embed_sync, "b")
