@@ -4,8 +4,11 @@
  * Pointers called "device" belong to the backend: host memory for "cpu". Tokens of all sequences
  * lie one after another without padding; `offsets` [batch + 1] says where each begins. A slot is
  * the size of a fused step, so that intermediate rows never leave the cache. Every slot is filled.
- * Calls on one backend may come from several threads; each forward pass leases its own workspace.
- */
+ * Calls on one backend may come from several threads; each chunk of a forward pass leases its own
+ * workspace, and its operations run in order. Nothing but download waits for them.
+ *
+ * Rows of activations are f32 for "cpu". Elsewhere the backend may keep them in another form, of
+ * row_bytes each, and only its operations know what lies in them. */
 #ifndef AIMO_BACKEND_BACKEND_H
 #define AIMO_BACKEND_BACKEND_H
 
@@ -20,6 +23,17 @@
 typedef struct aimo_backend aimo_backend;
 /* A packed weight matrix in the form that the backend multiplies with. */
 typedef struct aimo_backend_matrix aimo_backend_matrix;
+
+/* What one chunk works with; backends put what is theirs behind it. */
+typedef struct {
+    void *memory; /* device, aligned to AIMO_CACHE_LINE */
+} aimo_workspace;
+
+/* What is done with rows says how precisely they are kept. */
+typedef enum {
+    AIMO_ROWS_FULL,    /* summed up and normalized over layers: the residual stream, vectors */
+    AIMO_ROWS_OPERAND, /* only multiplied: may have 16 bits */
+} aimo_rows_kind;
 
 typedef enum {
     AIMO_POOL_MEAN,
@@ -37,7 +51,8 @@ typedef struct {
     float epsilon;
 } aimo_layer_norm;
 
-/* out[t] = layer_norm(word[ids[t]] + position[t - its sequence's begin + first_position] + type) */
+/* out[t] = layer_norm(word[ids[t]] + position[t - its sequence's begin + first_position] + type).
+ * The first operation of a chunk: it says which sequences the workspace holds. */
 typedef struct {
     aimo_dtype dtype;      /* of the tables, whose rows take aimo_table_row_bytes */
     const void *word;      /* device, [vocabulary, hidden] */
@@ -47,7 +62,7 @@ typedef struct {
     const size_t *offsets; /* host, [batch + 1] */
     size_t batch, hidden, first_position;
     aimo_layer_norm norm;
-    float *out; /* device, [tokens, hidden] */
+    float *out; /* device, full, [tokens, hidden] */
 } aimo_embed_args;
 
 /* y = activation(x @ w^T + bias), and then, with a norm, y = layer_norm(y + residual) */
@@ -55,22 +70,25 @@ typedef struct {
     const aimo_backend_matrix *w; /* [n, k] */
     const float *bias;            /* device, [n] or NULL */
     const float *x;               /* device, [m, k], not overlapping y */
+    aimo_rows_kind x_kind;
     size_t m;
-    float *input_peaks; /* host, [k]: raised to the largest |x| of each column; or NULL */
+    float *input_peaks; /* host, [k]: raised to the largest |x| of each column; or NULL. On "cpu"
+                           only: AIMO_ERR_UNSUPPORTED elsewhere */
     aimo_activation activation;
     const aimo_layer_norm *norm; /* NULL: neither residual nor norm */
-    const float *residual;       /* device, [m, n]; y may be the same memory */
-    float *scratch;              /* device, [m, n], needed with a norm */
+    const float *residual;       /* device, full, [m, n]; y may be the same memory */
+    float *scratch;              /* device, [m, n] f32, needed with a norm */
     float *y;                    /* device, [m, n] */
+    aimo_rows_kind y_kind;       /* full with a norm */
 } aimo_linear_args;
 
 /* Scaled dot-product self-attention inside each sequence; blocked by the sequence's length alone.
- */
+ * The offsets are those of the workspace's embed. */
 typedef struct {
-    const float *qkv;      /* device, [tokens, 3 * hidden]: queries, keys, values, each by head */
+    const float *qkv; /* device, operand, [tokens, 3 * hidden]: queries, keys, values, by head */
     const size_t *offsets; /* host, [batch + 1] */
     size_t batch, heads, head_dim;
-    float *out; /* device, [tokens, heads * head_dim] */
+    float *out; /* device, operand, [tokens, heads * head_dim] */
     bool bf16;  /* whether the products' factors may be rounded to bf16: the weights' products
                  * round theirs as well */
 } aimo_attention_args;
@@ -78,22 +96,24 @@ typedef struct {
 /* One vector per sequence: the first `columns` elements of its pooled vectors, one after another.
  * Normalizing is over what is kept; an L2 norm below 1e-12 divides by 1e-12 instead. */
 typedef struct {
-    const float *x;        /* device, [tokens, hidden] */
-    const size_t *offsets; /* host, [batch + 1] */
+    const float *x;        /* device, full, [tokens, hidden] */
+    const size_t *offsets; /* host, [batch + 1], those of the workspace's embed; or NULL: every
+                              token is a sequence */
     size_t batch, hidden;
     const aimo_pooling *poolings; /* host, [ceil(columns / hidden)] */
     size_t skip;                  /* leading tokens that are left out; the last one never is */
     size_t columns;
     bool normalize;
-    float *out; /* host or device, [batch, columns] */
+    float *out; /* device, full, [batch, columns]; not overlapping x */
 } aimo_pool_args;
 
 typedef struct {
     const char *name; /* "cpu", "cuda" */
-    /* Tokens that one forward pass should take at a time. */
-    size_t (*chunk_tokens)(const aimo_backend *, size_t total_tokens);
-    /* Runs body(context, i) for i in [0, count), at once where the backend can. */
-    void (*for_each_chunk)(aimo_backend *, size_t count, void (*body)(void *, size_t), void *);
+    /* Tokens that one chunk should hold, of a call with total_tokens, when each takes so many bytes
+     * of workspace. */
+    size_t (*chunk_tokens)(const aimo_backend *, size_t total_tokens, size_t token_bytes);
+    /* Bytes of one row of activations. */
+    size_t (*row_bytes)(const aimo_backend *, aimo_rows_kind, size_t columns);
 
     /* *out = a device copy of `bytes` host bytes, or the host memory itself, which must then
      * outlive it. */
@@ -104,13 +124,19 @@ typedef struct {
     aimo_status (*matrix_new)(aimo_backend *, aimo_dtype, size_t n, size_t k, const void *panels,
                               aimo_backend_matrix **out, aimo_error *);
     void (*matrix_free)(aimo_backend *, aimo_backend_matrix *);
-    aimo_status (*workspace_lease)(aimo_backend *, size_t bytes, void **out, aimo_error *);
-    void (*workspace_return)(aimo_backend *, void *workspace);
+    /* Waits while the most workspaces that may be out are out. */
+    aimo_status (*workspace_lease)(aimo_backend *, size_t bytes, aimo_workspace **out,
+                                   aimo_error *);
+    void (*workspace_return)(aimo_backend *, aimo_workspace *);
 
-    aimo_status (*embed)(aimo_backend *, const aimo_embed_args *, aimo_error *);
-    aimo_status (*linear)(aimo_backend *, const aimo_linear_args *, aimo_error *);
-    aimo_status (*attention)(aimo_backend *, const aimo_attention_args *, aimo_error *);
-    aimo_status (*pool)(aimo_backend *, const aimo_pool_args *, aimo_error *);
+    aimo_status (*embed)(aimo_backend *, aimo_workspace *, const aimo_embed_args *, aimo_error *);
+    aimo_status (*linear)(aimo_backend *, aimo_workspace *, const aimo_linear_args *, aimo_error *);
+    aimo_status (*attention)(aimo_backend *, aimo_workspace *, const aimo_attention_args *,
+                             aimo_error *);
+    aimo_status (*pool)(aimo_backend *, aimo_workspace *, const aimo_pool_args *, aimo_error *);
+    /* host [count, columns] f32 = full rows, when everything before is done. */
+    aimo_status (*download)(aimo_backend *, aimo_workspace *, const float *rows, size_t count,
+                            size_t columns, float *host, aimo_error *);
     void (*free)(aimo_backend *);
 } aimo_backend_ops;
 
@@ -118,8 +144,17 @@ struct aimo_backend {
     const aimo_backend_ops *ops;
 };
 
+enum { AIMO_DEVICE_CPU = -1 };
+
 /* The processor, with the strongest row of kernels that `features` (aimo_cpu_features) allows. */
 AIMO_MUST_CHECK aimo_status aimo_backend_cpu_new(unsigned features, aimo_backend **out,
                                                  aimo_error *err);
+
+/* CUDA device `device`, for a model whose weights are `dtype`: products are in that type, in f16
+ * for int8. AIMO_ERR_UNSUPPORTED when the library for CUDA was not loaded (cuda_loader.h) or
+ * lacks something on this machine, or head_dim is beyond it; AIMO_ERR_ARGUMENT when there is no
+ * such device; AIMO_ERR_DEVICE after a fork, or when the device fails. */
+AIMO_MUST_CHECK aimo_status aimo_backend_cuda_new(int device, aimo_dtype dtype, size_t head_dim,
+                                                  aimo_backend **out, aimo_error *err);
 
 #endif

@@ -309,7 +309,7 @@ static PyObject *seal(encoder_object *self, PyObject *Py_UNUSED(unused))
     if (!is_ready(self))
         return NULL;
     aimo_error err;
-    const aimo_status status = aimo_encoder_seal(self->encoder, &err);
+    const aimo_status status = aimo_encoder_seal(self->encoder, AIMO_DEVICE_CPU, &err);
     if (status != AIMO_OK)
         return fail(self, status, &err);
     Py_RETURN_NONE;

@@ -8,24 +8,27 @@
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/memory.h"
+#include "base/threads.h"
 #include "encoder/weights.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
-/* Rows of f32 that one chunk works on; named by what they hold, sized for its tokens. */
+/* Rows that one chunk works on; named by what they hold, sized for its tokens. */
 typedef struct {
+    aimo_workspace *leased;
     float *x;            /* [tokens, hidden] the residual stream */
     float *qkv;          /* [tokens, 3 * hidden]; later the output of a linear before its norm, and
                             at last two times the widest vector after pooling of each sequence */
     float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
-    size_t *offsets;     /* [tokens + 1] places, for one per sequence, from the chunk's first */
-    float *peaks;        /* as aimo_encoder_input_peaks returns them, or NULL */
-    double *seconds;     /* as aimo_encoder_operation_seconds returns them, or NULL */
+    const size_t *offsets; /* the chunk's */
+    float *peaks;          /* as aimo_encoder_input_peaks returns them, or NULL */
+    double *seconds;       /* as aimo_encoder_operation_seconds returns them, or NULL */
 } workspace;
 
 typedef struct {
-    size_t first, batch; /* sequences [first, first + batch) */
+    size_t first, batch;   /* sequences [first, first + batch) */
+    const size_t *offsets; /* [batch + 1], from the chunk's first token */
 } chunk;
 
 typedef struct {
@@ -68,29 +71,39 @@ static size_t align_up(size_t bytes)
     return (bytes + AIMO_CACHE_LINE - 1) / AIMO_CACHE_LINE * AIMO_CACHE_LINE;
 }
 
-static size_t qkv_size(const aimo_encoder_config *c, size_t tokens, size_t sequences)
+static size_t rows_size(const aimo_encoder *e, aimo_rows_kind kind, size_t rows, size_t columns)
 {
-    const size_t layers = 3 * align_up(tokens * c->hidden * sizeof(float));
-    const size_t head =
-        c->dense_count == 0 ? 0 : 2 * align_up(sequences * widest_vector(c) * sizeof(float));
+    return align_up(rows * e->backend->ops->row_bytes(e->backend, kind, columns));
+}
+
+/* Bytes of vectors after pooling, of which the head needs two sets. */
+static size_t vectors_size(const aimo_encoder *e, size_t sequences)
+{
+    return rows_size(e, AIMO_ROWS_FULL, sequences, widest_vector(&e->config));
+}
+
+static size_t qkv_size(const aimo_encoder *e, size_t tokens, size_t sequences)
+{
+    const size_t qkv = rows_size(e, AIMO_ROWS_OPERAND, tokens, 3 * e->config.hidden);
+    const size_t scratch = align_up(tokens * e->config.hidden * sizeof(float));
+    const size_t layers = qkv > scratch ? qkv : scratch, head = 2 * vectors_size(e, sequences);
     return layers > head ? layers : head;
 }
 
 /* A cache line is left behind the last row, because tiles may read to the end of their vectors. */
-static size_t workspace_size(const aimo_encoder_config *c, size_t tokens, size_t sequences)
+static size_t workspace_size(const aimo_encoder *e, size_t tokens, size_t sequences)
 {
-    return align_up(tokens * c->hidden * sizeof(float)) + qkv_size(c, tokens, sequences) +
-           align_up(tokens * widest(c) * sizeof(float)) + align_up((tokens + 1) * sizeof(size_t)) +
-           AIMO_CACHE_LINE;
+    return rows_size(e, AIMO_ROWS_FULL, tokens, e->config.hidden) + qkv_size(e, tokens, sequences) +
+           rows_size(e, AIMO_ROWS_OPERAND, tokens, widest(&e->config)) + AIMO_CACHE_LINE;
 }
 
-static workspace workspace_at(void *memory, const aimo_encoder_config *c, size_t tokens,
-                              size_t sequences)
+static workspace workspace_of(const aimo_encoder *e, aimo_workspace *leased, const chunk *c)
 {
-    const size_t x = align_up(tokens * c->hidden * sizeof(float));
-    char *qkv = (char *)memory + x, *intermediate = qkv + qkv_size(c, tokens, sequences);
-    char *offsets = intermediate + align_up(tokens * widest(c) * sizeof(float));
-    return (workspace){memory, (float *)qkv, (float *)intermediate, (size_t *)offsets, NULL, NULL};
+    const size_t tokens = c->offsets[c->batch];
+    char *x = leased->memory, *qkv = x + rows_size(e, AIMO_ROWS_FULL, tokens, e->config.hidden);
+    char *intermediate = qkv + qkv_size(e, tokens, c->batch);
+    return (workspace){leased,     (float *)x, (float *)qkv, (float *)intermediate,
+                       c->offsets, NULL,       NULL};
 }
 
 static aimo_layer_norm norm_of(const aimo_encoder *e, const aimo_weight *weight,
@@ -115,7 +128,7 @@ static aimo_status run_linear(const aimo_encoder *e, const workspace *w, aimo_op
                               const aimo_linear_args *args, aimo_error *err)
 {
     const double start = start_of(w);
-    const aimo_status status = e->backend->ops->linear(e->backend, args, err);
+    const aimo_status status = e->backend->ops->linear(e->backend, w->leased, args, err);
     add_seconds(w, operation, start);
     return status;
 }
@@ -138,7 +151,7 @@ static aimo_status run_embedding(const aimo_encoder *e, const int32_t *ids, size
         .out = w->x,
     };
     const double start = start_of(w);
-    const aimo_status status = e->backend->ops->embed(e->backend, &args, err);
+    const aimo_status status = e->backend->ops->embed(e->backend, w->leased, &args, err);
     add_seconds(w, AIMO_OP_EMBED, start);
     return status;
 }
@@ -165,6 +178,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .m = tokens,
         .input_peaks = peaks_of(e, l, 0, w),
         .y = w->qkv,
+        .y_kind = AIMO_ROWS_OPERAND,
     };
     const aimo_attention_args attention = {
         .qkv = w->qkv,
@@ -179,6 +193,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .w = l->attention.matrix,
         .bias = l->attention_bias.device,
         .x = w->intermediate,
+        .x_kind = AIMO_ROWS_OPERAND,
         .m = tokens,
         .input_peaks = peaks_of(e, l, 1, w),
         .norm = &norm,
@@ -188,7 +203,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
     };
     AIMO_TRY(run_linear(e, w, AIMO_OP_QKV, &qkv, err));
     const double start = start_of(w);
-    AIMO_TRY(e->backend->ops->attention(e->backend, &attention, err));
+    AIMO_TRY(e->backend->ops->attention(e->backend, w->leased, &attention, err));
     add_seconds(w, AIMO_OP_ATTENTION, start);
     return run_linear(e, w, AIMO_OP_ATTENTION_OUTPUT, &output, err);
 }
@@ -207,11 +222,13 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .input_peaks = peaks_of(e, l, 2, w),
         .activation = e->config.activation,
         .y = w->intermediate,
+        .y_kind = AIMO_ROWS_OPERAND,
     };
     const aimo_linear_args down = {
         .w = l->down.matrix,
         .bias = l->down_bias.device,
         .x = w->intermediate,
+        .x_kind = AIMO_ROWS_OPERAND,
         .m = tokens,
         .input_peaks = peaks_of(e, l, 3, w),
         .norm = &norm,
@@ -223,9 +240,9 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
     return run_linear(e, w, AIMO_OP_DOWN, &down, err);
 }
 
-/* Pooling, which without dense layers also cuts and normalizes. */
+/* vectors [batch, columns] = what is pooled; without dense layers cut and normalized as well. */
 static aimo_status run_pooling(const encode_call *call, const chunk *c, const workspace *w,
-                               aimo_error *err)
+                               float *vectors, aimo_error *err)
 {
     const aimo_encoder *e = call->encoder;
     const bool last = e->config.dense_count == 0;
@@ -238,42 +255,20 @@ static aimo_status run_pooling(const encode_call *call, const chunk *c, const wo
         .skip = call->options->skip,
         .columns = last ? call->columns : pooled_width(&e->config),
         .normalize = last && call->options->normalize,
-        .out = last ? call->out + c->first * call->columns : w->qkv,
+        .out = vectors,
     };
-    return e->backend->ops->pool(e->backend, &pool, err);
+    return e->backend->ops->pool(e->backend, w->leased, &pool, err);
 }
 
-/* out [count, columns] = rows of x [count, width], each as the one token of a sequence: cut and
- * normalized. */
-static aimo_status run_rows(const encode_call *call, const workspace *w, const float *x,
-                            size_t count, size_t width, bool normalize, float *out, aimo_error *err)
+/* The dense layers, from one set of vectors to the other; then each vector is cut and normalized.
+ * *vectors is where they are, before and after. */
+static aimo_status run_dense(const encode_call *call, const chunk *c, const workspace *w,
+                             float **vectors, float *other, aimo_error *err)
 {
     static const aimo_pooling first_token = AIMO_POOL_CLS;
-    for (size_t i = 0; i <= count; i++)
-        w->offsets[i] = i;
-    const aimo_pool_args rows = {
-        .x = x,
-        .offsets = w->offsets,
-        .batch = count,
-        .hidden = width,
-        .poolings = &first_token,
-        .columns = call->columns,
-        .normalize = normalize,
-        .out = out,
-    };
-    aimo_backend *b = call->encoder->backend;
-    return b->ops->pool(b, &rows, err);
-}
-
-/* The dense layers, from one half of w->qkv to the other; then each vector is cut and normalized.
- */
-static aimo_status run_dense(const encode_call *call, const chunk *c, const workspace *w,
-                             aimo_error *err)
-{
     const aimo_encoder *e = call->encoder;
     aimo_backend *b = e->backend;
-    const size_t half = align_up(c->batch * widest_vector(&e->config) * sizeof(float));
-    float *x = w->qkv, *y = (float *)((char *)w->qkv + half);
+    float *x = *vectors, *y = other;
     for (size_t i = 0; i < e->config.dense_count; i++) {
         const aimo_linear_args dense = {
             .w = e->model.dense[i].matrix,
@@ -283,35 +278,45 @@ static aimo_status run_dense(const encode_call *call, const chunk *c, const work
             .activation = e->config.dense[i].activation,
             .y = y,
         };
-        AIMO_TRY(b->ops->linear(b, &dense, err));
+        AIMO_TRY(b->ops->linear(b, w->leased, &dense, err));
         float *next = x;
         x = y;
         y = next;
     }
-    const size_t width = e->config.dense[e->config.dense_count - 1].outputs;
-    return run_rows(call, w, x, c->batch, width, call->options->normalize,
-                    call->out + c->first * call->columns, err);
+    const aimo_pool_args cut = {
+        .x = x,
+        .batch = c->batch,
+        .hidden = e->config.dense[e->config.dense_count - 1].outputs,
+        .poolings = &first_token,
+        .columns = call->columns,
+        .normalize = call->options->normalize,
+        .out = y,
+    };
+    *vectors = y;
+    return b->ops->pool(b, w->leased, &cut, err);
 }
 
 static aimo_status run_chunk(const encode_call *call, const chunk *c, const workspace *w,
                              aimo_error *err)
 {
     const aimo_encoder *e = call->encoder;
-    const int64_t begin = call->offsets[c->first];
-    for (size_t i = 0; i <= c->batch; i++)
-        w->offsets[i] = (size_t)(call->offsets[c->first + i] - begin);
+    aimo_backend *b = e->backend;
+    const size_t begin = (size_t)call->offsets[c->first];
     AIMO_TRY(run_embedding(e, call->token_ids + begin, c->batch, w, err));
     for (size_t layer = 0; layer < e->config.layers; layer++) {
         AIMO_TRY(run_attention(e, &e->layers[layer], c->batch, w, err));
         AIMO_TRY(run_feed_forward(e, &e->layers[layer], c->batch, w, err));
     }
     if (call->per_token)
-        return run_rows(call, w, w->x, w->offsets[c->batch], e->config.hidden, false,
-                        call->out + (size_t)begin * call->columns, err);
+        return b->ops->download(b, w->leased, w->x, w->offsets[c->batch], call->columns,
+                                call->out + begin * call->columns, err);
+    float *vectors = w->qkv, *other = (float *)((char *)w->qkv + vectors_size(e, c->batch));
     const double start = start_of(w);
-    AIMO_TRY(run_pooling(call, c, w, err));
+    AIMO_TRY(run_pooling(call, c, w, vectors, err));
     if (e->config.dense_count != 0)
-        AIMO_TRY(run_dense(call, c, w, err));
+        AIMO_TRY(run_dense(call, c, w, &vectors, other, err));
+    AIMO_TRY(b->ops->download(b, w->leased, vectors, c->batch, call->columns,
+                              call->out + c->first * call->columns, err));
     add_seconds(w, AIMO_OP_POOL, start);
     return AIMO_OK;
 }
@@ -323,17 +328,15 @@ static void chunk_index(void *context, size_t index)
     const chunk *c = &call->chunks[index];
     if (atomic_load(&call->failed))
         return;
-    void *memory;
+    aimo_workspace *leased;
     aimo_error err;
-    aimo_status status = b->ops->workspace_lease(b, call->workspace_bytes, &memory, &err);
+    aimo_status status = b->ops->workspace_lease(b, call->workspace_bytes, &leased, &err);
     if (status == AIMO_OK) {
-        const size_t tokens =
-            (size_t)(call->offsets[c->first + c->batch] - call->offsets[c->first]);
-        workspace w = workspace_at(memory, &call->encoder->config, tokens, c->batch);
+        workspace w = workspace_of(call->encoder, leased, c);
         w.peaks = call->peaks;
         w.seconds = call->seconds;
         status = run_chunk(call, c, &w, &err);
-        b->ops->workspace_return(b, memory);
+        b->ops->workspace_return(b, leased);
     }
     if (status != AIMO_OK && !atomic_exchange(&call->failed, true)) {
         call->status = status;
@@ -371,7 +374,7 @@ static aimo_status check_batch(const aimo_encoder *e, const int32_t *token_ids,
  * workspace that serves each of them, and any batch of ordinary chunks, so that it is never
  * replaced. */
 static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, size_t target,
-                  chunk *chunks, size_t *bytes)
+                  chunk *chunks, size_t *chunk_offsets, size_t *bytes)
 {
     size_t count = 0, most_tokens = target, most_sequences = target;
     for (size_t first = 0; first < batch;) {
@@ -383,25 +386,31 @@ static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, s
         const size_t tokens = (size_t)offsets[end] - begin;
         most_tokens = tokens > most_tokens ? tokens : most_tokens;
         most_sequences = end - first > most_sequences ? end - first : most_sequences;
-        chunks[count++] = (chunk){first, end - first};
+        for (size_t i = first; i <= end; i++)
+            chunk_offsets[i - first] = (size_t)(offsets[i] - offsets[first]);
+        chunks[count++] = (chunk){first, end - first, chunk_offsets};
+        chunk_offsets += end - first + 1;
         first = end;
     }
-    *bytes = workspace_size(&e->config, most_tokens, most_sequences);
+    *bytes = workspace_size(e, most_tokens, most_sequences);
     return count;
 }
 
 /* Runs all chunks of a checked call. */
 static aimo_status run_batch(encode_call *call, size_t batch, aimo_error *err)
 {
-    aimo_backend *b = call->encoder->backend;
-    const size_t target = b->ops->chunk_tokens(b, (size_t)call->offsets[batch]);
+    const aimo_encoder *e = call->encoder;
+    const size_t target = e->backend->ops->chunk_tokens(e->backend, (size_t)call->offsets[batch],
+                                                        workspace_size(e, 1, 1));
     chunk *chunks;
-    AIMO_TRY(aimo_memory_new((void **)&chunks, batch, sizeof *chunks, "chunks", err));
+    AIMO_TRY(aimo_memory_new((void **)&chunks, batch, sizeof *chunks + 2 * sizeof(size_t), "chunks",
+                             err));
+    size_t *chunk_offsets = (size_t *)(chunks + batch); /* [batch + one for each chunk] */
     const size_t count =
-        cut(call->encoder, call->offsets, batch, target, chunks, &call->workspace_bytes);
+        cut(e, call->offsets, batch, target, chunks, chunk_offsets, &call->workspace_bytes);
     call->chunks = chunks;
     if (call->peaks == NULL && call->seconds == NULL)
-        b->ops->for_each_chunk(b, count, chunk_index, call);
+        aimo_parallel_for(count, chunk_index, call);
     else /* one after the other: they all write to the same place */
         for (size_t i = 0; i < count; i++)
             chunk_index(call, i);
@@ -553,12 +562,17 @@ aimo_status aimo_encoder_new(const aimo_encoder_config *config, aimo_encoder **o
     return AIMO_OK;
 }
 
-aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error *err)
+aimo_status aimo_encoder_seal(aimo_encoder *encoder, int device, aimo_error *err)
 {
+    const aimo_encoder_config *c = &encoder->config;
     if (encoder->backend != NULL)
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "the encoder is sealed already");
     AIMO_TRY(aimo_weights_check_complete(encoder, err));
-    AIMO_TRY(aimo_backend_cpu_new(aimo_cpu_enabled(), &encoder->backend, err));
+    if (device == AIMO_DEVICE_CPU)
+        AIMO_TRY(aimo_backend_cpu_new(aimo_cpu_enabled(), &encoder->backend, err));
+    else
+        AIMO_TRY(
+            aimo_backend_cuda_new(device, c->dtype, c->hidden / c->heads, &encoder->backend, err));
     AIMO_TRY(aimo_weights_upload(encoder, err));
     encoder->sealed = true;
     return AIMO_OK;

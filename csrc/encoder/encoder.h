@@ -139,9 +139,10 @@ AIMO_MUST_CHECK aimo_status aimo_encoder_operation_seconds(const aimo_encoder *e
                                                            double seconds[AIMO_OPERATION_COUNT],
                                                            aimo_error *err);
 
-/* Checks that every tensor was set and makes the encoder ready on the CPU. AIMO_ERR_FORMAT names
- * the first tensor that is missing. */
-AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error *err);
+/* Checks that every tensor was set and makes the encoder ready on a device: AIMO_DEVICE_CPU, or the
+ * number of a CUDA device, to which the weights are copied. AIMO_ERR_FORMAT names the first tensor
+ * that is missing; other errors are those of aimo_backend_cuda_new. */
+AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, int device, aimo_error *err);
 
 /* out [batch, columns] f32 = one vector per sequence.
  *
@@ -150,7 +151,7 @@ AIMO_MUST_CHECK aimo_status aimo_encoder_seal(aimo_encoder *encoder, aimo_error 
  * aimo_encoder_max_length
  *
  * A vector depends on its own sequence alone, bit for bit. AIMO_ERR_ARGUMENT says which offset or
- * token id is wrong, before any work; AIMO_ERR_MEMORY leaves out undefined. */
+ * token id is wrong, before any work; AIMO_ERR_MEMORY and AIMO_ERR_DEVICE leave out undefined. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_encode(const aimo_encoder *encoder,
                                                 const int32_t *token_ids, const int64_t *offsets,
                                                 size_t batch, const aimo_encode_options *options,

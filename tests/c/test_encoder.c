@@ -59,7 +59,7 @@ static aimo_status new_encoder(aimo_encoder_config config, aimo_encoder **out, a
     AIMO_TRY(aimo_encoder_new(&config, out, err));
     aimo_status status = set_tensors(*out, "", err);
     if (status == AIMO_OK)
-        status = aimo_encoder_seal(*out, err);
+        status = aimo_encoder_seal(*out, AIMO_DEVICE_CPU, err);
     if (status != AIMO_OK)
         aimo_encoder_free(*out);
     return status;
@@ -217,7 +217,7 @@ static aimo_status map_all(const aimo_encoder *from, aimo_encoder *to, aimo_erro
             AIMO_TRY(aimo_encoder_map_weight(to, i, layer, aimo_encoder_weight_data(from, i, layer),
                                              info.bytes, err));
     }
-    return aimo_encoder_seal(to, err);
+    return aimo_encoder_seal(to, AIMO_DEVICE_CPU, err);
 }
 
 TEST(encoder_over_mapped_weights_gives_the_same_vectors)
@@ -290,7 +290,7 @@ TEST(encoder_names_what_is_wrong_with_a_tensor)
     large[40] = 70000.0f;
     const aimo_status overflow = aimo_encoder_set_tensor(encoder, 5, 1, large, 36, 36, &err);
     const bool overflow_named = strstr(err.message, "query.weight of layer 1") != NULL;
-    const aimo_status sealed = aimo_encoder_seal(encoder, &err);
+    const aimo_status sealed = aimo_encoder_seal(encoder, AIMO_DEVICE_CPU, &err);
     const bool missing_named = strstr(err.message, "missing tensor: word_embeddings") != NULL;
     aimo_encoder_free(encoder);
     CHECK(shape == AIMO_ERR_ARGUMENT && shape_named);
@@ -306,7 +306,7 @@ TEST(encoder_finds_a_tensor_that_is_missing_in_one_layer)
     aimo_error err;
     CHECK(aimo_encoder_new(&small, &encoder, &err) == AIMO_OK);
     const aimo_status set = set_tensors(encoder, "down.bias", &err);
-    const aimo_status sealed = aimo_encoder_seal(encoder, &err);
+    const aimo_status sealed = aimo_encoder_seal(encoder, AIMO_DEVICE_CPU, &err);
     aimo_encoder_free(encoder);
     CHECK(set == AIMO_OK && sealed == AIMO_ERR_FORMAT);
     CHECK_MSG(strstr(err.message, "down.bias of layer 0") != NULL, "%s", err.message);

@@ -11,6 +11,7 @@
 #include "base/threads.h"
 
 #include <math.h>
+#include <string.h>
 
 typedef struct {
     aimo_backend base;
@@ -57,8 +58,9 @@ static const cpu_backend *as_cpu(const aimo_backend *backend)
 /* 128 tokens of MiniLM keep 1.6 MB of rows, of which one operation looks at less than an L2 cache;
  * tiles of AMX are so fast that reading the weights would show, and such processors have 2 MiB. All
  * chunks are about equal, and as many for each thread. */
-static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens)
+static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens, size_t token_bytes)
 {
+    (void)token_bytes;
     enum { SMALLEST = 32 };
     const size_t largest = (as_cpu(backend)->features & AIMO_CPU_AMX) != 0 ? 256 : 128;
     const size_t threads = aimo_thread_count(), round = threads * largest;
@@ -69,11 +71,10 @@ static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens)
     return share < SMALLEST ? SMALLEST : share;
 }
 
-static void for_each_chunk(aimo_backend *backend, size_t count, void (*body)(void *, size_t),
-                           void *context)
+static size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t columns)
 {
-    (void)backend;
-    aimo_parallel_for(count, body, context);
+    (void)backend, (void)kind;
+    return columns * sizeof(float);
 }
 
 static aimo_status constant_new(aimo_backend *backend, const void *host, size_t bytes,
@@ -103,13 +104,19 @@ static void matrix_free(aimo_backend *backend, aimo_backend_matrix *matrix)
     aimo_memory_free(matrix);
 }
 
-static aimo_status workspace_lease(aimo_backend *backend, size_t bytes, void **out, aimo_error *err)
+/* The leased block begins with the cache line that describes it. */
+static aimo_status workspace_lease(aimo_backend *backend, size_t bytes, aimo_workspace **out,
+                                   aimo_error *err)
 {
     (void)backend;
-    return aimo_scratch_lease(out, bytes, err);
+    void *block;
+    AIMO_TRY(aimo_scratch_lease(&block, AIMO_CACHE_LINE + bytes, err));
+    *out = block;
+    (*out)->memory = (char *)block + AIMO_CACHE_LINE;
+    return AIMO_OK;
 }
 
-static void workspace_return(aimo_backend *backend, void *workspace)
+static void workspace_return(aimo_backend *backend, aimo_workspace *workspace)
 {
     (void)backend;
     aimo_scratch_return(workspace);
@@ -136,9 +143,10 @@ static size_t items_per_index(size_t count, size_t work)
 }
 
 /* Embedding and pooling only move rows; a loop of their own would not pay. */
-static aimo_status embed(aimo_backend *backend, const aimo_embed_args *args, aimo_error *err)
+static aimo_status embed(aimo_backend *backend, aimo_workspace *workspace,
+                         const aimo_embed_args *args, aimo_error *err)
 {
-    (void)err;
+    (void)workspace, (void)err;
     for (size_t i = 0; i < args->batch; i++)
         as_cpu(backend)->kernels->embed(args, i);
     return AIMO_OK;
@@ -173,9 +181,10 @@ static void raise_peaks(const aimo_linear_args *a)
             a->input_peaks[i % k] = fabsf(a->x[i]);
 }
 
-static aimo_status linear(aimo_backend *backend, const aimo_linear_args *args, aimo_error *err)
+static aimo_status linear(aimo_backend *backend, aimo_workspace *workspace,
+                          const aimo_linear_args *args, aimo_error *err)
 {
-    (void)err;
+    (void)workspace, (void)err;
     const aimo_matrix *w = &args->w->view;
     if (args->input_peaks != NULL)
         raise_peaks(args);
@@ -200,10 +209,10 @@ static void attention_index(void *context, size_t index)
         c->backend->kernels->attention(a, i / a->heads, i % a->heads);
 }
 
-static aimo_status attention(aimo_backend *backend, const aimo_attention_args *args,
-                             aimo_error *err)
+static aimo_status attention(aimo_backend *backend, aimo_workspace *workspace,
+                             const aimo_attention_args *args, aimo_error *err)
 {
-    (void)err;
+    (void)workspace, (void)err;
     const size_t count = args->batch * args->heads;
     const size_t mean_length = args->offsets[args->batch] / args->batch;
     /* Short sequences take four times what their multiplications say: exponentials, small tiles. */
@@ -213,11 +222,30 @@ static aimo_status attention(aimo_backend *backend, const aimo_attention_args *a
     return AIMO_OK;
 }
 
-static aimo_status pool(aimo_backend *backend, const aimo_pool_args *args, aimo_error *err)
+static aimo_status pool(aimo_backend *backend, aimo_workspace *workspace,
+                        const aimo_pool_args *args, aimo_error *err)
 {
-    (void)err;
-    for (size_t i = 0; i < args->batch; i++)
-        as_cpu(backend)->kernels->pool(args, i);
+    (void)workspace, (void)err;
+    static const size_t one_token[] = {0, 1};
+    for (size_t i = 0; i < args->batch; i++) {
+        if (args->offsets != NULL) {
+            as_cpu(backend)->kernels->pool(args, i);
+            continue;
+        }
+        aimo_pool_args row = *args;
+        row.offsets = one_token;
+        row.x += i * args->hidden;
+        row.out += i * args->columns;
+        as_cpu(backend)->kernels->pool(&row, 0);
+    }
+    return AIMO_OK;
+}
+
+static aimo_status download(aimo_backend *backend, aimo_workspace *workspace, const float *x,
+                            size_t count, size_t columns, float *host, aimo_error *err)
+{
+    (void)backend, (void)workspace, (void)err;
+    memcpy(host, x, count * columns * sizeof *host);
     return AIMO_OK;
 }
 
@@ -226,7 +254,7 @@ static void cpu_free(aimo_backend *backend) { aimo_memory_free(backend); }
 static const aimo_backend_ops ops = {
     .name = "cpu",
     .chunk_tokens = chunk_tokens,
-    .for_each_chunk = for_each_chunk,
+    .row_bytes = row_bytes,
     .constant_new = constant_new,
     .constant_free = constant_free,
     .matrix_new = matrix_new,
@@ -237,6 +265,7 @@ static const aimo_backend_ops ops = {
     .linear = linear,
     .attention = attention,
     .pool = pool,
+    .download = download,
     .free = cpu_free,
 };
 
