@@ -1,0 +1,43 @@
+# The CUDA backend: a library that the core opens at run time, so that a wheel built with it works on
+# machines without CUDA. Two ways to build it: with nvcc, and for the host, for tests.
+set(AIMO_CUDA_KERNELS
+  csrc/backend/cuda/activation.cu csrc/backend/cuda/attention.cu csrc/backend/cuda/backend_cuda.cu
+  csrc/backend/cuda/cuda_device.cu csrc/backend/cuda/cuda_workspace.cu csrc/backend/cuda/embed.cu
+  csrc/backend/cuda/layer_norm.cu csrc/backend/cuda/pooling.cu)
+set(AIMO_CUDA_HOST_SOURCES
+  csrc/backend/cuda/cublas_lt.c csrc/backend/cuda/cuda_product.c csrc/backend/cuda/cuda_weights.c)
+
+# In a folder of its own: how a source is compiled is a property of the folder.
+if(AIMO_BUILD_CUDA_TESTS)
+  add_subdirectory(tests/cuda_shim)
+endif()
+
+if(AIMO_CUDA STREQUAL "AUTO")
+  include(CheckLanguage)
+  check_language(CUDA)
+  set(AIMO_CUDA_FOUND ${CMAKE_CUDA_COMPILER})
+elseif(AIMO_CUDA)
+  set(AIMO_CUDA_FOUND ON)
+endif()
+if(NOT AIMO_CUDA_FOUND)
+  return()
+endif()
+
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES ${AIMO_CUDA_ARCHITECTURES})
+endif()
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # which opens the driver when it is first called
+add_library(aimo_cuda MODULE ${AIMO_CUDA_KERNELS} ${AIMO_CUDA_HOST_SOURCES})
+target_link_libraries(aimo_cuda PRIVATE aimo)
+set_target_properties(aimo_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+target_link_options(aimo_cuda PRIVATE -Wl,--exclude-libs,ALL)
+if(AIMO_WERROR)
+  target_compile_options(aimo_cuda PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror>)
+endif()
+if(SKBUILD)
+  install(TARGETS aimo_cuda DESTINATION ai_model_optimizations)
+endif()

@@ -1,0 +1,320 @@
+/* The CUDA backend: the operations of backend.h, enqueued on the stream of the leased workspace. */
+#include "backend/cuda/cuda_device.h"
+#include "backend/cuda/cuda_kernels.h"
+#include "backend/cuda/cuda_workspace.h"
+
+extern "C" {
+#include "backend/cuda/cuda_product.h"
+#include "backend/cuda/cuda_weights.h"
+}
+
+#include <string.h>
+
+/* Where a product's rows come from and go to: with a norm behind it to scratch memory, in f32. */
+enum product_kind { FULL_TO_OPERAND, OPERAND_TO_SCRATCH, FULL_TO_FULL, PRODUCT_KINDS };
+
+struct aimo_backend_matrix {
+    size_t n, k;
+    void *w; /* device, [n, k] of the backend's operand type, row-major */
+    cuda_product products[PRODUCT_KINDS];
+    bool chosen[PRODUCT_KINDS]; /* protected by the backend's lock */
+};
+
+namespace
+{
+
+struct cuda_backend {
+    aimo_backend base;
+    int device;
+    aimo_dtype dtype; /* what products take */
+    cublas_handle *cublas;
+    pthread_mutex_t lock;
+    cuda_workspaces workspaces;
+};
+
+cuda_backend *as_cuda(aimo_backend *backend) { return reinterpret_cast<cuda_backend *>(backend); }
+
+const cuda_backend *as_cuda(const aimo_backend *backend)
+{
+    return reinterpret_cast<const cuda_backend *>(backend);
+}
+
+cuda_workspace *as_cuda(aimo_workspace *workspace)
+{
+    return reinterpret_cast<cuda_workspace *>(workspace);
+}
+
+/* Calls work with a value of the type that products take. */
+template <typename F> auto with_operand_type(aimo_dtype dtype, const F &work)
+{
+    if (dtype == AIMO_F16)
+        return work(__half());
+    if (dtype == AIMO_BF16)
+        return work(__nv_bfloat16());
+    return work(float());
+}
+
+/* As much as fits a quarter of the 256 MB that a backend may use beside its weights, and in powers
+ * of 2, so that workspaces are seldom replaced. */
+size_t chunk_tokens(const aimo_backend *, size_t total_tokens, size_t token_bytes)
+{
+    const size_t budget = 96u << 20, most = budget / token_bytes;
+    size_t tokens = 64;
+    while (tokens < total_tokens && 2 * tokens <= most)
+        tokens *= 2;
+    return tokens;
+}
+
+size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t columns)
+{
+    return with_operand_type(as_cuda(backend)->dtype, [&](auto t) {
+        return kind == AIMO_ROWS_FULL ? full_row_bytes<decltype(t)>(columns) : columns * sizeof t;
+    });
+}
+
+aimo_status constant_new(aimo_backend *backend, const void *host, size_t bytes, const void **out,
+                         aimo_error *err)
+{
+    const device_scope scope(as_cuda(backend)->device);
+    AIMO_TRY(scope.check(err));
+    void *memory;
+    AIMO_TRY(cuda_memory_new(&memory, bytes, "weights", err));
+    *out = memory; /* freed with the encoder, even when the copy fails */
+    AIMO_TRY_CUDA(cudaMemcpy(memory, host, bytes, cudaMemcpyHostToDevice), err);
+    return AIMO_OK;
+}
+
+void constant_free(aimo_backend *backend, const void *device)
+{
+    if (!cuda_process_is_ours())
+        return;
+    const device_scope scope(as_cuda(backend)->device);
+    (void)cudaFree(const_cast<void *>(device));
+}
+
+/* Unpacks and copies a matrix, some rows at a time. */
+aimo_status upload_matrix(aimo_backend_matrix *matrix, aimo_dtype dtype, const void *panels,
+                          aimo_error *err)
+{
+    constexpr size_t at_once = 64;
+    const size_t n = matrix->n, k = matrix->k;
+    const size_t element = aimo_dtype_size(cuda_operand_dtype(dtype));
+    void *staging;
+    AIMO_TRY(aimo_memory_new(&staging, at_once + 1, k * sizeof(float), "weights", err));
+    float *row = static_cast<float *>(staging);
+    cudaError_t error = cudaSuccess;
+    for (size_t first = 0; first < n && error == cudaSuccess; first += at_once) {
+        const size_t rows = n - first < at_once ? n - first : at_once;
+        cuda_weights_unpack(dtype, n, k, panels, first, rows, row, row + k);
+        error = cudaMemcpy(static_cast<char *>(matrix->w) + first * k * element, row + k,
+                           rows * k * element, cudaMemcpyHostToDevice);
+    }
+    aimo_memory_free(staging);
+    return error == cudaSuccess ? AIMO_OK : aimo_cuda_fail(error, "cudaMemcpy", err);
+}
+
+void matrix_free(aimo_backend *backend, aimo_backend_matrix *matrix)
+{
+    if (cuda_process_is_ours()) {
+        const device_scope scope(as_cuda(backend)->device);
+        (void)cudaFree(matrix->w);
+    }
+    aimo_memory_free(matrix);
+}
+
+aimo_status matrix_new(aimo_backend *backend, aimo_dtype dtype, size_t n, size_t k,
+                       const void *panels, aimo_backend_matrix **out, aimo_error *err)
+{
+    const device_scope scope(as_cuda(backend)->device);
+    AIMO_TRY(scope.check(err));
+    void *memory;
+    AIMO_TRY(aimo_memory_new_zero(&memory, 1, sizeof **out, "matrix", err));
+    aimo_backend_matrix *matrix = static_cast<aimo_backend_matrix *>(memory);
+    matrix->n = n;
+    matrix->k = k;
+    aimo_status status = cuda_memory_new(
+        &matrix->w, n * k * aimo_dtype_size(cuda_operand_dtype(dtype)), "weights", err);
+    if (status == AIMO_OK)
+        status = upload_matrix(matrix, dtype, panels, err);
+    if (status == AIMO_OK)
+        *out = matrix;
+    else
+        matrix_free(backend, matrix);
+    return status;
+}
+
+aimo_status workspace_lease(aimo_backend *backend, size_t bytes, aimo_workspace **out,
+                            aimo_error *err)
+{
+    cuda_workspace *workspace;
+    AIMO_TRY(cuda_workspace_lease(&as_cuda(backend)->workspaces, bytes, &workspace, err));
+    *out = &workspace->base;
+    return AIMO_OK;
+}
+
+void workspace_return(aimo_backend *backend, aimo_workspace *workspace)
+{
+    cuda_workspace_return(&as_cuda(backend)->workspaces, as_cuda(workspace));
+}
+
+aimo_status embed(aimo_backend *backend, aimo_workspace *workspace, const aimo_embed_args *args,
+                  aimo_error *err)
+{
+    cuda_workspace *w = as_cuda(workspace);
+    AIMO_TRY(cuda_workspace_upload(w, args->ids, args->offsets, args->batch, err));
+    return with_operand_type(as_cuda(backend)->dtype, [&](auto t) {
+        return cuda_embed<decltype(t)>(*args, w->sequences, w->stream, err);
+    });
+}
+
+cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w, product_kind kind)
+{
+    const size_t element = aimo_dtype_size(b->dtype);
+    cuda_product_shape shape = {b->dtype, b->dtype, w->n, w->k, w->k, w->n};
+    if (kind != OPERAND_TO_SCRATCH)
+        shape.ldx = row_bytes(&b->base, AIMO_ROWS_FULL, w->k) / element;
+    if (kind != FULL_TO_OPERAND)
+        shape.y_dtype = AIMO_F32;
+    if (kind == FULL_TO_FULL)
+        shape.ldy = row_bytes(&b->base, AIMO_ROWS_FULL, w->n) / sizeof(float);
+    return shape;
+}
+
+/* *out = the product's algorithm, chosen when it is first needed. */
+aimo_status product_of(cuda_backend *b, const aimo_backend_matrix *w, product_kind kind,
+                       cuda_product *out, aimo_error *err)
+{
+    aimo_backend_matrix *matrix = const_cast<aimo_backend_matrix *>(w);
+    const cuda_product_shape shape = shape_of(b, w, kind);
+    aimo_status status = AIMO_OK;
+    pthread_mutex_lock(&b->lock);
+    if (!matrix->chosen[kind]) {
+        status = cuda_product_init(&matrix->products[kind], &shape, cuda_cublas(), b->cublas, err);
+        matrix->chosen[kind] = status == AIMO_OK;
+    }
+    *out = matrix->products[kind];
+    pthread_mutex_unlock(&b->lock);
+    return status;
+}
+
+template <typename T>
+aimo_status run_linear(cuda_backend *b, cuda_workspace *w, const aimo_linear_args &a,
+                       aimo_error *err)
+{
+    const product_kind kind = a.norm != NULL                  ? OPERAND_TO_SCRATCH
+                              : a.y_kind == AIMO_ROWS_OPERAND ? FULL_TO_OPERAND
+                                                              : FULL_TO_FULL;
+    const bool from_full = kind != OPERAND_TO_SCRATCH;
+    if (from_full != (a.x_kind == AIMO_ROWS_FULL))
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "linear: no product of these kinds of rows");
+    cuda_product product;
+    AIMO_TRY(product_of(b, a.w, kind, &product, err));
+    void *x = const_cast<float *>(a.x), *y = a.norm != NULL ? a.scratch : a.y;
+    if (from_full)
+        x = full_row<T>(x, 0, a.w->k).operand();
+    AIMO_TRY(cuda_product_run(&product, cuda_cublas(), b->cublas, a.w->w, x, a.m, y,
+                              cuda_workspace_of_products(w), w->stream, err));
+    if (a.norm != NULL)
+        return cuda_residual_layer_norm<T>(a.scratch, a.bias, a.residual, *a.norm, a.y, a.m, a.w->n,
+                                           w->stream, err);
+    return cuda_bias_activation<T>(a.y, a.y_kind, a.bias, a.activation, a.m, a.w->n, w->stream,
+                                   err);
+}
+
+aimo_status linear(aimo_backend *backend, aimo_workspace *workspace, const aimo_linear_args *args,
+                   aimo_error *err)
+{
+    cuda_backend *b = as_cuda(backend);
+    if (args->input_peaks != NULL)
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "input peaks are found on the CPU only");
+    return with_operand_type(b->dtype, [&](auto t) {
+        return run_linear<decltype(t)>(b, as_cuda(workspace), *args, err);
+    });
+}
+
+aimo_status attention(aimo_backend *backend, aimo_workspace *workspace,
+                      const aimo_attention_args *args, aimo_error *err)
+{
+    cuda_workspace *w = as_cuda(workspace);
+    return with_operand_type(as_cuda(backend)->dtype, [&](auto t) {
+        return cuda_attention<decltype(t)>(*args, w->sequences, w->stream, err);
+    });
+}
+
+aimo_status pool(aimo_backend *backend, aimo_workspace *workspace, const aimo_pool_args *args,
+                 aimo_error *err)
+{
+    cuda_workspace *w = as_cuda(workspace);
+    const int32_t *offsets = args->offsets != NULL ? w->sequences.offsets : NULL;
+    return with_operand_type(as_cuda(backend)->dtype, [&](auto t) {
+        return cuda_pool<decltype(t)>(*args, offsets, w->stream, err);
+    });
+}
+
+aimo_status download(aimo_backend *backend, aimo_workspace *workspace, const float *rows,
+                     size_t count, size_t columns, float *host, aimo_error *err)
+{
+    return cuda_workspace_download(as_cuda(workspace), rows,
+                                   row_bytes(backend, AIMO_ROWS_FULL, columns),
+                                   columns * sizeof *host, count, host, err);
+}
+
+void cuda_free(aimo_backend *backend)
+{
+    cuda_backend *b = as_cuda(backend);
+    cuda_workspaces_clear(&b->workspaces);
+    if (b->cublas != NULL && cuda_process_is_ours()) {
+        const device_scope scope(b->device);
+        (void)cuda_cublas()->Destroy(b->cublas);
+    }
+    pthread_mutex_destroy(&b->lock);
+    aimo_memory_free(b);
+}
+
+const aimo_backend_ops ops = {
+    "cuda",      chunk_tokens,    row_bytes,        constant_new, constant_free, matrix_new,
+    matrix_free, workspace_lease, workspace_return, embed,        linear,        attention,
+    pool,        download,        cuda_free,
+};
+
+aimo_status open_backend(cuda_backend *b, int device, aimo_error *err)
+{
+    const device_scope scope(device);
+    AIMO_TRY(scope.check(err));
+    return cuda_product_status(cuda_cublas(), cuda_cublas()->Create(&b->cublas), "Create", err);
+}
+
+aimo_status backend_new(int device, aimo_dtype dtype, size_t head_dim, aimo_backend **out,
+                        aimo_error *err)
+{
+    aimo_cuda_device properties;
+    AIMO_TRY(cuda_get_device(device, &properties, err));
+    if (head_dim > ATTENTION_HEAD_DIM_MOST)
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
+                         "CUDA: attention heads of at most %u elements, the model has %zu",
+                         ATTENTION_HEAD_DIM_MOST, head_dim);
+    void *memory;
+    AIMO_TRY(aimo_memory_new_zero(&memory, 1, sizeof(cuda_backend), "backend", err));
+    cuda_backend *b = static_cast<cuda_backend *>(memory);
+    b->base.ops = &ops;
+    b->device = device;
+    b->dtype = cuda_operand_dtype(dtype);
+    pthread_mutex_init(&b->lock, NULL);
+    cuda_workspaces_init(&b->workspaces, device);
+    const aimo_status status = open_backend(b, device, err);
+    if (status == AIMO_OK)
+        *out = &b->base;
+    else
+        cuda_free(&b->base);
+    return status;
+}
+
+const aimo_cuda_api api = {AIMO_CUDA_API_VERSION, cuda_start, cuda_get_versions, cuda_get_device,
+                           backend_new};
+
+} // namespace
+
+extern "C" __attribute__((visibility("default"))) const aimo_cuda_api *aimo_cuda_api_get(void)
+{
+    return &api;
+}

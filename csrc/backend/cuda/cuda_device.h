@@ -1,0 +1,45 @@
+/* The process and its devices: what was found when the library was started, and who may use it. */
+#ifndef AIMO_CUDA_DEVICE_H
+#define AIMO_CUDA_DEVICE_H
+
+#include "backend/cuda/cuda_common.h"
+
+extern "C" {
+#include "backend/cuda/cublas_lt.h"
+}
+
+/* As aimo_cuda_api says. */
+aimo_status cuda_start(const char *const *cublas, size_t count, aimo_error *err);
+aimo_status cuda_get_versions(aimo_cuda_versions *out, aimo_error *err);
+aimo_status cuda_get_device(int index, aimo_cuda_device *out, aimo_error *err);
+
+/* After cuda_start. */
+const cublas_lt *cuda_cublas(void);
+
+/* AIMO_ERR_DEVICE in a process that was forked after cuda_start: CUDA does not work there. */
+aimo_status cuda_check_process(aimo_error *err);
+bool cuda_process_is_ours(void);
+
+/* AIMO_ERR_ARGUMENT when there is no such device. */
+aimo_status cuda_check_device(int index, aimo_error *err);
+
+/* *out = device memory; the error says how much is free. */
+aimo_status cuda_memory_new(void **out, size_t bytes, const char *what, aimo_error *err);
+
+/* Makes a device the thread's current one, and goes back at the end: other users of CUDA in the
+ * thread see nothing of it. */
+class device_scope
+{
+  public:
+    explicit device_scope(int device);
+    ~device_scope();
+    device_scope(const device_scope &) = delete;
+    device_scope &operator=(const device_scope &) = delete;
+    aimo_status check(aimo_error *err) const;
+
+  private:
+    int previous_;
+    cudaError_t error_;
+};
+
+#endif

@@ -1,0 +1,56 @@
+/* The kernels' launchers. Each enqueues on a stream and returns at once; all pointers are device
+ * memory. T is what products take, see cuda_rows.h; every launcher exists for its three types. */
+#ifndef AIMO_CUDA_KERNELS_H
+#define AIMO_CUDA_KERNELS_H
+
+#include "backend/cuda/cuda_rows.h"
+
+/* Queries that one block of attention works on. */
+constexpr unsigned ATTENTION_QUERIES = 64;
+constexpr unsigned ATTENTION_HEAD_DIM_MOST = 128;
+
+/* The sequences of a chunk. */
+struct cuda_sequences {
+    const int32_t *ids;     /* [tokens] */
+    const int32_t *places;  /* [tokens], of each token in its sequence */
+    const int32_t *offsets; /* [batch + 1] */
+    /* [blocks][2]: a sequence, and the first of its ATTENTION_QUERIES queries that are one block's
+     */
+    const int32_t *blocks;
+    size_t tokens, batch, block_count;
+};
+
+/* out, full rows [tokens, hidden]: see aimo_embed_args. */
+template <typename T>
+aimo_status cuda_embed(const aimo_embed_args &args, const cuda_sequences &sequences,
+                       cudaStream_t stream, aimo_error *err);
+
+/* y, full rows [m, n] = layer_norm(x + bias + residual); x [m, n] f32, residual full rows that may
+ * be y, bias [n] or NULL. */
+template <typename T>
+aimo_status cuda_residual_layer_norm(const float *x, const float *bias, const void *residual,
+                                     const aimo_layer_norm &norm, void *y, size_t m, size_t n,
+                                     cudaStream_t stream, aimo_error *err);
+
+/* y = activation(y + bias) in place; operand rows [m, n], or full rows of which the f32 are given.
+ * bias [n] or NULL. */
+template <typename T>
+aimo_status cuda_bias_activation(void *y, aimo_rows_kind kind, const float *bias,
+                                 aimo_activation activation, size_t m, size_t n,
+                                 cudaStream_t stream, aimo_error *err);
+
+/* See aimo_attention_args; head_dim is at most ATTENTION_HEAD_DIM_MOST. */
+template <typename T>
+aimo_status cuda_attention(const aimo_attention_args &args, const cuda_sequences &sequences,
+                           cudaStream_t stream, aimo_error *err);
+
+/* See aimo_pool_args; offsets [batch + 1] or NULL. */
+template <typename T>
+aimo_status cuda_pool(const aimo_pool_args &args, const int32_t *offsets, cudaStream_t stream,
+                      aimo_error *err);
+
+/* Instantiates a launcher for all types that products take. */
+#define FOR_EACH_OPERAND_TYPE(instantiate)                                                         \
+    instantiate(float) instantiate(__half) instantiate(__nv_bfloat16)
+
+#endif

@@ -1,0 +1,23 @@
+/* Packed weights, laid out plainly. */
+#include "backend/cuda/cuda_weights.h"
+
+#include "gemm/gemm.h"
+#include "half/half_scalar.h"
+
+#include <string.h>
+
+void cuda_weights_unpack(aimo_dtype dtype, size_t n, size_t k, const void *panels, size_t first,
+                         size_t rows, float *row, void *dst)
+{
+    for (size_t j = 0; j < rows; j++) {
+        aimo_panels_unpack(dtype, n, k, panels, row, first + j, 1);
+        if (dtype == AIMO_F32) {
+            memcpy((float *)dst + j * k, row, k * sizeof *row);
+            continue;
+        }
+        uint16_t *halves = (uint16_t *)dst + j * k;
+        for (size_t i = 0; i < k; i++)
+            halves[i] =
+                dtype == AIMO_BF16 ? aimo_f32_to_bf16_one(row[i]) : aimo_f32_to_f16_one(row[i]);
+    }
+}

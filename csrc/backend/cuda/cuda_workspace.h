@@ -1,0 +1,67 @@
+/* Workspaces: a stream with its device memory and pinned host memory, leased by one chunk at a
+ * time.
+ *
+ * A backend has two, so that the copies of one chunk run beside the kernels of another. */
+#ifndef AIMO_CUDA_WORKSPACE_H
+#define AIMO_CUDA_WORKSPACE_H
+
+#include "backend/cuda/cuda_kernels.h"
+
+#include <pthread.h>
+
+/* Memory that grows when more is asked for, and then keeps its size. */
+struct growing_memory {
+    void *at;
+    size_t bytes;
+};
+
+constexpr unsigned DOWNLOAD_BUFFERS = 2;
+
+struct cuda_workspace {
+    aimo_workspace base;
+    bool leased, busy; /* busy: work may be under way that nobody waited for */
+    cudaStream_t stream;
+    cudaEvent_t downloaded[DOWNLOAD_BUFFERS];
+    growing_memory memory;       /* device: what was asked for, then the products' */
+    growing_memory input;        /* device: the sequences */
+    growing_memory pinned_input; /* host: the same */
+    growing_memory pinned_output[DOWNLOAD_BUFFERS];
+    cuda_sequences sequences; /* of the chunk, after cuda_workspace_upload */
+    int previous_device;      /* of the leasing thread */
+};
+
+constexpr unsigned WORKSPACES = 2;
+
+struct cuda_workspaces {
+    int device;
+    pthread_mutex_t lock;
+    pthread_cond_t returned;
+    cuda_workspace all[WORKSPACES]; /* those that are not leased: protected by lock */
+};
+
+void cuda_workspaces_init(cuda_workspaces *pool, int device);
+/* No workspace may be out. */
+void cuda_workspaces_clear(cuda_workspaces *pool);
+
+/* *out = a workspace with `bytes` of device memory; waits while all are out. The thread's current
+ * device is the pool's until cuda_workspace_return. AIMO_ERR_MEMORY, with the sizes, when the
+ * memory cannot be had; then nothing is leased. */
+aimo_status cuda_workspace_lease(cuda_workspaces *pool, size_t bytes, cuda_workspace **out,
+                                 aimo_error *err);
+/* Waits for what the chunk left under way. */
+void cuda_workspace_return(cuda_workspaces *pool, cuda_workspace *workspace);
+
+/* Device memory that products may use. */
+void *cuda_workspace_of_products(const cuda_workspace *workspace);
+
+/* Enqueues the upload of a chunk's sequences; the workspace's `sequences` are then on the device.
+ */
+aimo_status cuda_workspace_upload(cuda_workspace *workspace, const int32_t *ids,
+                                  const size_t *offsets, size_t batch, aimo_error *err);
+
+/* host [count, row_bytes] = rows of device memory that lie `stride` bytes apart; waits for all that
+ * was enqueued before. Copies into one buffer while the other is emptied. */
+aimo_status cuda_workspace_download(cuda_workspace *workspace, const void *rows, size_t stride,
+                                    size_t row_bytes, size_t count, void *host, aimo_error *err);
+
+#endif

@@ -1,0 +1,39 @@
+/* Bias, residual sum and layer norm behind a product: one warp for each row. */
+#include "backend/cuda/cuda_kernels.h"
+#include "backend/cuda/layer_norm_row.h"
+
+namespace
+{
+
+template <typename T>
+__global__ void residual_layer_norm_kernel(const float *x, const float *bias, const void *residual,
+                                           aimo_layer_norm norm, void *y, size_t m, unsigned n)
+{
+    SHARED_MEMORY(float, rows);
+    const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const size_t r = static_cast<size_t>(blockIdx.x) * ROWS_PER_BLOCK + warp;
+    if (r >= m)
+        return;
+    const full_row_reader<T> other(residual, r, n);
+    float *row = rows + warp * n;
+    for (unsigned i = lane; i < n; i += WARP)
+        row[i] = x[r * n + i] + (bias != NULL ? bias[i] : 0.0f) + other.f32[i];
+    layer_norm_row<T>(row, norm, full_row<T>(y, r, n), lane);
+}
+
+} // namespace
+
+template <typename T>
+aimo_status cuda_residual_layer_norm(const float *x, const float *bias, const void *residual,
+                                     const aimo_layer_norm &norm, void *y, size_t m, size_t n,
+                                     cudaStream_t stream, aimo_error *err)
+{
+    return launch_kernel(residual_layer_norm_kernel<T>, shape_of_rows(m, n), stream, err, x, bias,
+                         residual, norm, y, m, static_cast<unsigned>(n));
+}
+
+#define INSTANTIATE(T)                                                                             \
+    template aimo_status cuda_residual_layer_norm<T>(const float *, const float *, const void *,   \
+                                                     const aimo_layer_norm &, void *, size_t,      \
+                                                     size_t, cudaStream_t, aimo_error *);
+FOR_EACH_OPERAND_TYPE(INSTANTIATE)

@@ -1,0 +1,74 @@
+/* Loads the CUDA backend. The core is not linked with anything of CUDA: the library is opened by
+ * path, and lives as long as the process, because drivers do not like to be unloaded. */
+#include "backend/cuda_loader.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <string.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static const aimo_cuda_api *opened; /* protected by lock */
+static const aimo_cuda_api *started;
+
+static aimo_status open_library(const char *library, aimo_error *err)
+{
+    if (opened != NULL)
+        return AIMO_OK;
+    void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+    if (handle == NULL)
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA: %s", dlerror());
+    const aimo_cuda_api *(*get)(void);
+    void *symbol = dlsym(handle, AIMO_CUDA_API_SYMBOL);
+    memcpy(&get, &symbol, sizeof get); /* ISO C has no cast for it */
+    if (get == NULL || get()->version != AIMO_CUDA_API_VERSION) {
+        dlclose(handle);
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA: %s belongs to another version", library);
+    }
+    opened = get();
+    return AIMO_OK;
+}
+
+aimo_status aimo_cuda_load(const char *library, const char *const *cublas, size_t count,
+                           aimo_error *err)
+{
+    pthread_mutex_lock(&lock);
+    aimo_status status = open_library(library, err);
+    if (status == AIMO_OK)
+        status = opened->start(cublas, count, err);
+    if (status == AIMO_OK)
+        started = opened;
+    pthread_mutex_unlock(&lock);
+    return status;
+}
+
+static aimo_status get_api(const aimo_cuda_api **api, aimo_error *err)
+{
+    pthread_mutex_lock(&lock);
+    *api = started;
+    pthread_mutex_unlock(&lock);
+    if (*api == NULL)
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA was not loaded");
+    return AIMO_OK;
+}
+
+aimo_status aimo_cuda_get_versions(aimo_cuda_versions *out, aimo_error *err)
+{
+    const aimo_cuda_api *api;
+    AIMO_TRY(get_api(&api, err));
+    return api->versions(out, err);
+}
+
+aimo_status aimo_cuda_get_device(int index, aimo_cuda_device *out, aimo_error *err)
+{
+    const aimo_cuda_api *api;
+    AIMO_TRY(get_api(&api, err));
+    return api->device(index, out, err);
+}
+
+aimo_status aimo_backend_cuda_new(int device, aimo_dtype dtype, size_t head_dim, aimo_backend **out,
+                                  aimo_error *err)
+{
+    const aimo_cuda_api *api;
+    AIMO_TRY(get_api(&api, err));
+    return api->backend_new(device, dtype, head_dim, out, err);
+}

@@ -1,0 +1,18 @@
+/* Loads the CUDA backend into the process when it is asked for, and not before. */
+#ifndef AIMO_BACKEND_CUDA_LOADER_H
+#define AIMO_BACKEND_CUDA_LOADER_H
+
+#include "backend/cuda_api.h"
+
+/* Loads `library` and starts it with cuBLASLt from the first of `cublas` that loads. Once it has
+ * succeeded, further calls do nothing. AIMO_ERR_UNSUPPORTED says what is missing: the library, the
+ * driver, a device, or cuBLASLt. */
+AIMO_MUST_CHECK aimo_status aimo_cuda_load(const char *library, const char *const *cublas,
+                                           size_t count, aimo_error *err);
+
+/* AIMO_ERR_UNSUPPORTED before aimo_cuda_load has succeeded. */
+AIMO_MUST_CHECK aimo_status aimo_cuda_get_versions(aimo_cuda_versions *out, aimo_error *err);
+/* AIMO_ERR_ARGUMENT when there is no such device. */
+AIMO_MUST_CHECK aimo_status aimo_cuda_get_device(int index, aimo_cuda_device *out, aimo_error *err);
+
+#endif

@@ -1,0 +1,525 @@
+/* backend cuda: each operation against the CPU's scalar row. */
+#include "cuda_fixture.h"
+
+#include "base/cpu.h"
+#include "base/memory.h"
+#include "half/half_scalar.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The same model part on both backends; rows lie in device memory of their own. */
+typedef struct {
+    aimo_backend *cpu, *cuda;
+    aimo_workspace *cpu_workspace, *workspace;
+    aimo_dtype dtype;   /* of the weights */
+    aimo_dtype operand; /* of products */
+    const void *constants[16];
+    size_t constant_count;
+} bench;
+
+static bool bench_init(bench *b, aimo_dtype dtype, size_t head_dim)
+{
+    aimo_error err = {""};
+    *b = (bench){.dtype = dtype, .operand = dtype == AIMO_INT8 ? AIMO_F16 : dtype};
+    const bool made =
+        aimo_backend_cpu_new(AIMO_CPU_SCALAR, &b->cpu, &err) == AIMO_OK &&
+        aimo_backend_cuda_new(0, dtype, head_dim, &b->cuda, &err) == AIMO_OK &&
+        b->cpu->ops->workspace_lease(b->cpu, 64, &b->cpu_workspace, &err) == AIMO_OK &&
+        b->cuda->ops->workspace_lease(b->cuda, 64, &b->workspace, &err) == AIMO_OK;
+    if (!made)
+        test_fail(__FILE__, __LINE__, "%s", err.message);
+    return made;
+}
+
+static void bench_clear(bench *b)
+{
+    for (size_t i = 0; i < b->constant_count; i++)
+        b->cuda->ops->constant_free(b->cuda, b->constants[i]);
+    b->cpu->ops->workspace_return(b->cpu, b->cpu_workspace);
+    b->cuda->ops->workspace_return(b->cuda, b->workspace);
+    b->cpu->ops->free(b->cpu);
+    b->cuda->ops->free(b->cuda);
+}
+
+/* A device copy that lives as long as the bench. */
+static void *to_device(bench *b, const void *host, size_t bytes)
+{
+    aimo_error err;
+    const void *device = NULL;
+    if (b->cuda->ops->constant_new(b->cuda, host, bytes, &device, &err) != AIMO_OK)
+        test_fail(__FILE__, __LINE__, "%s", err.message);
+    b->constants[b->constant_count++] = device;
+    return (void *)(uintptr_t)device;
+}
+
+static size_t row_bytes(const bench *b, aimo_rows_kind kind, size_t columns)
+{
+    return b->cuda->ops->row_bytes(b->cuda, kind, columns);
+}
+
+static uint16_t to_bits(aimo_dtype dtype, float x)
+{
+    return dtype == AIMO_BF16 ? aimo_f32_to_bf16_one(x) : aimo_f32_to_f16_one(x);
+}
+
+static float of_bits(aimo_dtype dtype, uint16_t bits)
+{
+    return dtype == AIMO_BF16 ? aimo_bf16_to_f32_one(bits) : aimo_f16_to_f32_one(bits);
+}
+
+/* Where the 16-bit values of a row begin; a full row has f32 before them. */
+static uint16_t *halves_of(char *row, aimo_rows_kind kind, size_t columns)
+{
+    return (uint16_t *)(row + (kind == AIMO_ROWS_FULL ? columns * sizeof(float) : 0));
+}
+
+/* rows [m, n] on the device, and as many bytes more as make whole floats of them; NULL data:
+ * nothing that could be mistaken for a result. */
+static void *rows_to_device(bench *b, aimo_rows_kind kind, const float *data, size_t m, size_t n)
+{
+    const size_t stride = row_bytes(b, kind, n);
+    char *bytes = malloc(m * stride + sizeof(float));
+    memset(bytes, 0xff, m * stride + sizeof(float));
+    for (size_t r = 0; data != NULL && r < m; r++) {
+        char *row = bytes + r * stride;
+        if (kind == AIMO_ROWS_FULL || b->operand == AIMO_F32)
+            memcpy(row, data + r * n, n * sizeof *data);
+        for (size_t i = 0; b->operand != AIMO_F32 && i < n; i++)
+            halves_of(row, kind, n)[i] = to_bits(b->operand, data[r * n + i]);
+    }
+    void *device = to_device(b, bytes, m * stride + sizeof(float));
+    free(bytes);
+    return device;
+}
+
+/* out [m, n] = rows on the device; full rows must say the same in both of their parts. */
+static bool rows_from_device(bench *b, aimo_rows_kind kind, const void *rows, size_t m, size_t n,
+                             float *out)
+{
+    const size_t stride = row_bytes(b, kind, n), floats = (m * stride + 3) / 4;
+    float *raw = malloc(floats * sizeof *raw);
+    aimo_error err;
+    /* One row of so many columns is plain memory. */
+    bool good =
+        b->cuda->ops->download(b->cuda, b->workspace, rows, 1, floats, raw, &err) == AIMO_OK;
+    for (size_t r = 0; r < m; r++) {
+        char *row = (char *)raw + r * stride;
+        for (size_t i = 0; i < n; i++) {
+            if (kind == AIMO_ROWS_FULL || b->operand == AIMO_F32)
+                memcpy(&out[r * n + i], row + i * sizeof(float), sizeof(float));
+            else
+                out[r * n + i] = of_bits(b->operand, halves_of(row, kind, n)[i]);
+            if (kind == AIMO_ROWS_FULL && b->operand != AIMO_F32)
+                good &= halves_of(row, kind, n)[i] == to_bits(b->operand, out[r * n + i]);
+        }
+    }
+    free(raw);
+    return good;
+}
+
+/* Values that the operand type holds exactly. */
+static float *random_rows(const bench *b, size_t count, uint64_t *random)
+{
+    float *data = malloc(count * sizeof *data);
+    for (size_t i = 0; i < count; i++)
+        data[i] = rounded_to(b->operand, test_random_normal(random));
+    return data;
+}
+
+/* rounding: `steps` roundings to the type, of values about as large as the result or 1. */
+static bool close_to(const float *got, const float *expected, size_t n, float steps, float rounding)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(got[i] - expected[i]) <= steps * rounding * (1.0f + fabsf(expected[i])))) {
+            printf("    element %zu: %g, not %g\n", i, (double)got[i], (double)expected[i]);
+            return false;
+        }
+    return true;
+}
+
+static void table_rows(aimo_dtype dtype, const float *src, size_t rows, size_t n, char *dst)
+{
+    for (size_t r = 0; r < rows; r++) {
+        char *row = dst + r * aimo_table_row_bytes(dtype, n);
+        const float scale = 0.03125f;
+        for (size_t i = 0; i < n; i++) {
+            if (dtype == AIMO_F32)
+                memcpy(row + 4 * i, &src[r * n + i], 4);
+            else if (dtype == AIMO_INT8)
+                row[i] = (char)(signed char)(src[r * n + i] * 20.0f);
+            else
+                memcpy(row + 2 * i, &(uint16_t){to_bits(dtype, src[r * n + i])}, 2);
+        }
+        if (dtype == AIMO_INT8)
+            memcpy(row + n, &scale, sizeof scale);
+    }
+}
+
+static bool embed_matches(aimo_dtype dtype, size_t n, bool with_type, uint64_t *random)
+{
+    enum { WORDS = 11, TOKENS = 9 };
+    static const int32_t ids[TOKENS] = {3, 10, 0, 0, 7, 1, 2, 9, 5};
+    static const size_t offsets[] = {0, 1, 6, TOKENS};
+    bench b;
+    if (!bench_init(&b, dtype, 32))
+        return false;
+    const size_t bytes = WORDS * aimo_table_row_bytes(dtype, n);
+    char *tables[3];
+    void *device[3];
+    for (size_t t = 0; t < 3; t++) {
+        float *values = random_rows(&b, WORDS * n, random);
+        tables[t] = malloc(bytes);
+        table_rows(dtype, values, WORDS, n, tables[t]);
+        device[t] = to_device(&b, tables[t], bytes);
+        free(values);
+    }
+    float *weight = random_rows(&b, n, random), *bias = random_rows(&b, n, random);
+    float *expected = malloc(TOKENS * n * sizeof(float)), *got = malloc(TOKENS * n * sizeof(float));
+    aimo_embed_args args = {
+        .dtype = dtype,
+        .word = tables[0],
+        .position = tables[1],
+        .type = with_type ? tables[2] : NULL,
+        .ids = ids,
+        .offsets = offsets,
+        .batch = 3,
+        .hidden = n,
+        .first_position = 2,
+        .norm = {weight, bias, 1e-5f},
+        .out = expected,
+    };
+    aimo_error err;
+    bool good = b.cpu->ops->embed(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
+    args.word = device[0];
+    args.position = device[1];
+    args.type = with_type ? device[2] : NULL;
+    args.norm.weight = to_device(&b, weight, n * sizeof(float));
+    args.norm.bias = to_device(&b, bias, n * sizeof(float));
+    args.out = rows_to_device(&b, AIMO_ROWS_FULL, NULL, TOKENS, n);
+    good &= b.cuda->ops->embed(b.cuda, b.workspace, &args, &err) == AIMO_OK;
+    good = good && rows_from_device(&b, AIMO_ROWS_FULL, args.out, TOKENS, n, got) &&
+           close_to(got, expected, TOKENS * n, 8.0f, rounding_of(AIMO_F32));
+    free(got);
+    free(expected);
+    free(bias);
+    free(weight);
+    for (size_t t = 0; t < 3; t++)
+        free(tables[t]);
+    bench_clear(&b);
+    return good;
+}
+
+TEST(cuda_embed_matches_the_cpu)
+{
+    static const size_t hidden[] = {1, 31, 36, 64, 384};
+    uint64_t random = 3;
+    if (!cuda_is_here())
+        return;
+    for (int dtype = 0; dtype < AIMO_DTYPE_COUNT; dtype++)
+        for (size_t i = 0; i < sizeof hidden / sizeof hidden[0]; i++)
+            CHECK_MSG(embed_matches((aimo_dtype)dtype, hidden[i], i % 2 == 0, &random), "%s n %zu",
+                      aimo_dtype_name((aimo_dtype)dtype), hidden[i]);
+}
+
+typedef struct {
+    size_t m, n, k;
+    bool bias, norm;
+    aimo_activation activation;
+    aimo_rows_kind y_kind;
+} linear_case;
+
+/* A packed random matrix on both backends. int8 weights are compared as the f16 that they become.
+ */
+static void *new_matrix(bench *b, const linear_case *c, aimo_backend_matrix **cpu,
+                        aimo_backend_matrix **cuda, uint64_t *random)
+{
+    size_t bytes;
+    aimo_error err;
+    void *panels, *plain;
+    float *w = random_rows(b, c->n * c->k, random);
+    for (size_t i = 0; i < c->n * c->k; i++)
+        w[i] = rounded_to(b->operand, w[i] / sqrtf((float)c->k));
+    bool good = aimo_panels_size(b->dtype, c->n, c->k, &bytes, &err) == AIMO_OK &&
+                aimo_memory_new_zero(&panels, 1, bytes, "panels", &err) == AIMO_OK;
+    aimo_panels_pack(b->dtype, c->n, c->k, panels, w, 0, c->n);
+    aimo_panels_unpack(b->dtype, c->n, c->k, panels, w, 0, c->n);
+    for (size_t i = 0; i < c->n * c->k; i++)
+        w[i] = rounded_to(b->operand, w[i]);
+    good = good && aimo_panels_size(AIMO_F32, c->n, c->k, &bytes, &err) == AIMO_OK &&
+           aimo_memory_new_zero(&plain, 1, bytes, "panels", &err) == AIMO_OK;
+    aimo_panels_pack(AIMO_F32, c->n, c->k, plain, w, 0, c->n);
+    good &= b->cpu->ops->matrix_new(b->cpu, AIMO_F32, c->n, c->k, plain, cpu, &err) == AIMO_OK;
+    good &= b->cuda->ops->matrix_new(b->cuda, b->dtype, c->n, c->k, panels, cuda, &err) == AIMO_OK;
+    aimo_memory_free(panels); /* uploaded */
+    free(w);
+    if (!good)
+        test_fail(__FILE__, __LINE__, "%s", err.message);
+    return plain;
+}
+
+/* What a case computes with, on both sides. */
+typedef struct {
+    float *x, *bias, *weight, *norm_bias, *residual, *scratch, *expected, *got;
+} linear_data;
+
+static linear_data linear_data_new(const bench *b, const linear_case *c, uint64_t *random)
+{
+    return (linear_data){
+        random_rows(b, c->m * c->k, random), random_rows(b, c->n, random),
+        random_rows(b, c->n, random),        random_rows(b, c->n, random),
+        random_rows(b, c->m * c->n, random), malloc(c->m * c->n * sizeof(float)),
+        malloc(c->m * c->n * sizeof(float)), malloc(c->m * c->n * sizeof(float)),
+    };
+}
+
+static void linear_data_free(linear_data *d)
+{
+    float *const all[] = {d->x,        d->bias,    d->weight,   d->norm_bias,
+                          d->residual, d->scratch, d->expected, d->got};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        free(all[i]);
+}
+
+static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *random)
+{
+    bench b;
+    if (!bench_init(&b, dtype, 32))
+        return false;
+    aimo_error err = {""};
+    aimo_backend_matrix *cpu_w, *cuda_w;
+    void *panels = new_matrix(&b, c, &cpu_w, &cuda_w, random);
+    linear_data d = linear_data_new(&b, c, random);
+    const aimo_rows_kind x_kind = c->norm ? AIMO_ROWS_OPERAND : AIMO_ROWS_FULL;
+    aimo_layer_norm norm = {d.weight, d.norm_bias, 1e-5f};
+    aimo_linear_args args = {
+        .w = cpu_w,
+        .bias = c->bias ? d.bias : NULL,
+        .x = d.x,
+        .x_kind = x_kind,
+        .m = c->m,
+        .activation = c->activation,
+        .norm = c->norm ? &norm : NULL,
+        .residual = d.residual,
+        .scratch = d.scratch,
+        .y = d.expected,
+        .y_kind = c->y_kind,
+    };
+    bool good = b.cpu->ops->linear(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
+    args.w = cuda_w;
+    args.bias = c->bias ? to_device(&b, d.bias, c->n * sizeof(float)) : NULL;
+    args.x = rows_to_device(&b, x_kind, d.x, c->m, c->k);
+    norm.weight = to_device(&b, d.weight, c->n * sizeof(float));
+    norm.bias = to_device(&b, d.norm_bias, c->n * sizeof(float));
+    args.y = rows_to_device(&b, c->y_kind, c->norm ? d.residual : NULL, c->m, c->n);
+    args.residual = args.y; /* in place, as the encoder does */
+    args.scratch = to_device(&b, d.scratch, c->m * c->n * sizeof(float));
+    good &= b.cuda->ops->linear(b.cuda, b.workspace, &args, &err) == AIMO_OK;
+    /* Before an activation, an operand is rounded once, and after it once more. */
+    const aimo_dtype rounded = c->y_kind == AIMO_ROWS_FULL ? AIMO_F32 : b.operand;
+    good = good && rows_from_device(&b, c->y_kind, args.y, c->m, c->n, d.got) &&
+           close_to(d.got, d.expected, c->m * c->n, rounded == AIMO_F32 ? 16.0f : 3.0f,
+                    rounding_of(rounded));
+    if (!good)
+        printf("    %s\n", err.message);
+    linear_data_free(&d);
+    b.cpu->ops->matrix_free(b.cpu, cpu_w);
+    b.cuda->ops->matrix_free(b.cuda, cuda_w);
+    aimo_memory_free(panels);
+    bench_clear(&b);
+    return good;
+}
+
+TEST(cuda_linear_matches_the_cpu)
+{
+    static const linear_case cases[] = {
+        {5, 36, 50, true, true, AIMO_ACT_NONE, AIMO_ROWS_FULL},
+        {9, 64, 16, false, true, AIMO_ACT_NONE, AIMO_ROWS_FULL},
+        {3, 48, 33, true, false, AIMO_ACT_NONE, AIMO_ROWS_OPERAND},
+        {3, 31, 33, false, false, AIMO_ACT_NONE, AIMO_ROWS_OPERAND},
+        {4, 21, 20, true, false, AIMO_ACT_TANH, AIMO_ROWS_FULL},
+        {4, 8, 7, false, false, AIMO_ACT_NONE, AIMO_ROWS_FULL},
+    };
+    uint64_t random = 5;
+    if (!cuda_is_here())
+        return;
+    for (int dtype = 0; dtype < AIMO_DTYPE_COUNT; dtype++)
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+            CHECK_MSG(linear_matches((aimo_dtype)dtype, &cases[i], &random), "%s case %zu",
+                      aimo_dtype_name((aimo_dtype)dtype), i);
+}
+
+TEST(cuda_activations_match_the_cpu)
+{
+    uint64_t random = 7;
+    if (!cuda_is_here())
+        return;
+    for (int activation = 0; activation < AIMO_ACTIVATION_COUNT; activation++)
+        for (int kind = 0; kind < 2; kind++) {
+            const linear_case c = {
+                17, 40, 24, true, false, (aimo_activation)activation, (aimo_rows_kind)kind};
+            for (int dtype = 0; dtype <= AIMO_BF16; dtype++)
+                CHECK_MSG(linear_matches((aimo_dtype)dtype, &c, &random), "activation %d %s",
+                          activation, aimo_dtype_name((aimo_dtype)dtype));
+        }
+}
+
+static bool attention_matches(aimo_dtype dtype, size_t heads, size_t head_dim,
+                              const size_t lengths[2], uint64_t *random)
+{
+    bench b;
+    if (!bench_init(&b, dtype, head_dim))
+        return false;
+    const size_t n = heads * head_dim, tokens = lengths[0] + lengths[1];
+    const size_t offsets[] = {0, lengths[0], tokens};
+    float *qkv = random_rows(&b, tokens * 3 * n, random);
+    float *expected = malloc((tokens * n + 64) * sizeof(float)), *got = malloc(tokens * n * 4);
+    int32_t *ids = calloc(tokens, sizeof *ids);
+    float *row = calloc(tokens * 3 * n + 64, sizeof(float)); /* tiles read past the last row */
+    memcpy(row, qkv, tokens * 3 * n * sizeof(float));
+    aimo_attention_args args = {row, offsets, 2, heads, head_dim, expected};
+    aimo_error err = {""};
+    bool good = b.cpu->ops->attention(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
+    /* The sequences come with the embedding, of a table with one row. */
+    const void *table = to_device(&b, row, tokens * sizeof(float));
+    const aimo_embed_args embed = {
+        .word = table,
+        .position = table,
+        .ids = ids,
+        .offsets = offsets,
+        .batch = 2,
+        .hidden = 1,
+        .norm = {table, table, 1.0f},
+        .out = rows_to_device(&b, AIMO_ROWS_FULL, NULL, tokens, 1),
+    };
+    args.qkv = rows_to_device(&b, AIMO_ROWS_OPERAND, qkv, tokens, 3 * n);
+    args.out = rows_to_device(&b, AIMO_ROWS_OPERAND, NULL, tokens, n);
+    good = good && b.cuda->ops->embed(b.cuda, b.workspace, &embed, &err) == AIMO_OK &&
+           b.cuda->ops->attention(b.cuda, b.workspace, &args, &err) == AIMO_OK &&
+           rows_from_device(&b, AIMO_ROWS_OPERAND, args.out, tokens, n, got) &&
+           close_to(got, expected, tokens * n, 4.0f, rounding_of(b.operand));
+    if (!good)
+        printf("    %s\n", err.message);
+    free(row);
+    free(ids);
+    free(got);
+    free(expected);
+    free(qkv);
+    bench_clear(&b);
+    return good;
+}
+
+TEST(cuda_attention_matches_the_cpu)
+{
+    static const struct {
+        size_t heads, head_dim, lengths[2];
+    } cases[] = {{1, 1, {1, 2}},    {3, 4, {5, 16}},   {2, 32, {17, 130}}, {1, 36, {15, 33}},
+                 {1, 128, {2, 20}}, {2, 64, {64, 65}}, {1, 16, {129, 1}},  {1, 32, {1, 530}}};
+    uint64_t random = 11;
+    if (!cuda_is_here())
+        return;
+    for (int dtype = 0; dtype <= AIMO_BF16; dtype++)
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+            CHECK_MSG(attention_matches((aimo_dtype)dtype, cases[i].heads, cases[i].head_dim,
+                                        cases[i].lengths, &random),
+                      "%s case %zu", aimo_dtype_name((aimo_dtype)dtype), i);
+}
+
+enum { POOL_N = 37, POOL_TOKENS = 23, POOL_MOST = 2 * POOL_N };
+
+static bool pool_matches(bench *b, aimo_pool_args args, const float *x, const void *device_x)
+{
+    const size_t tokens = args.offsets != NULL ? POOL_TOKENS : args.batch;
+    float expected[POOL_TOKENS * POOL_MOST], got[POOL_TOKENS * POOL_MOST];
+    aimo_error err;
+    const size_t kept = b->constant_count, columns = args.columns;
+    args.x = x;
+    args.out = expected;
+    bool good = tokens <= POOL_TOKENS &&
+                b->cpu->ops->pool(b->cpu, b->cpu_workspace, &args, &err) == AIMO_OK;
+    args.x = device_x;
+    args.out = rows_to_device(b, AIMO_ROWS_FULL, NULL, args.batch, columns);
+    good = good && b->cuda->ops->pool(b->cuda, b->workspace, &args, &err) == AIMO_OK &&
+           rows_from_device(b, AIMO_ROWS_FULL, args.out, args.batch, columns, got) &&
+           close_to(got, expected, args.batch * columns, 8.0f, rounding_of(AIMO_F32));
+    while (b->constant_count > kept)
+        b->cuda->ops->constant_free(b->cuda, b->constants[--b->constant_count]);
+    return good;
+}
+
+/* A chunk's sequences without its first layer. */
+static bool hold_sequences(bench *b, const size_t *offsets, size_t batch)
+{
+    static const int32_t ids[POOL_TOKENS];
+    static const float one[POOL_TOKENS] = {1.0f};
+    const void *table = to_device(b, one, sizeof one);
+    const aimo_embed_args embed = {
+        .word = table,
+        .position = table,
+        .ids = ids,
+        .offsets = offsets,
+        .batch = batch,
+        .hidden = 1,
+        .norm = {table, table, 1.0f},
+        .out = rows_to_device(b, AIMO_ROWS_FULL, NULL, POOL_TOKENS, 1),
+    };
+    aimo_error err;
+    return b->cuda->ops->embed(b->cuda, b->workspace, &embed, &err) == AIMO_OK;
+}
+
+TEST(cuda_pooling_matches_the_cpu)
+{
+    static const size_t columns[] = {POOL_MOST, POOL_N, 5, POOL_N + 9}, skips[] = {0, 1, 6, 40};
+    static const size_t offsets[] = {0, 1, 9, POOL_TOKENS};
+    uint64_t random = 9;
+    if (!cuda_is_here())
+        return;
+    for (int dtype = 0; dtype <= AIMO_BF16; dtype++) {
+        bench b;
+        CHECK(bench_init(&b, (aimo_dtype)dtype, 32));
+        float *x = random_rows(&b, POOL_TOKENS * POOL_N, &random);
+        const void *device_x = rows_to_device(&b, AIMO_ROWS_FULL, x, POOL_TOKENS, POOL_N);
+        bool good = hold_sequences(&b, offsets, 3);
+        for (int c = 0; c < AIMO_POOLING_COUNT * 2 * 4 && good; c++) {
+            const aimo_pooling first = (aimo_pooling)(c % AIMO_POOLING_COUNT);
+            const aimo_pooling poolings[] = {first, (aimo_pooling)((first + 1) % 6)};
+            good = pool_matches(&b,
+                                (aimo_pool_args){
+                                    .offsets = c % 5 != 4 ? offsets : NULL,
+                                    .batch = 3,
+                                    .hidden = POOL_N,
+                                    .poolings = poolings,
+                                    .skip = skips[c / 8 % 4],
+                                    .columns = columns[c / 2 % 4],
+                                    .normalize = c % 2 != 0,
+                                },
+                                x, device_x);
+            if (!good)
+                printf("    %s case %d\n", aimo_dtype_name((aimo_dtype)dtype), c);
+        }
+        free(x);
+        bench_clear(&b);
+        CHECK(good);
+    }
+}
+
+TEST(cuda_download_brings_more_rows_than_its_buffers_hold)
+{
+    enum { ROWS = 9000, COLUMNS = 130 };
+    uint64_t random = 13;
+    if (!cuda_is_here())
+        return;
+    bench b;
+    CHECK(bench_init(&b, AIMO_F16, 32));
+    float *x = random_rows(&b, ROWS * COLUMNS, &random);
+    float *got = malloc(ROWS * COLUMNS * sizeof *got);
+    const void *rows = rows_to_device(&b, AIMO_ROWS_FULL, x, ROWS, COLUMNS);
+    aimo_error err;
+    const aimo_status status =
+        b.cuda->ops->download(b.cuda, b.workspace, rows, ROWS, COLUMNS, got, &err);
+    const bool same = memcmp(x, got, ROWS * COLUMNS * sizeof *got) == 0;
+    free(got);
+    free(x);
+    bench_clear(&b);
+    CHECK(status == AIMO_OK && same);
+}

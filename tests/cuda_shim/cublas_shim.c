@@ -1,0 +1,174 @@
+/* Stands in for cuBLASLt: plain products, and checks of what is asked for. Only row-major
+ * x [m, k] @ w [n, k]^T can be asked for, as its column-major transpose. */
+#include "backend/cuda/cublas_lt.h"
+#include "half/half_scalar.h"
+
+#include <stdlib.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { INVALID = 7 };
+
+struct cublas_handle {
+    int unused;
+};
+struct cublas_layout {
+    int type;
+    uint64_t rows, columns;
+    int64_t ld;
+};
+struct cublas_description {
+    int32_t transposed_a;
+};
+struct cublas_preference {
+    size_t workspace_bytes;
+    uint32_t reduction_schemes;
+};
+
+static int made(void *object) { return object != NULL ? CUBLAS_SUCCESS : CUBLAS_ALLOC_FAILED; }
+
+static int freed(void *object)
+{
+    free(object);
+    return CUBLAS_SUCCESS;
+}
+
+EXPORT size_t cublasLtGetVersion(void) { return 130000; }
+
+EXPORT const char *cublasLtGetStatusString(int status)
+{
+    return status == CUBLAS_SUCCESS ? "success" : "invalid value";
+}
+
+EXPORT int cublasLtCreate(cublas_handle **out)
+{
+    *out = calloc(1, sizeof **out);
+    return made(*out);
+}
+
+EXPORT int cublasLtDestroy(cublas_handle *handle) { return freed(handle); }
+
+EXPORT int cublasLtMatrixLayoutCreate(cublas_layout **out, int type, uint64_t rows,
+                                      uint64_t columns, int64_t ld)
+{
+    if (ld < (int64_t)rows)
+        return INVALID;
+    *out = malloc(sizeof **out);
+    if (*out != NULL)
+        **out = (cublas_layout){type, rows, columns, ld};
+    return made(*out);
+}
+
+EXPORT int cublasLtMatrixLayoutDestroy(cublas_layout *layout) { return freed(layout); }
+
+EXPORT int cublasLtMatmulDescCreate(cublas_description **out, int compute, int scale_type)
+{
+    if (compute != CUBLAS_COMPUTE_F32 || scale_type != CUBLAS_R_32F)
+        return INVALID;
+    *out = calloc(1, sizeof **out);
+    return made(*out);
+}
+
+EXPORT int cublasLtMatmulDescDestroy(cublas_description *description) { return freed(description); }
+
+EXPORT int cublasLtMatmulDescSetAttribute(cublas_description *description, int attribute,
+                                          const void *value, size_t bytes)
+{
+    if (attribute != CUBLAS_DESCRIPTION_TRANS_A || bytes != sizeof description->transposed_a)
+        return INVALID;
+    memcpy(&description->transposed_a, value, bytes);
+    return CUBLAS_SUCCESS;
+}
+
+EXPORT int cublasLtMatmulPreferenceCreate(cublas_preference **out)
+{
+    *out = malloc(sizeof **out);
+    if (*out != NULL)
+        **out = (cublas_preference){0, 7};
+    return made(*out);
+}
+
+EXPORT int cublasLtMatmulPreferenceDestroy(cublas_preference *preference)
+{
+    return freed(preference);
+}
+
+EXPORT int cublasLtMatmulPreferenceSetAttribute(cublas_preference *preference, int attribute,
+                                                const void *value, size_t bytes)
+{
+    if (attribute == CUBLAS_PREFERENCE_WORKSPACE_BYTES) {
+        if (bytes != sizeof preference->workspace_bytes)
+            return INVALID;
+        memcpy(&preference->workspace_bytes, value, bytes);
+        return CUBLAS_SUCCESS;
+    }
+    uint32_t number;
+    if (bytes != sizeof number)
+        return INVALID;
+    memcpy(&number, value, bytes);
+    if (attribute == CUBLAS_PREFERENCE_REDUCTION_SCHEMES)
+        preference->reduction_schemes = number;
+    return CUBLAS_SUCCESS;
+}
+
+/* The algorithm says how the layouts were, so that another use of it is noticed. */
+static cublas_algorithm algorithm_of(const cublas_layout *a, const cublas_layout *b,
+                                     const cublas_layout *d)
+{
+    return (cublas_algorithm){{a->rows, a->columns, (uint64_t)a->type, (uint64_t)b->ld,
+                               (uint64_t)d->ld, (uint64_t)d->type, 1, 1}};
+}
+
+EXPORT int cublasLtMatmulAlgoGetHeuristic(cublas_handle *handle, cublas_description *description,
+                                          cublas_layout *a, cublas_layout *b, cublas_layout *c,
+                                          cublas_layout *d, cublas_preference *preference,
+                                          int requested, cublas_heuristic *out, int *found)
+{
+    (void)handle, (void)description, (void)c;
+    if (requested < 1 || preference->reduction_schemes != 0) /* split-k */
+        return INVALID;
+    *out = (cublas_heuristic){.algorithm = algorithm_of(a, b, d)};
+    *found = 1;
+    return CUBLAS_SUCCESS;
+}
+
+static float element(const void *matrix, int type, size_t i)
+{
+    if (type == CUBLAS_R_32F)
+        return ((const float *)matrix)[i];
+    const uint16_t bits = ((const uint16_t *)matrix)[i];
+    return type == CUBLAS_R_16F ? aimo_f16_to_f32_one(bits) : aimo_bf16_to_f32_one(bits);
+}
+
+static void set_element(void *matrix, int type, size_t i, float x)
+{
+    if (type == CUBLAS_R_32F)
+        ((float *)matrix)[i] = x;
+    else
+        ((uint16_t *)matrix)[i] =
+            type == CUBLAS_R_16F ? aimo_f32_to_f16_one(x) : aimo_f32_to_bf16_one(x);
+}
+
+EXPORT int cublasLtMatmul(cublas_handle *handle, cublas_description *description, const void *alpha,
+                          const void *a, cublas_layout *at, const void *b, cublas_layout *bt,
+                          const void *beta, const void *c, cublas_layout *ct, void *d,
+                          cublas_layout *dt, const cublas_algorithm *algorithm, void *workspace,
+                          size_t workspace_bytes, void *stream)
+{
+    (void)handle, (void)c, (void)ct, (void)workspace_bytes;
+    const cublas_algorithm expected = algorithm_of(at, bt, dt);
+    if (*(const float *)alpha != 1.0f || *(const float *)beta != 0.0f ||
+        description->transposed_a != CUBLAS_TRANSPOSED || at->rows != bt->rows ||
+        at->columns != dt->rows || bt->columns != dt->columns || workspace == NULL ||
+        stream == NULL || memcmp(algorithm, &expected, sizeof expected) != 0)
+        return INVALID;
+    for (size_t j = 0; j < dt->columns; j++)
+        for (size_t i = 0; i < dt->rows; i++) {
+            float sum = 0.0f;
+            for (size_t k = 0; k < at->rows; k++)
+                sum += element(a, at->type, i * (size_t)at->ld + k) *
+                       element(b, bt->type, j * (size_t)bt->ld + k);
+            set_element(d, dt->type, j * (size_t)dt->ld + i, sum);
+        }
+    return CUBLAS_SUCCESS;
+}
