@@ -33,7 +33,7 @@ bench: $(VENV)/bin/pip
 	$(VENV)/bin/python benchmarks/render.py
 
 format:
-	clang-format-14 -i $$(find csrc tests/c tests/emulation benchmarks -name '*.[ch]')
+	clang-format-14 -i $$(find csrc tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 	ruff check --fix .
 
 clean:

@@ -12,9 +12,11 @@ if(AIMO_BUILD_CUDA_TESTS)
   add_subdirectory(tests/cuda_shim)
 endif()
 
-if(AIMO_CUDA STREQUAL "AUTO")
+if(AIMO_CUDA STREQUAL "AUTO") # C tests alone do without
   include(CheckLanguage)
-  check_language(CUDA)
+  if(SKBUILD)
+    check_language(CUDA)
+  endif()
   set(AIMO_CUDA_FOUND ${CMAKE_CUDA_COMPILER})
 elseif(AIMO_CUDA)
   set(AIMO_CUDA_FOUND ON)
@@ -33,7 +35,7 @@ set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # which opens the driver when it is first
 add_library(aimo_cuda MODULE ${AIMO_CUDA_KERNELS} ${AIMO_CUDA_HOST_SOURCES})
 target_link_libraries(aimo_cuda PRIVATE aimo)
 set_target_properties(aimo_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
-target_link_options(aimo_cuda PRIVATE -Wl,--exclude-libs,ALL)
+target_link_options(aimo_cuda PRIVATE -Wl,--exclude-libs,ALL -static-libstdc++ -static-libgcc)
 if(AIMO_WERROR)
   target_compile_options(aimo_cuda PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror>)

@@ -90,6 +90,10 @@ class FailedError(Exception):
     """A command of the part failed."""
 
 
+class NotOfferedError(Exception):
+    """A tool that no package of the system brings: the part is left out in CI, too."""
+
+
 @dataclass
 class Log:
     """Where the running part's commands write."""
@@ -233,7 +237,10 @@ def other_pythons(log: Log) -> None:
     for version, interpreter in found.items():
         start = time.monotonic()
         python = make_venv(log, WORK / f"venv-{version}", interpreter)
-        pip_install(log, python, *OTHER_PYTHONS[version], *RUNTIME, *TEST_TOOLS, ".")
+        pip_install(
+            log, python, *OTHER_PYTHONS[version], *RUNTIME, *TEST_TOOLS,
+            "-C", "cmake.define.AIMO_CUDA=OFF", ".",
+        )  # fmt: skip
         pip_install(log, python, "--no-deps", MODEL)
         log.run(python, "-m", "pytest", "-q", "--durations=10", *VERSION_DEPENDENT)
         numpy = output(python, "-c", "import numpy; print(numpy.__version__)").strip()
@@ -293,8 +300,9 @@ def style(log: Log) -> None:
     clang_format = need_one_of("clang-format-14")
     sources = [
         path
-        for folder in ("csrc", "tests/c", "tests/emulation", "benchmarks/c")
-        for path in sorted((ROOT / folder).rglob("*.[ch]"))
+        for folder in ("csrc", "tests", "benchmarks/c")
+        for pattern in ("*.[ch]", "*.cu", "*.cpp")
+        for path in sorted((ROOT / folder).rglob(pattern))
     ]
     log.run(clang_format, "--dry-run", "--Werror", *sources)
 
@@ -319,6 +327,57 @@ def filters(tests: Path, prefixes: tuple[str, ...]) -> list[str]:
     """Those prefixes that begin the name of a test, each to be given to --filter."""
     names = output(tests, "--list").split()
     return [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
+
+
+# Prints the first cuBLASLt that loads; its usual name when none does.
+FIRST_CUBLAS = """
+import ctypes
+from ai_model_optimizations.devices import cublas_candidates
+for file in cublas_candidates():
+    try:
+        ctypes.CDLL(file)
+    except OSError:
+        continue
+    print(file)
+    break
+else:
+    print("libcublasLt.so")
+"""
+CUDA_TESTS = ("-DAIMO_BUILD_CUDA_TESTS=ON", "-DAIMO_CUDA=OFF")
+
+
+def cuda_shim(log: Log) -> None:
+    """The CUDA backend compiled for the host: each operation against the CPU, faults, Python."""
+    need_one_of("g++", "c++")
+    folder = build_c_tests(log, "cuda-shim", *CUDA_TESTS).parent
+    log.run(folder / "aimo_cuda_tests")
+    shim = f"{folder / 'libaimo_cuda_shim.so'}:{folder / 'libcublas_shim.so'}"
+    log.run(
+        VENV / "bin" / "python", "-m", "pytest", "-q", "tests/embedding/test_device.py",
+        AIMO_TEST_CUDA_SHIM=shim,
+    )  # fmt: skip
+
+
+def cuda_address(log: Log) -> None:
+    """The same under AddressSanitizer and UndefinedBehaviorSanitizer, but for what is slow."""
+    need_one_of("g++", "c++")
+    options = ["-DAIMO_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    tests = build_c_tests(log, "cuda-address", *CUDA_TESTS, *options).parent / "aimo_cuda_tests"
+    log.run(tests)
+
+
+def cuda_nvcc(log: Log) -> None:
+    """Everything of CUDA with nvcc; where a device is, the tests run on it."""
+    if shutil.which("nvcc") is None:
+        raise NotOfferedError("nvcc, which apt and pip do not bring")
+    cmake, folder = VENV / "bin" / "cmake", WORK / "cuda-nvcc"
+    build_c_tests(log, "cuda-nvcc", "-DAIMO_BUILD_CUDA_TESTS=ON", "-DAIMO_CUDA=ON")
+    log.run(cmake, "--build", folder, "--target", "aimo_cuda")
+    cublas = output(VENV / "bin" / "python", "-I", "-c", FIRST_CUBLAS).strip()
+    log.run(
+        folder / "aimo_cuda_tests", AIMO_TEST_CUDA_LIBRARY=str(folder / "libaimo_cuda.so"),
+        AIMO_TEST_CUBLAS=cublas,
+    )  # fmt: skip
 
 
 def fuzz(log: Log) -> None:
@@ -407,6 +466,9 @@ PARTS: dict[str, Callable[[Log], None]] = {
     "C tests, valgrind": c_valgrind,
     "C tests, aarch64 under qemu": c_aarch64,
     "C tests, clang": c_clang,
+    "CUDA on the host shim": cuda_shim,
+    "CUDA on the host shim, ASan and UBSan": cuda_address,
+    "CUDA with nvcc": cuda_nvcc,
     "other CPythons and numpys": other_pythons,
     "sdist, wheel, fresh environment": distribution,
     "fuzz, one minute": fuzz,
@@ -425,6 +487,8 @@ def run_part(name: str, part: Callable[[Log], None]) -> bool:
         result = "passed"
     except MissingError as missing:
         result, reason = ("FAILED" if CI else "left out"), f": needs {missing}"
+    except NotOfferedError as missing:
+        result, reason = "left out", f": needs {missing}"
     except (FailedError, OSError, subprocess.CalledProcessError, ValueError) as error:
         result, reason = "FAILED", f": {error}"
     report = [f"{name}: {result} in {time.monotonic() - start:.0f} s{reason}"]

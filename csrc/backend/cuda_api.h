@@ -12,7 +12,7 @@
 
 typedef struct {
     char name[256];
-    size_t memory_bytes, free_bytes;
+    size_t memory_bytes;
     int major, minor; /* compute capability */
 } aimo_cuda_device;
 
@@ -29,7 +29,7 @@ typedef struct {
      * is touched before. May be called again, and does nothing once it has succeeded.
      * AIMO_ERR_UNSUPPORTED says what is missing, AIMO_ERR_DEVICE that the process was forked. */
     aimo_status (*start)(const char *const *cublas, size_t count, aimo_error *);
-    /* After start. */
+    /* After start; neither uses the devices. */
     aimo_status (*versions)(aimo_cuda_versions *, aimo_error *);
     aimo_status (*device)(int index, aimo_cuda_device *, aimo_error *);
     aimo_status (*backend_new)(int device, aimo_dtype, size_t head_dim, aimo_backend **,

@@ -35,6 +35,7 @@ int aimo_py_add_half(PyObject *module);
 int aimo_py_add_dlpack(PyObject *module);
 int aimo_py_add_matrix(PyObject *module);
 int aimo_py_add_encoder(PyObject *module);
+int aimo_py_add_cuda(PyObject *module);
 int aimo_py_add_memhook(PyObject *module);
 int aimo_py_add_census(PyObject *module);
 int aimo_py_add_process(PyObject *module);

@@ -303,15 +303,16 @@ static PyObject *map_weight(encoder_object *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* seal() -> None */
-static PyObject *seal(encoder_object *self, PyObject *Py_UNUSED(unused))
+/* seal(device: int = -1, /) -> None; -1 is the CPU, others are CUDA devices */
+static PyObject *seal(encoder_object *self, PyObject *args)
 {
-    if (!is_ready(self))
+    int device = AIMO_DEVICE_CPU;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "|i", &device))
         return NULL;
     aimo_error err;
-    const aimo_status status = aimo_encoder_seal(self->encoder, AIMO_DEVICE_CPU, &err);
-    if (status != AIMO_OK)
-        return fail(self, status, &err);
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS status = aimo_encoder_seal(self->encoder, device, &err);
+    Py_END_ALLOW_THREADS if (status != AIMO_OK) return fail(self, status, &err);
     Py_RETURN_NONE;
 }
 
@@ -546,8 +547,8 @@ static PyMethodDef encoder_methods[] = {
      "input_peaks($self, token_ids, offsets, /)\n--\n\nLargest magnitude of each input channel."},
     {"operation_seconds", (PyCFunction)operation_seconds, METH_VARARGS,
      "operation_seconds($self, token_ids, offsets, /)\n--\n\nWhere the time of a batch goes."},
-    {"seal", (PyCFunction)seal, METH_NOARGS,
-     "seal($self, /)\n--\n\nCheck that nothing is missing and make ready."},
+    {"seal", (PyCFunction)seal, METH_VARARGS,
+     "seal($self, device=-1, /)\n--\n\nCheck that nothing is missing and make ready on a device."},
     {"encode", (PyCFunction)encode, METH_VARARGS,
      "encode($self, token_ids, offsets, normalize, skip, columns, /)\n--\n\nEmbed packed "
      "sequences."},

@@ -152,8 +152,9 @@ static int module_exec(PyObject *module)
     }
     if (aimo_py_add_half(module) != 0 || aimo_py_add_dlpack(module) != 0 ||
         aimo_py_add_matrix(module) != 0 || aimo_py_add_encoder(module) != 0 ||
-        aimo_py_add_cache(module) != 0 || aimo_py_add_memhook(module) != 0 ||
-        aimo_py_add_census(module) != 0 || aimo_py_add_process(module) != 0)
+        aimo_py_add_cuda(module) != 0 || aimo_py_add_cache(module) != 0 ||
+        aimo_py_add_memhook(module) != 0 || aimo_py_add_census(module) != 0 ||
+        aimo_py_add_process(module) != 0)
         return -1;
     return 0;
 }

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from . import _core
 from ._version import __version__
 from .demo import add_command as add_demo
+from .devices import describe_cuda
 from .embedding.lookup import DEFAULT_MODEL, find_model, hub_cache
 from .embedding.tune import add_command as add_tune
 from .errors import AimoError
@@ -73,6 +74,8 @@ def run_info(_options: argparse.Namespace) -> int:
     print(f"ai-model-optimizations {__version__}, Python {platform.python_version()}")
     print(f"row        {cpu['row']}  (available: {', '.join(cpu['available'])})")
     print(f"threads    {_core.thread_count()}")
+    for line in describe_cuda():
+        print(f"cuda       {line.removeprefix('CUDA: ')}")
     print(f"hub cache  {hub_cache()}")
     try:
         print(f"model      {DEFAULT_MODEL}: {find_local(DEFAULT_MODEL)}")

@@ -23,6 +23,7 @@ struct cublas_description {
 struct cublas_preference {
     size_t workspace_bytes;
     uint32_t reduction_schemes;
+    uint32_t alignment[4]; /* a, b, c, d */
 };
 
 static int made(void *object) { return object != NULL ? CUBLAS_SUCCESS : CUBLAS_ALLOC_FAILED; }
@@ -84,7 +85,7 @@ EXPORT int cublasLtMatmulPreferenceCreate(cublas_preference **out)
 {
     *out = malloc(sizeof **out);
     if (*out != NULL)
-        **out = (cublas_preference){0, 7};
+        **out = (cublas_preference){0, 7, {256, 256, 256, 256}};
     return made(*out);
 }
 
@@ -108,6 +109,8 @@ EXPORT int cublasLtMatmulPreferenceSetAttribute(cublas_preference *preference, i
     memcpy(&number, value, bytes);
     if (attribute == CUBLAS_PREFERENCE_REDUCTION_SCHEMES)
         preference->reduction_schemes = number;
+    else
+        preference->alignment[attribute - CUBLAS_PREFERENCE_ALIGNMENT_A] = number;
     return CUBLAS_SUCCESS;
 }
 
@@ -116,7 +119,7 @@ static cublas_algorithm algorithm_of(const cublas_layout *a, const cublas_layout
                                      const cublas_layout *d)
 {
     return (cublas_algorithm){{a->rows, a->columns, (uint64_t)a->type, (uint64_t)b->ld,
-                               (uint64_t)d->ld, (uint64_t)d->type, 1, 1}};
+                               (uint64_t)d->ld, (uint64_t)d->type, 0, 0}};
 }
 
 EXPORT int cublasLtMatmulAlgoGetHeuristic(cublas_handle *handle, cublas_description *description,
@@ -128,6 +131,9 @@ EXPORT int cublasLtMatmulAlgoGetHeuristic(cublas_handle *handle, cublas_descript
     if (requested < 1 || preference->reduction_schemes != 0) /* split-k */
         return INVALID;
     *out = (cublas_heuristic){.algorithm = algorithm_of(a, b, d)};
+    /* What it may rely on. */
+    out->algorithm.data[6] = preference->alignment[1];
+    out->algorithm.data[7] = preference->alignment[3];
     *found = 1;
     return CUBLAS_SUCCESS;
 }
@@ -156,7 +162,11 @@ EXPORT int cublasLtMatmul(cublas_handle *handle, cublas_description *description
                           size_t workspace_bytes, void *stream)
 {
     (void)handle, (void)c, (void)ct, (void)workspace_bytes;
-    const cublas_algorithm expected = algorithm_of(at, bt, dt);
+    cublas_algorithm expected = algorithm_of(at, bt, dt);
+    expected.data[6] = algorithm->data[6];
+    expected.data[7] = algorithm->data[7];
+    if ((uintptr_t)b % expected.data[6] != 0 || (uintptr_t)d % expected.data[7] != 0)
+        return INVALID;
     if (*(const float *)alpha != 1.0f || *(const float *)beta != 0.0f ||
         description->transposed_a != CUBLAS_TRANSPOSED || at->rows != bt->rows ||
         at->columns != dt->rows || bt->columns != dt->columns || workspace == NULL ||

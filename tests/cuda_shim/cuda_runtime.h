@@ -51,6 +51,7 @@ typedef struct cuda_shim_event *cudaEvent_t;
 
 struct cudaDeviceProp {
     char name[256];
+    size_t totalGlobalMem;
     int major, minor;
 };
 

@@ -207,7 +207,7 @@ cudaError_t call() { return is_due(&calls_left) ? note(cudaErrorLaunchFailure) :
 /* Calls on a stream need the stream's device to be the thread's. */
 cudaError_t call_on(cudaStream_t stream)
 {
-    if (stream->device != current_device)
+    if (stream != nullptr && stream->device != current_device)
         return note(cudaErrorInvalidResourceHandle);
     return call();
 }
@@ -328,6 +328,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device)
     if (device < 0 || device >= device_count)
         return note(cudaErrorInvalidDevice);
     snprintf(out->name, sizeof out->name, "fibers");
+    out->totalGlobalMem = ALL_MEMORY;
     out->major = 8;
     out->minor = 0;
     return call();

@@ -23,6 +23,8 @@ struct aimo_backend_matrix {
 namespace
 {
 
+constexpr int OLDEST_MAJOR = 8; /* compute capability: products of bf16 */
+
 struct cuda_backend {
     aimo_backend base;
     int device;
@@ -72,16 +74,24 @@ size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t column
     });
 }
 
+/* When cudaMemcpy returns, pageable memory may still be on its way; streams that do not wait for
+ * the default one would not see it. */
+aimo_status upload(void *device, const void *host, size_t bytes, aimo_error *err)
+{
+    AIMO_TRY_CUDA(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), err);
+    AIMO_TRY_CUDA(cudaStreamSynchronize(NULL), err);
+    return AIMO_OK;
+}
+
 aimo_status constant_new(aimo_backend *backend, const void *host, size_t bytes, const void **out,
                          aimo_error *err)
 {
-    const device_scope scope(as_cuda(backend)->device);
-    AIMO_TRY(scope.check(err));
+    const device_scope scope(as_cuda(backend)->device, err);
+    AIMO_TRY(scope.status);
     void *memory;
     AIMO_TRY(cuda_memory_new(&memory, bytes, "weights", err));
     *out = memory; /* freed with the encoder, even when the copy fails */
-    AIMO_TRY_CUDA(cudaMemcpy(memory, host, bytes, cudaMemcpyHostToDevice), err);
-    return AIMO_OK;
+    return upload(memory, host, bytes, err);
 }
 
 void constant_free(aimo_backend *backend, const void *device)
@@ -102,15 +112,15 @@ aimo_status upload_matrix(aimo_backend_matrix *matrix, aimo_dtype dtype, const v
     void *staging;
     AIMO_TRY(aimo_memory_new(&staging, at_once + 1, k * sizeof(float), "weights", err));
     float *row = static_cast<float *>(staging);
-    cudaError_t error = cudaSuccess;
-    for (size_t first = 0; first < n && error == cudaSuccess; first += at_once) {
+    aimo_status status = AIMO_OK;
+    for (size_t first = 0; first < n && status == AIMO_OK; first += at_once) {
         const size_t rows = n - first < at_once ? n - first : at_once;
         cuda_weights_unpack(dtype, n, k, panels, first, rows, row, row + k);
-        error = cudaMemcpy(static_cast<char *>(matrix->w) + first * k * element, row + k,
-                           rows * k * element, cudaMemcpyHostToDevice);
+        status = upload(static_cast<char *>(matrix->w) + first * k * element, row + k,
+                        rows * k * element, err);
     }
     aimo_memory_free(staging);
-    return error == cudaSuccess ? AIMO_OK : aimo_cuda_fail(error, "cudaMemcpy", err);
+    return status;
 }
 
 void matrix_free(aimo_backend *backend, aimo_backend_matrix *matrix)
@@ -125,8 +135,8 @@ void matrix_free(aimo_backend *backend, aimo_backend_matrix *matrix)
 aimo_status matrix_new(aimo_backend *backend, aimo_dtype dtype, size_t n, size_t k,
                        const void *panels, aimo_backend_matrix **out, aimo_error *err)
 {
-    const device_scope scope(as_cuda(backend)->device);
-    AIMO_TRY(scope.check(err));
+    const device_scope scope(as_cuda(backend)->device, err);
+    AIMO_TRY(scope.status);
     void *memory;
     AIMO_TRY(aimo_memory_new_zero(&memory, 1, sizeof **out, "matrix", err));
     aimo_backend_matrix *matrix = static_cast<aimo_backend_matrix *>(memory);
@@ -170,9 +180,11 @@ aimo_status embed(aimo_backend *backend, aimo_workspace *workspace, const aimo_e
 cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w, product_kind kind)
 {
     const size_t element = aimo_dtype_size(b->dtype);
-    cuda_product_shape shape = {b->dtype, b->dtype, w->n, w->k, w->k, w->n};
-    if (kind != OPERAND_TO_SCRATCH)
+    cuda_product_shape shape = {b->dtype, b->dtype, w->n, w->k, w->k, w->n, 0};
+    if (kind != OPERAND_TO_SCRATCH) {
         shape.ldx = row_bytes(&b->base, AIMO_ROWS_FULL, w->k) / element;
+        shape.x_offset = b->dtype == AIMO_F32 ? 0 : w->k * sizeof(float);
+    }
     if (kind != FULL_TO_OPERAND)
         shape.y_dtype = AIMO_F32;
     if (kind == FULL_TO_FULL)
@@ -266,8 +278,8 @@ void cuda_free(aimo_backend *backend)
     if (b->cublas != NULL && cuda_process_is_ours()) {
         const device_scope scope(b->device);
         (void)cuda_cublas()->Destroy(b->cublas);
+        pthread_mutex_destroy(&b->lock);
     }
-    pthread_mutex_destroy(&b->lock);
     aimo_memory_free(b);
 }
 
@@ -279,8 +291,8 @@ const aimo_backend_ops ops = {
 
 aimo_status open_backend(cuda_backend *b, int device, aimo_error *err)
 {
-    const device_scope scope(device);
-    AIMO_TRY(scope.check(err));
+    const device_scope scope(device, err);
+    AIMO_TRY(scope.status);
     return cuda_product_status(cuda_cublas(), cuda_cublas()->Create(&b->cublas), "Create", err);
 }
 
@@ -289,6 +301,10 @@ aimo_status backend_new(int device, aimo_dtype dtype, size_t head_dim, aimo_back
 {
     aimo_cuda_device properties;
     AIMO_TRY(cuda_get_device(device, &properties, err));
+    if (properties.major < OLDEST_MAJOR)
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
+                         "CUDA: %s has compute capability %d.%d, %d.0 is needed", properties.name,
+                         properties.major, properties.minor, OLDEST_MAJOR);
     if (head_dim > ATTENTION_HEAD_DIM_MOST)
         return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
                          "CUDA: attention heads of at most %u elements, the model has %zu",

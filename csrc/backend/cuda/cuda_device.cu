@@ -1,6 +1,7 @@
 /* The process and its devices. */
 #include "backend/cuda/cuda_device.h"
 
+#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/types.h>
@@ -9,12 +10,31 @@
 namespace
 {
 
-constexpr int OLDEST_MAJOR = 8; /* compute capability: products of bf16 */
-
 /* Written once, by cuda_start, which its caller locks. */
 pid_t process; /* 0 before */
 cublas_lt cublas_table;
 int device_count;
+
+constexpr int NOWHERE = -1; /* there is no device to go back to */
+
+/* Whether somebody uses the device in this process. Going back to one that nobody uses would
+ * create a context there, hundreds of megabytes; the runtime cannot be asked, the driver can. */
+bool has_context(int device)
+{
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+    if (driver == NULL)
+        return true;
+    using get_function = int(int *, int);
+    using state_function = int(int, unsigned *, int *);
+    auto *get = reinterpret_cast<get_function *>(dlsym(driver, "cuDeviceGet"));
+    auto *state = reinterpret_cast<state_function *>(dlsym(driver, "cuDevicePrimaryCtxGetState"));
+    int handle, active = 1;
+    unsigned flags;
+    const bool known = get != NULL && state != NULL && get(&handle, device) == 0 &&
+                       state(handle, &flags, &active) == 0;
+    (void)dlclose(driver);
+    return !known || active != 0;
+}
 
 /* The runtime's words for what is missing, as a user can act on them. */
 aimo_status missing(cudaError_t error, aimo_error *err)
@@ -96,17 +116,11 @@ aimo_status cuda_get_device(int index, aimo_cuda_device *out, aimo_error *err)
     AIMO_TRY(cuda_check_device(index, err));
     cudaDeviceProp properties;
     AIMO_TRY_CUDA(cudaGetDeviceProperties(&properties, index), err);
-    const device_scope scope(index);
-    AIMO_TRY(scope.check(err));
     *out = {};
     snprintf(out->name, sizeof out->name, "%s", properties.name);
     out->major = properties.major;
     out->minor = properties.minor;
-    AIMO_TRY_CUDA(cudaMemGetInfo(&out->free_bytes, &out->memory_bytes), err);
-    if (out->major < OLDEST_MAJOR)
-        return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
-                         "CUDA: %s has compute capability %d.%d, 8.0 is needed", out->name,
-                         out->major, out->minor);
+    out->memory_bytes = properties.totalGlobalMem;
     return AIMO_OK;
 }
 
@@ -124,21 +138,22 @@ aimo_status cuda_memory_new(void **out, size_t bytes, const char *what, aimo_err
                      available, all);
 }
 
-device_scope::device_scope(int device) : previous_(device), error_(cudaGetDevice(&previous_))
+aimo_status cuda_enter_device(int device, int *previous, aimo_error *err)
 {
-    if (error_ == cudaSuccess && previous_ != device)
-        error_ = cudaSetDevice(device);
-    else if (error_ == cudaSuccess)
-        previous_ = -1;
+    int current;
+    *previous = NOWHERE;
+    AIMO_TRY_CUDA(cudaGetDevice(&current), err);
+    if (current == device)
+        return AIMO_OK;
+    const bool used = has_context(current);
+    AIMO_TRY_CUDA(cudaSetDevice(device), err);
+    if (used)
+        *previous = current;
+    return AIMO_OK;
 }
 
-device_scope::~device_scope()
+void cuda_leave_device(int previous)
 {
-    if (previous_ >= 0)
-        (void)cudaSetDevice(previous_);
-}
-
-aimo_status device_scope::check(aimo_error *err) const
-{
-    return error_ == cudaSuccess ? AIMO_OK : aimo_cuda_fail(error_, "cudaSetDevice", err);
+    if (previous != NOWHERE)
+        (void)cudaSetDevice(previous);
 }

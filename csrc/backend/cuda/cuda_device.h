@@ -26,20 +26,26 @@ aimo_status cuda_check_device(int index, aimo_error *err);
 /* *out = device memory; the error says how much is free. */
 aimo_status cuda_memory_new(void **out, size_t bytes, const char *what, aimo_error *err);
 
-/* Makes a device the thread's current one, and goes back at the end: other users of CUDA in the
- * thread see nothing of it. */
-class device_scope
-{
-  public:
-    explicit device_scope(int device);
-    ~device_scope();
+/* Makes a device the thread's current one. *previous is for cuda_leave_device, which goes back, so
+ * that other users of CUDA in the thread see nothing of it. */
+aimo_status cuda_enter_device(int device, int *previous, aimo_error *err);
+void cuda_leave_device(int previous);
+
+/* The same for the rest of a block; `status` says whether it succeeded. */
+struct device_scope {
+    explicit device_scope(int device, aimo_error *err = NULL)
+        : status(cuda_enter_device(device, &previous_, err))
+    {
+    }
+    ~device_scope() { cuda_leave_device(previous_); }
     device_scope(const device_scope &) = delete;
     device_scope &operator=(const device_scope &) = delete;
-    aimo_status check(aimo_error *err) const;
 
   private:
     int previous_;
-    cudaError_t error_;
+
+  public:
+    const aimo_status status;
 };
 
 #endif

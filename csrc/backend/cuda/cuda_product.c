@@ -54,12 +54,13 @@ static int operation_init(operation *o, const cuda_product_shape *s, size_t m,
     return status;
 }
 
-/* The largest power of 2, up to 16, that divides the distance of rows. */
-static uint32_t alignment(size_t ld, aimo_dtype dtype)
+/* The largest power of 2, up to 16, that divides the distance of rows and the first one's address.
+ */
+static uint32_t alignment(size_t ld, aimo_dtype dtype, size_t offset)
 {
     const size_t bytes = ld * aimo_dtype_size(dtype);
     uint32_t power = 16;
-    while (bytes % power != 0)
+    while (bytes % power != 0 || offset % power != 0)
         power /= 2;
     return power;
 }
@@ -75,10 +76,10 @@ static int prefer(cublas_preference *preference, const cuda_product_shape *s,
         uint32_t value;
     } settings[] = {
         {CUBLAS_PREFERENCE_REDUCTION_SCHEMES, 0}, /* none: no split-k */
-        {CUBLAS_PREFERENCE_ALIGNMENT_A, alignment(s->k, s->dtype)},
-        {CUBLAS_PREFERENCE_ALIGNMENT_B, alignment(s->ldx, s->dtype)},
-        {CUBLAS_PREFERENCE_ALIGNMENT_C, alignment(s->ldy, s->y_dtype)},
-        {CUBLAS_PREFERENCE_ALIGNMENT_D, alignment(s->ldy, s->y_dtype)},
+        {CUBLAS_PREFERENCE_ALIGNMENT_A, alignment(s->k, s->dtype, 0)},
+        {CUBLAS_PREFERENCE_ALIGNMENT_B, alignment(s->ldx, s->dtype, s->x_offset)},
+        {CUBLAS_PREFERENCE_ALIGNMENT_C, alignment(s->ldy, s->y_dtype, 0)},
+        {CUBLAS_PREFERENCE_ALIGNMENT_D, alignment(s->ldy, s->y_dtype, 0)},
     };
     for (size_t i = 0; i < sizeof settings / sizeof settings[0] && status == CUBLAS_SUCCESS; i++)
         status = cublas->MatmulPreferenceSetAttribute(preference, settings[i].attribute,

@@ -18,6 +18,7 @@ typedef struct {
     aimo_dtype y_dtype; /* dtype or AIMO_F32 */
     size_t n, k;
     size_t ldx, ldy; /* elements from one row to the next */
+    size_t x_offset; /* bytes from an aligned address to x */
 } cuda_product_shape;
 
 typedef struct {

@@ -121,11 +121,11 @@ void cuda_workspaces_init(cuda_workspaces *pool, int device)
 
 void cuda_workspaces_clear(cuda_workspaces *pool)
 {
-    if (cuda_process_is_ours()) {
-        const device_scope scope(pool->device);
-        for (cuda_workspace &w : pool->all)
-            close_workspace(&w);
-    }
+    if (!cuda_process_is_ours())
+        return; /* the lock may be one that a thread of the parent held */
+    const device_scope scope(pool->device);
+    for (cuda_workspace &w : pool->all)
+        close_workspace(&w);
     pthread_cond_destroy(&pool->returned);
     pthread_mutex_destroy(&pool->lock);
 }
@@ -135,9 +135,8 @@ aimo_status cuda_workspace_lease(cuda_workspaces *pool, size_t bytes, cuda_works
 {
     AIMO_TRY(cuda_check_process(err)); /* before the lock, which a fork may have left held */
     const size_t all = align_up(bytes) + CUDA_PRODUCT_WORKSPACE;
-    int previous = 0;
-    AIMO_TRY_CUDA(cudaGetDevice(&previous), err);
-    AIMO_TRY_CUDA(cudaSetDevice(pool->device), err);
+    int previous;
+    AIMO_TRY(cuda_enter_device(pool->device, &previous, err));
     pthread_mutex_lock(&pool->lock);
     cuda_workspace *w;
     while ((w = best_idle(pool, all)) == NULL)
@@ -151,14 +150,14 @@ aimo_status cuda_workspace_lease(cuda_workspaces *pool, size_t bytes, cuda_works
     }
     pthread_mutex_unlock(&pool->lock);
     if (status != AIMO_OK)
-        (void)cudaSetDevice(previous);
+        cuda_leave_device(previous);
     return status;
 }
 
 void cuda_workspace_return(cuda_workspaces *pool, cuda_workspace *w)
 {
     wait_for_idle(w);
-    (void)cudaSetDevice(w->previous_device);
+    cuda_leave_device(w->previous_device);
     pthread_mutex_lock(&pool->lock);
     w->leased = false;
     pthread_cond_signal(&pool->returned);

@@ -27,7 +27,7 @@ struct cuda_workspace {
     growing_memory pinned_input; /* host: the same */
     growing_memory pinned_output[DOWNLOAD_BUFFERS];
     cuda_sequences sequences; /* of the chunk, after cuda_workspace_upload */
-    int previous_device;      /* of the leasing thread */
+    int previous_device;      /* of the leasing thread, as cuda_enter_device says */
 };
 
 constexpr unsigned WORKSPACES = 2;

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..devices import CPU, device_name, parse_device
 from ..errors import ModelFormatError
 from .batch_threads import for_each_batch
 from .folder import ModelFolder, read_folder
@@ -31,15 +32,21 @@ from .weights import copy_encoder, load_encoder
 DType = Literal["f32", "f16", "bf16", "int8"]
 DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16", "int8")
 
+#: Texts of a batch that keep a CUDA device busy for longer than starting it takes.
+DEVICE_BATCH_SIZE = 256
+
 # Their kernels multiply bf16 at several times the rate of f32.
 _FAST_BF16_ROWS = ("avx512_bf16", "amx")
 
 
-def resolve_dtype(dtype: str) -> DType:
+def resolve_dtype(dtype: str, device: int = CPU) -> DType:
     """Return the storage type that ``dtype`` stands for on this machine.
 
-    ``"auto"`` is the fastest 16-bit type: bf16 where the processor multiplies it, else f16.
+    ``"auto"`` is the fastest 16-bit type: bf16 where the processor multiplies it, else f16. CUDA
+    devices multiply both at one rate, and f16 is the more precise.
     """
+    if dtype == "auto" and device != CPU:
+        return "f16"
     if dtype == "auto":
         return "bf16" if _core.cpu_info()["row"] in _FAST_BF16_ROWS else "f16"
     for known in DTYPES:
@@ -83,6 +90,7 @@ class EmbeddingModel:
         dtype: DType,
         space_id: str,
         options: _Options = _Options(),  # noqa: B008 - immutable
+        device: int = CPU,
     ) -> None:
         self._encoder = encoder
         self._tokenizer = tokenizer
@@ -90,6 +98,7 @@ class EmbeddingModel:
         self._dtype: DType = dtype
         self._space_id = space_id  # of whole vectors
         self._options = options
+        self._device = device
         narrow = options.truncate_dim if options.truncate_dim is not None else folder.truncate_dim
         self._dimension = _columns(narrow, folder.dimension)
         self._truncation = TruncationLog(folder.max_seq_length)
@@ -104,6 +113,7 @@ class EmbeddingModel:
         local_files_only: bool = False,
         truncate_dim: int | None = None,
         on_truncate: str = "warn",
+        device: str = "cpu",
     ) -> EmbeddingModel:
         """Load a model with BERT weights, as sentence-transformers or transformers saved it.
 
@@ -127,6 +137,9 @@ class EmbeddingModel:
         on_truncate : what happens when a text is longer than the model reads: ``"warn"`` through
             the package's logger, at most once a minute; ``"error"``, a ValueError; ``"ignore"``.
             Cut texts are counted in :attr:`truncation` in any case
+        device : ``"cpu"``; ``"cuda"`` or ``"cuda:N"``, a CUDA device, to which the weights are
+            copied; ``"auto"``, the first CUDA device if one can be used, else the CPU. See
+            docs/gpu.md
 
         Returns
         -------
@@ -140,25 +153,31 @@ class EmbeddingModel:
             If there is no such model.
         ValueError
             If ``dtype`` is unknown or a packed model has another, ``truncate_dim`` is larger than
-            the model's vectors, ``on_truncate`` is none of the above, or ``revision`` comes with a
-            folder.
+            the model's vectors, ``on_truncate`` or ``device`` is none of the above, there is no
+            such device, or ``revision`` comes with a folder.
         ModelFormatError
             If a file of the folder is damaged, contradicts another or changes while it is read;
             the message names it.
         UnsupportedError
-            If the model needs something that the encoder lacks; the message names it.
+            If the model needs something that the encoder lacks, or CUDA cannot be used; the message
+            says what is missing.
+        DeviceError
+            If the device fails, or the process was forked after CUDA had been started.
+        MemoryError
+            If the weights do not fit the device.
         """
-        storage = resolve_dtype(dtype)
+        where = parse_device(device)
+        storage = resolve_dtype(dtype, where)
         options = _Options(truncate_dim, check_policy(on_truncate))
         path = find_model(name_or_path, revision=revision, download=not local_files_only)
         packed = find_packed(path)
         if packed is not None:
-            return _load_packed(packed, None if dtype == "auto" else storage, options)
+            return _load_packed(packed, None if dtype == "auto" else storage, options, where)
         if path.is_file():
             raise ModelFormatError(f"{path}: expected a model folder or a packed model, got a file")
         folder = read_folder(path)
-        files = (str(folder.path.resolve()), folder.state, storage)
-        return _interned(files, options, lambda: _load_folder(folder, storage))
+        files = (str(folder.path.resolve()), folder.state, storage, where)
+        return _interned(files, options, lambda: _load_folder(folder, storage, where))
 
     @property
     def dimension(self) -> int:
@@ -173,6 +192,11 @@ class EmbeddingModel:
     def dtype(self) -> DType:
         """Storage type of the weights."""
         return self._dtype
+
+    @property
+    def device(self) -> str:
+        """Where the model computes: ``"cpu"`` or ``"cuda:N"``."""
+        return device_name(self._device)
 
     @property
     def max_seq_length(self) -> int:
@@ -201,7 +225,7 @@ class EmbeddingModel:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of weights held."""
+        """Bytes of weights held in the process's memory; a CUDA device has a copy of them."""
         return self._encoder.weight_bytes
 
     @property
@@ -219,7 +243,7 @@ class EmbeddingModel:
     def __repr__(self) -> str:
         return (
             f"EmbeddingModel({self.path.name!r}, dtype={self.dtype!r}, dimension={self.dimension}, "
-            f"{self.memory_bytes / 1e6:.1f} MB)"
+            f"{self.memory_bytes / 1e6:.1f} MB{'' if self._device == CPU else ', ' + self.device})"
         )
 
     def encode(
@@ -239,7 +263,8 @@ class EmbeddingModel:
         Parameters
         ----------
         texts : one string, or a sequence of them
-        batch_size : texts that are tokenized and computed together; it changes the speed alone
+        batch_size : texts that are tokenized and computed together; it changes the speed alone.
+            On a CUDA device at least 256
         show_progress_bar : True or False; None shows one for large inputs on a terminal
         normalize_embeddings : scale the vectors to unit L2 norm even if the model does not
         prompt_name : which of :attr:`prompts` to put before every text; None is
@@ -281,12 +306,13 @@ class EmbeddingModel:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
         out = np.empty((len(texts), call.dimension), dtype=np.float32)
+        step = batch_size if self._device == CPU else max(batch_size, DEVICE_BATCH_SIZE)
 
         def encode_from(start: int) -> None:
-            batch = texts[start : start + batch_size]
+            batch = texts[start : start + step]
             out[start : start + len(batch)] = self._encode_batch(batch, call, first=start)
 
-        starts = range(0, len(texts), batch_size)
+        starts = range(0, len(texts), step)
         threads = min(_core.thread_count(), len(starts))
         for_each_batch(with_progress_bar(starts, show_progress_bar), encode_from, threads)
         return out
@@ -353,15 +379,19 @@ class EmbeddingModel:
                 f"dtype: the weights are {self._dtype} already; "
                 f"use EmbeddingModel.load({str(self.path)!r}, dtype={storage!r})"
             )
+        return self._converted(storage, self._device)
+
+    def _converted(self, storage: DType, device: int) -> EmbeddingModel:
         outliers = None
         if storage == "int8":
+            on_cpu = self._encoder
+            if self._device != CPU:
+                on_cpu = copy_encoder(self._folder, self._encoder, self._dtype)
             frame = self._tokenizer.pack([""]).token_ids
             words = int(self._folder.architecture.sizes["vocabulary"])
-            outliers = find_outliers(self._encoder, words, frame)
-        encoder = copy_encoder(self._folder, self._encoder, storage, outliers)
-        return EmbeddingModel(
-            encoder, self._tokenizer, self._folder, storage, self._space_id, self._options
-        )
+            outliers = find_outliers(on_cpu, words, frame)
+        encoder = copy_encoder(self._folder, self._encoder, storage, device, outliers)
+        return self._with_encoder(encoder, storage, self._options, device)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model, packed, into a folder that :meth:`load` maps.
@@ -410,14 +440,19 @@ class EmbeddingModel:
         """Return a model with other options and the same weights."""
         if options == self._options:
             return self
+        return self._with_encoder(self._encoder, self._dtype, options, self._device)
+
+    def _with_encoder(
+        self, encoder: _core.Encoder, dtype: DType, options: _Options, device: int
+    ) -> EmbeddingModel:
         return EmbeddingModel(
-            self._encoder, self._tokenizer, self._folder, self._dtype, self._space_id, options
+            encoder, self._tokenizer, self._folder, dtype, self._space_id, options, device
         )
 
 
 _loading = threading.RLock()
-#: A folder or file, the state of what is read from it, and the dtype asked for.
-_Files = tuple[str, Hashable, str]
+#: A folder or file, the state of what is read from it, the dtype asked for, and the device.
+_Files = tuple[str, Hashable, str, int]
 #: Models in use.
 _loaded: weakref.WeakValueDictionary[tuple[_Files, _Options], EmbeddingModel] = (
     weakref.WeakValueDictionary()
@@ -462,12 +497,16 @@ def _interned(
         return model
 
 
-def _load_packed(file: Path, dtype: DType | None, options: _Options) -> EmbeddingModel:
+def _load_packed(
+    file: Path, dtype: DType | None, options: _Options, device: int
+) -> EmbeddingModel:
     """Return the model in a packed file; None takes the dtype that it has."""
     stat = file.stat()
     # A file that was replaced has another inode.
-    files = (str(file.resolve()), (stat.st_ino, stat.st_mtime_ns), "packed")
-    model = _interned(files, options, lambda: _model_of(read_parts(file)))
+    files = (str(file.resolve()), (stat.st_ino, stat.st_mtime_ns), "packed", device)
+    model = _interned(
+        files, options, lambda: _model_of(read_parts(file, device=device), device)
+    )
     if dtype not in (None, model.dtype):
         raise ValueError(
             f"dtype: {file} holds {model.dtype}, not {dtype}; "
@@ -476,33 +515,34 @@ def _load_packed(file: Path, dtype: DType | None, options: _Options) -> Embeddin
     return model
 
 
-def _model_of(parts: ModelParts) -> EmbeddingModel:
-    return EmbeddingModel(*parts[:3], resolve_dtype(parts.dtype), parts.space_id)
+def _model_of(parts: ModelParts, device: int = CPU) -> EmbeddingModel:
+    dtype = resolve_dtype(parts.dtype)
+    return EmbeddingModel(*parts[:3], dtype, parts.space_id, device=device)
 
 
-def _load_folder(folder: ModelFolder, dtype: DType) -> EmbeddingModel:
+def _load_folder(folder: ModelFolder, dtype: DType, device: int) -> EmbeddingModel:
     space_id = folder.space_id()
 
     def read(path: Path) -> EmbeddingModel:
-        parts = read_parts(path, folder)
+        parts = read_parts(path, folder, device)
         if (parts.dtype, parts.space_id) != (dtype, space_id):
             raise ModelFormatError(f"{path}: another model's file under this name")
-        return _model_of(parts)
+        return _model_of(parts, device)
 
     return load_through_cache(
         folder,
         dtype,
         space_id,
-        pack=lambda: _pack(folder, dtype, space_id),
+        pack=lambda: _pack(folder, dtype, space_id, device),
         write=lambda model, path: write_parts(path, model._parts(), mode=0o600),
         read=read,
     )
 
 
-def _pack(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
+def _pack(folder: ModelFolder, dtype: DType, space_id: str, device: int) -> EmbeddingModel:
     if dtype == "int8":
-        return _pack(folder, "f32", space_id).astype("int8")
-    encoder = load_encoder(folder, dtype)
+        return _pack(folder, "f32", space_id, CPU)._converted("int8", device)
+    encoder = load_encoder(folder, dtype, device)
     tokenizer = TextTokenizer(
         folder.tokenizer,
         max_length=folder.max_seq_length,
@@ -510,4 +550,4 @@ def _pack(folder: ModelFolder, dtype: DType, space_id: str) -> EmbeddingModel:
         do_lower_case=folder.do_lower_case,
     )
     folder.check_unchanged()
-    return EmbeddingModel(encoder, tokenizer, folder, dtype, space_id)
+    return EmbeddingModel(encoder, tokenizer, folder, dtype, space_id, device=device)

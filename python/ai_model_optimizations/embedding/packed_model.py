@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _core
+from ..devices import CPU
 from ..errors import ModelFormatError
 from .families import FAMILIES, Architecture
 from .folder import ModelFolder, read_truncate_dim
@@ -59,12 +60,13 @@ def write_parts(path: Path, parts: ModelParts, *, mode: int = 0o666) -> None:
     write_packed(path, parts.encoder, parts.tokenizer.packed().content, metadata, mode=mode)
 
 
-def read_parts(path: Path, folder: ModelFolder | None = None) -> ModelParts:
+def read_parts(path: Path, folder: ModelFolder | None = None, device: int = CPU) -> ModelParts:
     """Map a packed file.
 
     Parameters
     ----------
     folder : the folder that the model was packed from; None makes one of what the file says
+    device : where to compute: :data:`~ai_model_optimizations.devices.CPU`, or a CUDA device
 
     Raises
     ------
@@ -77,7 +79,7 @@ def read_parts(path: Path, folder: ModelFolder | None = None) -> ModelParts:
     encoder = _encoder_of(file, folder)
     file.map_into(encoder)
     try:
-        encoder.seal()
+        encoder.seal(device)
     except ModelFormatError as error:
         raise ModelFormatError(f"{path}: {error}") from None
     tokenizer = TextTokenizer(

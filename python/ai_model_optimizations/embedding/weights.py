@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from ..devices import CPU
 from ..errors import ModelFormatError
 from .folder import ModelFolder
 from .modules import Dense
@@ -24,8 +25,8 @@ def new_encoder(folder: ModelFolder, dtype: str) -> _core.Encoder:
     return _core.Encoder(dtype=dtype, poolings=head.poolings, dense=dense, **sizes)
 
 
-def load_encoder(folder: ModelFolder, dtype: str) -> _core.Encoder:
-    """Return an encoder with the folder's weights, stored as ``dtype``.
+def load_encoder(folder: ModelFolder, dtype: str, device: int = CPU) -> _core.Encoder:
+    """Return an encoder with the folder's weights, stored as ``dtype``, on a device.
 
     Raises
     ------
@@ -49,14 +50,18 @@ def load_encoder(folder: ModelFolder, dtype: str) -> _core.Encoder:
         for index, (layer, file) in enumerate(zip(folder.head.dense, dense_files, strict=True)):
             _fill_dense(encoder, index, layer, file)
     try:
-        encoder.seal()
+        encoder.seal(device)
     except ModelFormatError as error:
         raise ModelFormatError(f"{folder.weights[0]}: {error}") from None
     return encoder
 
 
 def copy_encoder(
-    folder: ModelFolder, encoder: _core.Encoder, dtype: str, outliers: Outliers | None = None
+    folder: ModelFolder,
+    encoder: _core.Encoder,
+    dtype: str,
+    device: int = CPU,
+    outliers: Outliers | None = None,
 ) -> _core.Encoder:
     """Return an encoder with the weights of another, stored as ``dtype``; outliers are for int8."""
     copy = new_encoder(folder, dtype)
@@ -64,7 +69,7 @@ def copy_encoder(
         set_outliers(copy, outliers)
     for name, layer, _ in tensor_places(folder):
         copy.set_tensor(name, layer, encoder.tensor(name, layer))
-    copy.seal()
+    copy.seal(device)
     return copy
 
 

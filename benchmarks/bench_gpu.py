@@ -1,0 +1,165 @@
+"""Text in, unit vectors out, on a CUDA device: ours beside sentence-transformers in 16 bits.
+
+    python benchmarks/bench_gpu.py [--model NAME] [--texts N] [--rounds N] [--engines WORD ...]
+
+As bench_encoder.py: every engine in a process of its own, in turn, results compared first. Then,
+for ours: which share of a call is tokenizing, the model, and the rest; how long torch takes for the
+model's products alone, which is cuBLAS's own speed; and what the device's memory holds. Without a
+device nothing is measured, and nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import bench_encoder
+import gpu_engines
+import harness
+import numpy as np
+import texts as text_sets
+
+from ai_model_optimizations import EmbeddingModel, _core, devices
+
+
+def start_workers(words: list[str], sets_file: Path) -> dict[str, bench_encoder.Worker]:
+    """A process for each engine that can be loaded here."""
+    workers = {}
+    for name in gpu_engines.ENGINES:
+        if words and not any(word in name for word in words):
+            continue
+        worker = bench_encoder.Worker(name, sets_file, __file__)
+        if "error" in worker.loaded:
+            harness.missing(name, worker.loaded["error"])
+            worker.close()
+            continue
+        workers[name] = worker
+    return workers
+
+
+def sets_of(count: int) -> dict[str, list[str]]:
+    """Four lengths: those of bench_encoder.py, and texts that fill a model of 512 tokens."""
+    sets = {name: text_sets.text_set(name, count) for name in text_sets.LENGTHS}
+    longs = sets["long"]
+    sets["full"] = [" ".join(longs[(i + j) % count] for j in range(6)) for i in range(count)]
+    return sets
+
+
+def used_memory() -> int:
+    """Megabytes that this process has on the device, as the driver counts them."""
+    fields = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(["nvidia-smi", *fields], capture_output=True, text=True).stdout
+    for line in lines.splitlines():
+        pid, used = line.split(",")
+        if int(pid) == os.getpid():
+            return int(used)
+    return 0
+
+
+def shares(model: EmbeddingModel, texts: list[str], rounds: int) -> dict[str, float]:
+    """Seconds of a whole call, of tokenizing alone and of the model alone (medians)."""
+    tokens = model._tokenizer.pack(texts)
+
+    def forward() -> None:
+        model._encoder.encode(tokens.token_ids, tokens.offsets, True, 0, model.dimension)
+
+    works = {
+        "call": lambda: model.encode(texts),
+        "tokenizing": lambda: model._tokenizer.pack(texts),
+        "model": forward,
+    }
+    timed = harness.interleave(
+        {name: harness.stopwatch(work) for name, work in works.items()}, rounds
+    )
+    medians = {name: seconds["median"] for name, seconds in timed.items()}
+    return {**medians, "outside_model": 1.0 - medians["model"] / medians["call"]}
+
+
+def products_alone(model: EmbeddingModel, tokens: int, rounds: int) -> float:
+    """Seconds that torch, so cuBLAS, takes for the model's products of so many tokens in fp16."""
+    import torch
+
+    sizes = model._folder.architecture.sizes
+    hidden, inner = int(sizes["hidden"]), int(sizes["intermediate"])
+    shapes = [(3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)]
+    options: dict[str, Any] = {"device": "cuda", "dtype": torch.float16}
+    pairs = [
+        (torch.randn(tokens, k, **options), torch.randn(k, n, **options)) for n, k in shapes
+    ]
+
+    def work() -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(int(sizes["layers"])):
+            for x, w in pairs:
+                torch.mm(x, w)
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    work()
+    return float(np.median([work() for _ in range(rounds)]))
+
+
+def inside(sets: dict[str, list[str]], rounds: int) -> dict[str, Any]:
+    """What is known of ours alone, in f16; and the tokens of each set."""
+    start = used_memory()
+    model = EmbeddingModel.load(gpu_engines.model_name(), dtype="f16", device="cuda")
+    result: dict[str, Any] = {"lengths": {}}
+    for name, texts in sets.items():
+        tokens = int(model.count_tokens(texts).sum())
+        measured: dict[str, float] = {"tokens": tokens, **shares(model, texts, rounds)}
+        # In the chunks that the device gets: neither much larger nor much smaller.
+        chunk = min(tokens, 16384)
+        try:
+            measured["products_alone"] = products_alone(model, chunk, rounds) * tokens / chunk
+            measured["share_of_products"] = measured["products_alone"] / measured["model"]
+        except ImportError as error:
+            harness.missing("the products alone", error)
+        result["lengths"][name] = measured
+    result["weights_mb"] = model.memory_bytes / 1e6
+    result["device_memory_mb"] = used_memory() - start
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Embedding on a CUDA device beside the peers")
+    parser.add_argument("--model", default="", help="a name or folder; the default model")
+    parser.add_argument("--texts", type=int, default=2048, help="texts of each length")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", default=[], help="those whose names hold a word")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        name, channel, sets_path = arguments.serve
+        bench_encoder.serve(gpu_engines.ENGINES[name], int(channel), sets_path)
+        return
+    problem = devices.cuda_problem()
+    if problem is not None:
+        raise SystemExit(f"bench_gpu: nothing is measured: {problem}")
+    os.environ["AIMO_BENCH_MODEL"] = arguments.model
+    harness.set_threads(len(os.sched_getaffinity(0)))
+    sets = sets_of(arguments.texts)
+    ours = inside(sets, arguments.rounds)
+    tokens = {name: int(length["tokens"]) for name, length in ours["lengths"].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        sets_file = Path(folder) / "sets.json"
+        sets_file.write_text(json.dumps(sets))
+        workers = start_workers(arguments.engines, sets_file)
+        try:
+            results = bench_encoder.measure(workers, sets, arguments.rounds, tokens)
+        finally:
+            for worker in workers.values():
+                worker.close()
+    device = {**_core.cuda_device(0), **_core.cuda_versions()}
+    model = Path(gpu_engines.model_name()).name
+    harness.save(f"gpu-{model}", {"device": device, "model": model, "inside": ours, **results})
+
+
+if __name__ == "__main__":
+    main()
