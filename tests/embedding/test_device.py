@@ -16,6 +16,7 @@ from model_folders import BertFolder
 
 from ai_model_optimizations import EmbeddingModel, _core, devices
 from ai_model_optimizations.cli import main
+from ai_model_optimizations.embedding import model as model_module
 from ai_model_optimizations.errors import UnsupportedError
 
 SHIM = os.environ.get("AIMO_TEST_CUDA_SHIM")
@@ -83,28 +84,31 @@ def test_cuda_is_not_looked_for_until_it_is_asked_for(small_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program, str(small_path)], check=True)
 
 
-def test_loading_cuda_needs_the_library_of_this_version(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="nothing"):
-        program = tmp_path / "nothing.so"
-        _load_in_a_process(program)
+def test_the_benchmark_measures_nothing_without_a_device() -> None:
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_gpu.py"
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    answer = subprocess.run([sys.executable, script], capture_output=True, text=True, env=hidden)
+    assert answer.returncode == 1
+    assert "bench_gpu: nothing is measured: CUDA: " in answer.stderr
 
 
-def _load_in_a_process(library: Path) -> None:
-    """Raise what _core.cuda_load raises in a process where nothing is loaded."""
+def test_a_library_that_is_not_there_is_unsupported(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from ai_model_optimizations import _core\n"
-        "try:\n"
-        "    _core.cuda_load(sys.argv[1], [])\n"
-        "except Exception as error:\n"
-        "    print(type(error).__name__, error)\n"
+        "from ai_model_optimizations.errors import UnsupportedError\n"
+        "for call in (lambda: _core.cuda_load(sys.argv[1], []), _core.cuda_versions):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except UnsupportedError as error:\n"
+        "        print(error)\n"
     )
+    library = str(tmp_path / "nothing.so")
     answer = subprocess.run(
-        [sys.executable, "-c", program, str(library)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program, library], check=True, capture_output=True, text=True
     )
-    name, _, text = answer.stdout.partition(" ")
-    assert name == "UnsupportedError"
-    raise UnsupportedError(text)
+    first, second = answer.stdout.splitlines()
+    assert library in first and second == "CUDA was not loaded"
 
 
 @pytest.mark.gpu
@@ -127,12 +131,16 @@ def test_vectors_on_a_device_do_not_depend_on_the_batch(cuda: None, small_path: 
 
 
 @pytest.mark.gpu
-def test_batches_tokenized_ahead_come_back_in_order(cuda: None, small_path: Path) -> None:
+def test_batches_tokenized_ahead_come_back_in_order(
+    cuda: None, small_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_module, "DEVICE_BATCH_SIZE", 4)
     model = EmbeddingModel.load(small_path, device="cuda")
-    texts = [f"a{'b' * (i % 3)}" for i in range(600)]
+    texts = [f"a{'b' * (i % 3)}" for i in range(22)]
     alone = {text: model.encode(text) for text in set(texts)}
-    np.testing.assert_array_equal(model.encode(texts), np.stack([alone[t] for t in texts]))
-    with pytest.raises(TypeError, match=r"texts\[599\]"):
+    got = model.encode(texts, batch_size=1)
+    np.testing.assert_array_equal(got, np.stack([alone[text] for text in texts]))
+    with pytest.raises(TypeError, match=r"texts\[21\]"):
         model.encode([*texts[:-1], 5])  # type: ignore[list-item]
 
 
