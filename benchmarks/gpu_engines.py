@@ -53,7 +53,8 @@ class SentenceTransformers:
         }
         self.model = SentenceTransformer(model_name(), device="cuda", model_kwargs=settings)
         if self.compiled:
-            self.model = torch.compile(self.model, dynamic=True)
+            transformer = self.model[0]
+            transformer.auto_model = torch.compile(transformer.auto_model, dynamic=True)
 
     def encode(self, texts: list[str]) -> Vectors:
         vectors = self.model.encode(texts, batch_size=BATCH, show_progress_bar=False)

@@ -25,16 +25,24 @@ if(NOT AIMO_CUDA_FOUND)
   return()
 endif()
 
-if(NOT CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES ${AIMO_CUDA_ARCHITECTURES})
-endif()
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+  if(AIMO_CUDA STREQUAL "AUTO")
+    message(WARNING "CUDA is left out: nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12.0")
+    return()
+  endif()
+  message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION} is older than 12.0")
+endif()
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8) # which knows neither 100 nor 120
+  list(FILTER AIMO_CUDA_ARCHITECTURES EXCLUDE REGEX "^1[0-9][0-9]")
+endif()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # which opens the driver when it is first called
 add_library(aimo_cuda MODULE ${AIMO_CUDA_KERNELS} ${AIMO_CUDA_HOST_SOURCES})
 target_link_libraries(aimo_cuda PRIVATE aimo)
-set_target_properties(aimo_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+set_target_properties(aimo_cuda PROPERTIES
+  CUDA_VISIBILITY_PRESET hidden CUDA_ARCHITECTURES "${AIMO_CUDA_ARCHITECTURES}")
 target_link_options(aimo_cuda PRIVATE -Wl,--exclude-libs,ALL -static-libstdc++ -static-libgcc)
 if(AIMO_WERROR)
   target_compile_options(aimo_cuda PRIVATE
