@@ -31,11 +31,6 @@ __device__ inline float activate(aimo_activation activation, float x)
     }
 }
 
-/* COUNT neighbours that are loaded and stored at once. */
-template <typename T, unsigned COUNT> struct alignas(sizeof(T) * COUNT) neighbours {
-    T at[COUNT];
-};
-
 template <typename T, unsigned COUNT>
 __global__ void operand_rows_kernel(T *y, const float *bias, aimo_activation activation,
                                     size_t elements, unsigned n)

@@ -33,17 +33,33 @@ template <typename T, unsigned DIM> struct attention_tiles {
     alignas(128) float out[ATTENTION_QUERIES * LD_OUT];
 };
 
-/* tile [rows][LD] = rows of src, which lie ld apart; zeros beyond count and head_dim. */
+/* tile [rows][LD] = rows of src, which lie ld apart; zeros beyond count and head_dim. COUNT
+ * elements at once: it divides ld and head_dim. */
+template <typename T, unsigned DIM, unsigned COUNT>
+__device__ void load_neighbours(T *tile, unsigned rows, const T *src, size_t ld, unsigned count,
+                                unsigned head_dim)
+{
+    using part = neighbours<T, COUNT>;
+    for (unsigned i = threadIdx.x * COUNT; i < rows * DIM; i += THREADS * COUNT) {
+        const unsigned row = i / DIM, column = i % DIM;
+        part values;
+        for (unsigned j = 0; j < COUNT; j++)
+            values.at[j] = from_float<T>(0.0f);
+        if (row < count && column < head_dim)
+            values = *reinterpret_cast<const part *>(src + row * ld + column);
+        *reinterpret_cast<part *>(tile + row * attention_tiles<T, DIM>::LD + column) = values;
+    }
+}
+
 template <typename T, unsigned DIM>
 __device__ void load_tile(T *tile, unsigned rows, const T *src, size_t ld, unsigned count,
                           unsigned head_dim)
 {
-    constexpr unsigned ld_tile = attention_tiles<T, DIM>::LD;
-    for (unsigned i = threadIdx.x; i < rows * DIM; i += THREADS) {
-        const unsigned row = i / DIM, column = i % DIM;
-        const bool inside = row < count && column < head_dim;
-        tile[row * ld_tile + column] = inside ? src[row * ld + column] : from_float<T>(0.0f);
-    }
+    constexpr unsigned at_once = 16 / sizeof(T);
+    if (head_dim % at_once == 0) /* and so is ld, three times the heads together */
+        load_neighbours<T, DIM, at_once>(tile, rows, src, ld, count, head_dim);
+    else
+        load_neighbours<T, DIM, 1>(tile, rows, src, ld, count, head_dim);
 }
 
 /* What a lane knows of its query: lanes l and l + 16 share query l, half of the columns each. */
@@ -87,17 +103,22 @@ __device__ void softmax_tile(running_softmax *state, float *scores, float *out, 
     __syncwarp();
 }
 
-/* out rows of the warp, divided by the sums, to device memory. */
+/* The warp's rows of out, divided by their sums, to device memory; one row after another, so that
+ * neighbours are stored together. `sums` [16] is working memory. */
 template <typename T, unsigned DIM>
-__device__ void store_out(const running_softmax &state, const float *out, T *dst, unsigned hidden,
-                          unsigned count, unsigned head_dim)
+__device__ void store_out(const running_softmax &state, const float *out, float *sums, T *dst,
+                          unsigned hidden, unsigned count, unsigned head_dim)
 {
-    const unsigned lane = threadIdx.x % WARP, query = lane % TILE, half = lane / TILE;
-    if (query >= count)
-        return;
-    for (unsigned i = half; i < head_dim; i += 2)
-        dst[static_cast<size_t>(query) * hidden + i] =
-            from_float<T>(out[query * attention_tiles<T, DIM>::LD_OUT + i] / state.sum);
+    const unsigned lane = threadIdx.x % WARP;
+    if (lane < TILE)
+        sums[lane] = state.sum;
+    __syncwarp();
+    for (unsigned i = lane; i < TILE * DIM; i += WARP) {
+        const unsigned query = i / DIM, column = i % DIM;
+        if (query < count && column < head_dim)
+            dst[static_cast<size_t>(query) * hidden + column] =
+                from_float<T>(out[query * attention_tiles<T, DIM>::LD_OUT + column] / sums[query]);
+    }
 }
 
 template <typename T, unsigned DIM> __global__ void attention_kernel(attention_input in)
@@ -139,7 +160,7 @@ template <typename T, unsigned DIM> __global__ void attention_kernel(attention_i
                                                   tiles::LD, padded, out + d, tiles::LD_OUT, true);
     }
     if (active)
-        store_out<T, DIM>(state, out,
+        store_out<T, DIM>(state, out, scores,
                           static_cast<T *>(in.out) +
                               (begin + first + row) * static_cast<size_t>(in.hidden) + column,
                           in.hidden, length - first - row, in.head_dim);

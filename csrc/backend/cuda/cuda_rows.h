@@ -67,6 +67,11 @@ template <typename T> struct full_row_reader {
     }
 };
 
+/* COUNT neighbours that are loaded and stored at once, from an address that they divide. */
+template <typename T, unsigned COUNT> struct alignas(sizeof(T) * COUNT) neighbours {
+    T at[COUNT];
+};
+
 /* Sum over the lanes of a warp; every lane gets it. The order is fixed. */
 __device__ inline float warp_sum(float x)
 {
