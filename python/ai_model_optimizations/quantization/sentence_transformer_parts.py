@@ -348,7 +348,13 @@ def with_max_seq_length(model: EmbeddingModel, limit: int, tokenizer: Any) -> Em
         text_tokenizer = _tokenizer(short)
     short = replace(short, path=folder.path, transformer=folder.transformer)
     return EmbeddingModel(
-        model._encoder, text_tokenizer, short, model.dtype, model._space_id, model._options
+        model._encoder,
+        text_tokenizer,
+        short,
+        model.dtype,
+        model._space_id,
+        model._options,
+        model._device,
     )
 
 
