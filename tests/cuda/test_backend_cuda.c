@@ -377,7 +377,14 @@ static bool attention_matches(aimo_dtype dtype, size_t heads, size_t head_dim,
     int32_t *ids = calloc(tokens, sizeof *ids);
     float *row = calloc(tokens * 3 * n + 64, sizeof(float)); /* tiles read past the last row */
     memcpy(row, qkv, tokens * 3 * n * sizeof(float));
-    aimo_attention_args args = {row, offsets, 2, heads, head_dim, expected};
+    aimo_attention_args args = {
+        .qkv = row,
+        .offsets = offsets,
+        .batch = 2,
+        .heads = heads,
+        .head_dim = head_dim,
+        .out = expected,
+    };
     aimo_error err = {""};
     bool good = b.cpu->ops->attention(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
     /* The sequences come with the embedding, of a table with one row. */

@@ -131,7 +131,7 @@ def test_vectors_on_a_device_do_not_depend_on_the_batch(cuda: None, small_path: 
 
 
 @pytest.mark.gpu
-def test_batches_tokenized_ahead_come_back_in_order(
+def test_batches_on_several_threads_come_back_in_order(
     cuda: None, small_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_module, "DEVICE_BATCH_SIZE", 4)
