@@ -3,9 +3,11 @@
 set(AIMO_CUDA_KERNELS
   csrc/backend/cuda/activation.cu csrc/backend/cuda/attention.cu csrc/backend/cuda/backend_cuda.cu
   csrc/backend/cuda/cuda_device.cu csrc/backend/cuda/cuda_workspace.cu csrc/backend/cuda/embed.cu
-  csrc/backend/cuda/layer_norm.cu csrc/backend/cuda/pooling.cu)
+  csrc/backend/cuda/layer_norm.cu csrc/backend/cuda/pooling.cu csrc/backend/cuda/row_screen.cu
+  csrc/backend/cuda/row_screen_kernel.cu)
 set(AIMO_CUDA_HOST_SOURCES
-  csrc/backend/cuda/cublas_lt.c csrc/backend/cuda/cuda_product.c csrc/backend/cuda/cuda_weights.c)
+  csrc/backend/cuda/cublas_lt.c csrc/backend/cuda/cuda_product.c csrc/backend/cuda/cuda_weights.c
+  csrc/backend/cuda/screen_rounding.c)
 
 # In a folder of its own: how a source is compiled is a property of the folder.
 if(AIMO_BUILD_CUDA_TESTS)

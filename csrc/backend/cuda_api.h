@@ -5,8 +5,9 @@
 #define AIMO_BACKEND_CUDA_API_H
 
 #include "backend/backend.h"
+#include "backend/row_screen.h"
 
-#define AIMO_CUDA_API_VERSION 1u
+#define AIMO_CUDA_API_VERSION 2u
 /* The one symbol of the library: const aimo_cuda_api *aimo_cuda_api_get(void). */
 #define AIMO_CUDA_API_SYMBOL "aimo_cuda_api_get"
 
@@ -34,6 +35,7 @@ typedef struct {
     aimo_status (*device)(int index, aimo_cuda_device *, aimo_error *);
     aimo_status (*backend_new)(int device, aimo_dtype, size_t head_dim, aimo_backend **,
                                aimo_error *);
+    aimo_status (*row_screen_new)(int device, size_t dim, aimo_row_screen **, aimo_error *);
 } aimo_cuda_api;
 
 #endif

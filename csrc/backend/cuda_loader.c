@@ -72,3 +72,10 @@ aimo_status aimo_backend_cuda_new(int device, aimo_dtype dtype, size_t head_dim,
     AIMO_TRY(get_api(&api, err));
     return api->backend_new(device, dtype, head_dim, out, err);
 }
+
+aimo_status aimo_row_screen_cuda_new(int device, size_t dim, aimo_row_screen **out, aimo_error *err)
+{
+    const aimo_cuda_api *api;
+    AIMO_TRY(get_api(&api, err));
+    return api->row_screen_new(device, dim, out, err);
+}

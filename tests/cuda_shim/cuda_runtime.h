@@ -31,6 +31,13 @@ void *cuda_shim_shared_memory();
 /* All threads of the block, or of the warp, must arrive; anything else ends the process. */
 void __syncthreads();
 void __syncwarp();
+/* The blocks of a launch run one at a time, and their fibers change at barriers only. */
+template <typename T> T atomicAdd(T *at, T value)
+{
+    const T before = *at;
+    *at += value;
+    return before;
+}
 float __shfl_xor_sync(unsigned mask, float value, unsigned distance);
 /* Hands the warp's lanes each other's pointers: *of_lanes [32], valid until the next barrier. */
 void cuda_shim_exchange(const void *mine, const void *const **of_lanes);

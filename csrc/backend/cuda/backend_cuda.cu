@@ -2,6 +2,7 @@
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/cuda_kernels.h"
 #include "backend/cuda/cuda_workspace.h"
+#include "backend/cuda/row_screen.h"
 
 extern "C" {
 #include "backend/cuda/cuda_product.h"
@@ -22,8 +23,6 @@ struct aimo_backend_matrix {
 
 namespace
 {
-
-constexpr int OLDEST_MAJOR = 8; /* compute capability: products of bf16 */
 
 struct cuda_backend {
     aimo_backend base;
@@ -300,12 +299,7 @@ aimo_status open_backend(cuda_backend *b, int device, aimo_error *err)
 aimo_status backend_new(int device, aimo_dtype dtype, size_t head_dim, aimo_backend **out,
                         aimo_error *err)
 {
-    aimo_cuda_device properties;
-    AIMO_TRY(cuda_get_device(device, &properties, err));
-    if (properties.major < OLDEST_MAJOR)
-        return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
-                         "CUDA: %s has compute capability %d.%d, %d.0 is needed", properties.name,
-                         properties.major, properties.minor, OLDEST_MAJOR);
+    AIMO_TRY(cuda_check_usable(device, err));
     if (head_dim > ATTENTION_HEAD_DIM_MOST)
         return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
                          "CUDA: attention heads of at most %u elements, the model has %zu",
@@ -326,8 +320,8 @@ aimo_status backend_new(int device, aimo_dtype dtype, size_t head_dim, aimo_back
     return status;
 }
 
-const aimo_cuda_api api = {AIMO_CUDA_API_VERSION, cuda_start, cuda_get_versions, cuda_get_device,
-                           backend_new};
+const aimo_cuda_api api = {AIMO_CUDA_API_VERSION, cuda_start,  cuda_get_versions,
+                           cuda_get_device,       backend_new, cuda_row_screen_new};
 
 } // namespace
 

@@ -15,6 +15,8 @@ pid_t process; /* 0 before */
 cublas_lt cublas_table;
 int device_count;
 
+constexpr int OLDEST_MAJOR = 8; /* compute capability: products of bf16 */
+
 constexpr int NOWHERE = -1; /* there is no device to go back to */
 
 /* Whether somebody uses the device in this process. Going back to one that nobody uses would
@@ -124,6 +126,17 @@ aimo_status cuda_get_device(int index, aimo_cuda_device *out, aimo_error *err)
     return AIMO_OK;
 }
 
+aimo_status cuda_check_usable(int index, aimo_error *err)
+{
+    aimo_cuda_device properties;
+    AIMO_TRY(cuda_get_device(index, &properties, err));
+    if (properties.major >= OLDEST_MAJOR)
+        return AIMO_OK;
+    return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
+                     "CUDA: %s has compute capability %d.%d, %d.0 is needed", properties.name,
+                     properties.major, properties.minor, OLDEST_MAJOR);
+}
+
 aimo_status cuda_memory_new(void **out, size_t bytes, const char *what, aimo_error *err)
 {
     *out = NULL;
@@ -136,6 +149,28 @@ aimo_status cuda_memory_new(void **out, size_t bytes, const char *what, aimo_err
     return aimo_fail(err, AIMO_ERR_MEMORY,
                      "CUDA: %s: %zu bytes could not be allocated, %zu of %zu are free", what, bytes,
                      available, all);
+}
+
+aimo_status cuda_grow_device(growing_memory *m, size_t bytes, const char *what, aimo_error *err)
+{
+    if (m->bytes >= bytes)
+        return AIMO_OK;
+    (void)cudaFree(m->at);
+    *m = {};
+    AIMO_TRY(cuda_memory_new(&m->at, bytes, what, err));
+    m->bytes = bytes;
+    return AIMO_OK;
+}
+
+aimo_status cuda_grow_pinned(growing_memory *m, size_t bytes, aimo_error *err)
+{
+    if (m->bytes >= bytes)
+        return AIMO_OK;
+    (void)cudaFreeHost(m->at);
+    *m = {};
+    AIMO_TRY_CUDA(cudaMallocHost(&m->at, bytes), err);
+    m->bytes = bytes;
+    return AIMO_OK;
 }
 
 aimo_status cuda_enter_device(int device, int *previous, aimo_error *err)

@@ -22,9 +22,20 @@ bool cuda_process_is_ours(void);
 
 /* AIMO_ERR_ARGUMENT when there is no such device. */
 aimo_status cuda_check_device(int index, aimo_error *err);
+/* The same, and AIMO_ERR_UNSUPPORTED when the device is too old for the kernels. */
+aimo_status cuda_check_usable(int index, aimo_error *err);
 
 /* *out = device memory; the error says how much is free. */
 aimo_status cuda_memory_new(void **out, size_t bytes, const char *what, aimo_error *err);
+
+/* Memory that grows when more is asked for, and then keeps its size. */
+struct growing_memory {
+    void *at;
+    size_t bytes;
+};
+/* At least `bytes` of device memory, of pinned host memory; what was in it is lost. */
+aimo_status cuda_grow_device(growing_memory *m, size_t bytes, const char *what, aimo_error *err);
+aimo_status cuda_grow_pinned(growing_memory *m, size_t bytes, aimo_error *err);
 
 /* Makes a device the thread's current one. *previous is for cuda_leave_device, which goes back, so
  * that other users of CUDA in the thread see nothing of it. */

@@ -14,28 +14,6 @@ namespace
 
 constexpr size_t DOWNLOAD_BYTES = 4 << 20; /* of each pinned buffer, at least */
 
-aimo_status grow_device(growing_memory *m, size_t bytes, const char *what, aimo_error *err)
-{
-    if (m->bytes >= bytes)
-        return AIMO_OK;
-    (void)cudaFree(m->at);
-    *m = {};
-    AIMO_TRY(cuda_memory_new(&m->at, bytes, what, err));
-    m->bytes = bytes;
-    return AIMO_OK;
-}
-
-aimo_status grow_pinned(growing_memory *m, size_t bytes, aimo_error *err)
-{
-    if (m->bytes >= bytes)
-        return AIMO_OK;
-    (void)cudaFreeHost(m->at);
-    *m = {};
-    AIMO_TRY_CUDA(cudaMallocHost(&m->at, bytes), err);
-    m->bytes = bytes;
-    return AIMO_OK;
-}
-
 aimo_status open_stream(cuda_workspace *w, aimo_error *err)
 {
     if (w->stream == NULL)
@@ -94,10 +72,10 @@ void free_idle_memory(cuda_workspaces *pool)
 aimo_status prepare(cuda_workspaces *pool, cuda_workspace *w, size_t bytes, aimo_error *err)
 {
     AIMO_TRY(open_stream(w, err));
-    aimo_status status = grow_device(&w->memory, bytes, "working memory", err);
+    aimo_status status = cuda_grow_device(&w->memory, bytes, "working memory", err);
     if (status == AIMO_ERR_MEMORY) {
         free_idle_memory(pool);
-        status = grow_device(&w->memory, bytes, "working memory", err);
+        status = cuda_grow_device(&w->memory, bytes, "working memory", err);
     }
     return status;
 }
@@ -178,8 +156,8 @@ aimo_status cuda_workspace_upload(cuda_workspace *w, const int32_t *ids, const s
         blocks += (offsets[i + 1] - offsets[i] + ATTENTION_QUERIES - 1) / ATTENTION_QUERIES;
     const size_t bytes = (2 * tokens + batch + 1 + 2 * blocks) * sizeof(int32_t);
     if (w->input.bytes < bytes) { /* rounded up, so that it does not grow by every chunk */
-        AIMO_TRY(grow_device(&w->input, 2 * bytes, "token ids", err));
-        AIMO_TRY(grow_pinned(&w->pinned_input, 2 * bytes, err));
+        AIMO_TRY(cuda_grow_device(&w->input, 2 * bytes, "token ids", err));
+        AIMO_TRY(cuda_grow_pinned(&w->pinned_input, 2 * bytes, err));
     }
     int32_t *host = static_cast<int32_t *>(w->pinned_input.at), *places = host + tokens;
     int32_t *ends = places + tokens, *block = ends + batch + 1;
@@ -211,8 +189,8 @@ aimo_status cuda_workspace_download(cuda_workspace *w, const void *rows, size_t 
     const size_t piece_rows = row_bytes < DOWNLOAD_BYTES ? DOWNLOAD_BYTES / row_bytes : 1;
     const size_t pieces = (count + piece_rows - 1) / piece_rows;
     for (unsigned i = 0; i < DOWNLOAD_BUFFERS; i++)
-        AIMO_TRY(grow_pinned(&w->pinned_output[i],
-                             row_bytes > DOWNLOAD_BYTES ? row_bytes : DOWNLOAD_BYTES, err));
+        AIMO_TRY(cuda_grow_pinned(&w->pinned_output[i],
+                                  row_bytes > DOWNLOAD_BYTES ? row_bytes : DOWNLOAD_BYTES, err));
     for (size_t piece = 0; piece <= pieces; piece++) {
         if (piece < pieces) {
             const size_t first = piece * piece_rows, left = count - first;

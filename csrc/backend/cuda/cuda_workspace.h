@@ -5,15 +5,10 @@
 #ifndef AIMO_CUDA_WORKSPACE_H
 #define AIMO_CUDA_WORKSPACE_H
 
+#include "backend/cuda/cuda_device.h"
 #include "backend/cuda/cuda_kernels.h"
 
 #include <pthread.h>
-
-/* Memory that grows when more is asked for, and then keeps its size. */
-struct growing_memory {
-    void *at;
-    size_t bytes;
-};
 
 constexpr unsigned DOWNLOAD_BUFFERS = 2;
 
