@@ -266,6 +266,8 @@ void aimo_cache_free(aimo_cache *cache)
     if (cache->basis != NULL)
         aimo_basis_release(cache, cache->basis);
     aimo_cache_free_retired(cache);
+    if (cache->device.screen != NULL)
+        cache->device.screen->ops->free(cache->device.screen);
     aimo_memory_free(cache->widened);
     pthread_mutex_destroy(&cache->lock);
     pthread_mutex_destroy(&cache->optimize_lock);

@@ -10,8 +10,10 @@
 #ifndef AIMO_CACHE_CACHE_H
 #define AIMO_CACHE_CACHE_H
 
+#include "backend/row_screen.h"
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +35,21 @@ AIMO_MUST_CHECK aimo_status aimo_cache_new(aimo_cache **out, size_t dim, aimo_ro
                                            aimo_error *err);
 /* No other call may be under way. NULL is ignored. */
 void aimo_cache_free(aimo_cache *cache);
+
+/* Lets searches use a device, which the cache then owns; the screen's dimension is the cache's. To
+ * be called once, before anything else is. Changes no answer: a device only says which rows are
+ * worth comparing. It gets copies of rows when aimo_cache_optimize runs. */
+void aimo_cache_use_device(aimo_cache *cache, aimo_row_screen *screen);
+
+typedef struct {
+    int device;       /* -1: none */
+    size_t rows;      /* places of rows that have a copy there */
+    size_t searches;  /* calls of the device that helped a search */
+    size_t failures;  /* calls that failed, so that the CPU did their work */
+    bool lost;        /* after a failure other than full memory: it is not called any more */
+    aimo_error error; /* the last failure's; empty before */
+} aimo_cache_device;
+void aimo_cache_get_device(aimo_cache *cache, aimo_cache_device *out);
 
 size_t aimo_cache_dim(const aimo_cache *cache);
 aimo_row_type aimo_cache_row_type(const aimo_cache *cache);
@@ -71,7 +88,8 @@ AIMO_MUST_CHECK aimo_status aimo_cache_vector(aimo_cache *cache, int64_t slot, f
 
 /* Learns from the stored rows in which directions they differ, and rebuilds what searches use to
  * pass rows over quickly. Changes no answer. Searches and changes go on meanwhile; a second call
- * waits for the first. Before the first call every search reads every row of its context. */
+ * waits for the first. Copies rows to the device, if there is one. Before the first call every
+ * search reads every row of its context. */
 AIMO_MUST_CHECK aimo_status aimo_cache_optimize(aimo_cache *cache, aimo_error *err);
 
 /* The rows of one instant, oldest first, while changes go on. The caller closes the snapshot soon:

@@ -2,6 +2,8 @@
  * is full; until then its rows are compared one by one. */
 #include "cache/cache_chunk.h"
 
+#include "cache/cache_device.h"
+
 #include <string.h>
 
 static size_t round_to_line(size_t bytes)
@@ -17,10 +19,11 @@ static size_t position_bytes(uint32_t capacity)
 size_t aimo_chunk_bytes(uint32_t capacity, const aimo_basis *basis)
 {
     const size_t positions = sizeof(chunk) + position_bytes(capacity);
+    const size_t copy = capacity == CHUNK_ROWS ? sizeof(_Atomic(device_copy *)) : 0;
     if (basis == NULL)
-        return positions;
+        return positions + copy;
     return round_to_line(positions) +
-           capacity * (basis->head + sizeof(uint16_t) + sizeof(aimo_tail));
+           capacity * (basis->head + sizeof(uint16_t) + sizeof(aimo_tail)) + copy;
 }
 
 chunk *aimo_chunk_init(void *block, uint32_t capacity, aimo_basis *basis)
@@ -32,6 +35,8 @@ chunk *aimo_chunk_init(void *block, uint32_t capacity, aimo_basis *basis)
     c->births = (uint64_t *)(c + 1);
     c->deaths = (_Atomic uint64_t *)(c->births + capacity);
     c->slots = (uint32_t *)(c->deaths + capacity);
+    if (capacity == CHUNK_ROWS)
+        atomic_init(aimo_chunk_copy(c), NULL);
     if (basis != NULL) {
         aimo_basis_hold(basis);
         c->basis = basis;

@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "cache/cache_chunk.h"
+#include "cache/cache_device.h"
 
 #include <string.h>
 
@@ -100,6 +101,7 @@ static void retire_chunk(aimo_cache *cache, chunk *c)
 {
     if (c->basis != NULL)
         aimo_basis_release(cache, c->basis);
+    aimo_device_retire_copy(cache, c);
     aimo_cache_retire(cache, &c->link);
 }
 

@@ -14,6 +14,7 @@
 #ifndef AIMO_CACHE_CACHE_INTERNAL_H
 #define AIMO_CACHE_CACHE_INTERNAL_H
 
+#include "backend/row_screen.h"
 #include "cache/cache.h"
 #include "cache/cache_bound.h"
 #include "cache/cache_retired.h"
@@ -49,6 +50,14 @@ typedef struct {
     uint16_t *rests;          /* [capacity] */
     aimo_tail *tails;         /* [capacity] */
 } chunk;
+
+/* A full chunk's copy on a device; see cache_device.h. A full chunk's block ends with a pointer to
+ * it. */
+typedef struct device_copy {
+    struct device_copy *next; /* of those that were retired */
+    aimo_screen_rows *rows;
+    uint64_t since; /* right for searches of this version and later */
+} device_copy;
 
 /* Immutable but for `open`. A small context's only chunk lies in the same block. */
 typedef struct {
@@ -89,12 +98,20 @@ typedef struct {
     uint64_t stamp;
     int64_t slots; /* chained through their places */
     retired *blocks;
+    device_copy *copies;
     size_t size; /* things in it, large blocks counted more than once */
 } generation;
 
 typedef struct {
     _Alignas(AIMO_CACHE_LINE) _Atomic uint64_t version;
 } pin;
+
+typedef struct {
+    aimo_row_screen *screen; /* NULL: none */
+    atomic_bool lost;        /* it failed, and is not used any more */
+    atomic_size_t rows, searches, failures;
+    aimo_error error; /* protected by lock */
+} device_use;
 
 struct aimo_cache {
     size_t dim;
@@ -117,6 +134,7 @@ struct aimo_cache {
     aimo_basis *basis; /* for new chunks; NULL before the first aimo_cache_optimize */
     float *widened;    /* [dim], working memory */
 
+    device_use device;
     pthread_mutex_t optimize_lock;      /* taken before lock */
     struct aimo_cache *previous, *next; /* all caches; protected by the registry's lock */
     pin pins[PIN_COUNT];

@@ -3,6 +3,7 @@
 #include "cache/cache.h"
 
 #include "base/memory.h"
+#include "cache/cache_device.h"
 #include "cache/cache_internal.h"
 
 #include <sched.h>
@@ -154,6 +155,7 @@ static void free_blocks(aimo_cache *cache, generation *g)
         aimo_cache_block_free(cache, block);
     }
     g->blocks = NULL;
+    aimo_device_free_copies(cache, g);
 }
 
 static void free_generation(aimo_cache *cache, generation *g)

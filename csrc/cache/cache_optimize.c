@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "cache/cache_chunk.h"
 #include "cache/cache_context.h"
+#include "cache/cache_device.h"
 
 #include <math.h>
 #include <string.h>
@@ -334,8 +335,11 @@ static aimo_status recode_all(aimo_cache *cache, aimo_error *err)
     AIMO_TRY(status);
     float *widened;
     status = aimo_memory_new((void **)&widened, cache->dim, sizeof(float), "row", err);
-    for (size_t i = 0; status == AIMO_OK && i < count; i++)
+    for (size_t i = 0; status == AIMO_OK && i < count; i++) {
         status = recode_context(cache, contexts[i], widened, err);
+        if (status == AIMO_OK && cache->device.screen != NULL)
+            aimo_device_copy_context(cache, contexts[i]);
+    }
     aimo_memory_free(widened);
     aimo_memory_free(contexts);
     return status;

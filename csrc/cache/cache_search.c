@@ -7,6 +7,7 @@
 
 #include "base/scratch.h"
 #include "base/threads.h"
+#include "cache/cache_device.h"
 #include "cache/cache_exact.h"
 #include "cache/cache_internal.h"
 
@@ -244,12 +245,33 @@ static const list *snapshot(tile *t, int64_t context)
     return after;
 }
 
+/* Asks the device, if there is one, which rows are worth comparing. */
+static void ask_device(tile *t, const list *l, device_pass *pass)
+{
+    const float *units[DEVICE_TILE_QUERIES];
+    for (size_t i = 0; i < t->count; i++)
+        units[i] = t->seekers[i].unit;
+    aimo_device_pass_begin(pass, t->cache, l, t->version, units, t->count, t->threshold);
+}
+
 static void search_tile(tile *t, int64_t context)
 {
     pin *p = aimo_cache_pin(t->cache);
     const list *l = snapshot(t, context);
-    for (uint32_t i = 0; l != NULL && i < l->chunk_count; i++)
-        search_chunk(t, l->chunks[i]);
+    device_pass pass;
+    ask_device(t, l, &pass);
+    for (uint32_t i = 0; l != NULL && i < l->chunk_count; i++) {
+        const aimo_screen_candidate *candidates;
+        size_t count;
+        if (!aimo_device_pass_chunk(&pass, i, &candidates, &count)) {
+            search_chunk(t, l->chunks[i]);
+            continue;
+        }
+        for (size_t j = 0; j < count; j++)
+            consider(t, &t->seekers[candidates[j].query], l->chunks[i],
+                     candidates[j].position % CHUNK_ROWS);
+    }
+    aimo_device_pass_end(&pass);
     aimo_cache_unpin(p);
 }
 
@@ -380,13 +402,16 @@ static size_t cut_tiles(const order_entry *order, size_t n, size_t most, size_t 
     return tiles;
 }
 
-/* A tile each for the threads; fewer queries in one when many hits are wanted. */
-static size_t queries_per_tile(size_t n, size_t k)
+/* A tile each for the threads, unless a device does most of the work; fewer queries in one when
+ * many hits are wanted. */
+static size_t queries_per_tile(const aimo_cache *cache, size_t n, size_t k)
 {
-    const size_t threads = aimo_thread_count();
+    const bool on_device = aimo_device_has_most(cache);
+    const size_t threads = on_device ? 1 : aimo_thread_count();
+    const size_t largest = on_device ? DEVICE_TILE_QUERIES : TILE_QUERIES;
     size_t most = (n + threads - 1) / threads;
-    if (most > TILE_QUERIES)
-        most = TILE_QUERIES;
+    if (most > largest)
+        most = largest;
     while (most > 1 && most * k > 65536)
         most /= 2;
     return most;
@@ -416,7 +441,7 @@ aimo_status aimo_cache_search(aimo_cache *cache, const float *queries, const int
              .k = k,
              .slots = slots,
              .scores = scores,
-             .tile_queries = queries_per_tile(n, k)};
+             .tile_queries = queries_per_tile(cache, n, k)};
     j.tile_bytes = tile_bytes(cache, j.tile_queries, k);
     const size_t order_bytes = lines(n * sizeof(order_entry));
     const size_t starts_bytes = lines((n + 1) * sizeof(size_t));
