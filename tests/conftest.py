@@ -4,12 +4,13 @@ import ast
 import importlib.util
 import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from ai_model_optimizations import _core
+from ai_model_optimizations import _core, devices
 
 # A loaded machine is slow, not wrong; in CI the same examples run every time.
 hypothesis.settings.register_profile("default", deadline=None)
@@ -55,6 +56,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> Iterator[None]:
+    """A CUDA device, or the shim in its place: the libraries that AIMO_TEST_CUDA_SHIM names."""
+    shim = os.environ.get("AIMO_TEST_CUDA_SHIM")
+    with pytest.MonkeyPatch.context() as patch:
+        if shim is not None:
+            library, cublas = shim.split(":")
+            patch.setattr(devices, "LIBRARY", Path(library))
+            _core.cuda_load(library, [cublas])
+        problem = devices.cuda_problem()
+        if problem is not None:
+            pytest.skip(problem)
+        yield
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A build without the CUDA backend."""
+    monkeypatch.setattr(devices, "LIBRARY", tmp_path / "libaimo_cuda.so")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
  * how many rows, and what belongs to them is Python's. */
 #include "binding/binding.h"
 
+#include "backend/row_screen.h"
 #include "cache/cache.h"
 
 #include <stdbool.h>
@@ -70,20 +71,37 @@ static int parse_row_type(const char *name, aimo_row_type *type)
     return -1;
 }
 
-/* EmbeddingIndex(dim: int, /, *, row_dtype: str = "f16") */
+/* A cache with the CUDA device of that number; none below 0. */
+static aimo_status cache_new(aimo_cache **out, Py_ssize_t dim, aimo_row_type row_type, int device,
+                             aimo_error *err)
+{
+    AIMO_TRY(aimo_cache_new(out, dim < 0 ? 0 : (size_t)dim, row_type, err));
+    if (device < 0)
+        return AIMO_OK;
+    aimo_row_screen *screen;
+    const aimo_status status = aimo_row_screen_cuda_new(device, (size_t)dim, &screen, err);
+    if (status == AIMO_OK)
+        aimo_cache_use_device(*out, screen);
+    else
+        aimo_cache_free(*out);
+    return status;
+}
+
+/* EmbeddingIndex(dim: int, /, *, row_dtype: str = "f16", device: int = -1) */
 static PyObject *index_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"", "row_dtype", NULL};
+    static char *names[] = {"", "row_dtype", "device", NULL};
     Py_ssize_t dim;
     const char *row_dtype = NULL;
+    int device = -1;
     aimo_row_type row_type;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n|$s:EmbeddingIndex", names, &dim,
-                                     &row_dtype) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n|$si:EmbeddingIndex", names, &dim, &row_dtype,
+                                     &device) ||
         parse_row_type(row_dtype, &row_type) != 0)
         return NULL;
     aimo_cache *cache;
     aimo_error err;
-    const aimo_status status = aimo_cache_new(&cache, dim < 0 ? 0 : (size_t)dim, row_type, &err);
+    const aimo_status status = cache_new(&cache, dim, row_type, device, &err);
     if (status != AIMO_OK)
         return aimo_py_raise(aimo_py_state_of_type(type), status, &err);
     PyObject *self = type->tp_alloc(type, 0);
@@ -450,10 +468,22 @@ static PyObject *get_memory_bytes(PyObject *self, void *Py_UNUSED(closure))
     return PyLong_FromSize_t(aimo_cache_bytes(cache_of(self)));
 }
 
+/* {"device": int, "rows": int, "searches": int, "failures": int, "lost": bool, "error": str} */
+static PyObject *get_device_state(PyObject *self, void *Py_UNUSED(closure))
+{
+    aimo_cache_device d;
+    aimo_cache_get_device(cache_of(self), &d);
+    return Py_BuildValue("{s:i,s:n,s:n,s:n,s:O,s:s}", "device", d.device, "rows",
+                         (Py_ssize_t)d.rows, "searches", (Py_ssize_t)d.searches, "failures",
+                         (Py_ssize_t)d.failures, "lost", d.lost ? Py_True : Py_False, "error",
+                         d.error.message);
+}
+
 static PyGetSetDef attributes[] = {
     {"dim", get_dim, NULL, "Elements of a vector.", NULL},
     {"row_dtype", get_row_dtype, NULL, "How rows are stored: 'f16' or 'int8'.", NULL},
     {"memory_bytes", get_memory_bytes, NULL, "Bytes held.", NULL},
+    {"device_state", get_device_state, NULL, "What a device does for searches.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -478,7 +508,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyType_Slot type_slots[] = {
-    {Py_tp_doc, "EmbeddingIndex(dim, /, *, row_dtype='f16')\n--\n\n"
+    {Py_tp_doc, "EmbeddingIndex(dim, /, *, row_dtype='f16', device=-1)\n--\n\n"
                 "Stored embeddings and exact lookup by cosine similarity."},
     {Py_tp_new, index_new},
     {Py_tp_dealloc, index_dealloc},

@@ -43,7 +43,7 @@ void aimo_cache_use_device(aimo_cache *cache, aimo_row_screen *screen);
 
 typedef struct {
     int device;       /* -1: none */
-    size_t rows;      /* places of rows that have a copy there */
+    size_t rows;      /* places of rows that have a copy there; 0 when it is lost */
     size_t searches;  /* calls of the device that helped a search */
     size_t failures;  /* calls that failed, so that the CPU did their work */
     bool lost;        /* after a failure other than full memory: it is not called any more */

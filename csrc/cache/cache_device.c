@@ -24,6 +24,12 @@ _Atomic(device_copy *) *aimo_chunk_copy(const chunk *c)
 /* ---- what is in use, and what went wrong ------------------------------------------------------
  */
 
+static bool in_use(const aimo_cache *cache)
+{
+    return cache->device.screen != NULL &&
+           !atomic_load_explicit(&cache->device.lost, memory_order_relaxed);
+}
+
 void aimo_cache_use_device(aimo_cache *cache, aimo_row_screen *screen)
 {
     cache->device.screen = screen;
@@ -35,19 +41,13 @@ void aimo_cache_get_device(aimo_cache *cache, aimo_cache_device *out)
     pthread_mutex_lock(&cache->lock);
     *out = (aimo_cache_device){
         .device = d->screen != NULL ? d->screen->device : -1,
-        .rows = atomic_load_explicit(&d->rows, memory_order_relaxed),
+        .rows = in_use(cache) ? atomic_load_explicit(&d->rows, memory_order_relaxed) : 0,
         .searches = atomic_load_explicit(&d->searches, memory_order_relaxed),
         .failures = atomic_load_explicit(&d->failures, memory_order_relaxed),
         .lost = atomic_load_explicit(&d->lost, memory_order_relaxed),
         .error = d->error,
     };
     pthread_mutex_unlock(&cache->lock);
-}
-
-static bool in_use(const aimo_cache *cache)
-{
-    return cache->device.screen != NULL &&
-           !atomic_load_explicit(&cache->device.lost, memory_order_relaxed);
 }
 
 /* Memory may come back; a device that failed, or is a forked parent's, does not. */

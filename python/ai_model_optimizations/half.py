@@ -185,7 +185,8 @@ def _capsule(value: Any, name: str) -> object:
         if device not in (1, 3, 11):  # the CPU's own memory, or what CUDA or ROCm have pinned
             raise ValueError(
                 f"{name}: expected memory of the CPU, got a tensor on DLPack device type {device}; "
-                "copy it to the CPU first"
+                "convert it where it is (tensor.half(), tensor.bfloat16(), tensor.float()) or copy "
+                "it to the CPU first"
             )
     try:
         return value.__dlpack__(max_version=(1, 0))

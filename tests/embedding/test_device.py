@@ -14,33 +14,15 @@ import numpy as np
 import pytest
 from model_folders import BertFolder
 
-from ai_model_optimizations import EmbeddingModel, _core, devices
+from ai_model_optimizations import EmbeddingModel
 from ai_model_optimizations.cli import main
 from ai_model_optimizations.embedding import model as model_module
 from ai_model_optimizations.errors import UnsupportedError
 
-SHIM = os.environ.get("AIMO_TEST_CUDA_SHIM")
 TEXTS = ["read the file", "a list of values (3, 4)", "", "x", "time " * 40, "A server, in a TEST."]
 #: 1 - cosine with f32 on the CPU, by what products take; int8 weights become f16, and are compared
 #: with the int8 of the CPU, which rounds its inputs too.
 LEAST_COSINE = {"f32": 1 - 1e-6, "f16": 0.99999, "bf16": 0.9995, "int8": 0.99}
-
-
-@pytest.fixture(scope="module")
-def cuda() -> None:
-    """A CUDA device, or the shim in its place."""
-    if SHIM is not None:
-        library, cublas = SHIM.split(":")
-        _core.cuda_load(library, [cublas])
-    problem = devices.cuda_problem()
-    if problem is not None:
-        pytest.skip(problem)
-
-
-@pytest.fixture
-def without_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A build without the CUDA backend."""
-    monkeypatch.setattr(devices, "LIBRARY", tmp_path / "libaimo_cuda.so")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])

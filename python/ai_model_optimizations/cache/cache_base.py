@@ -22,6 +22,7 @@ from .contexts import Context, ContextKey, context_key
 from .entry_table import EntryTable, Record
 from .finder import Finder
 from .guards import Guard, GuardSpec, make_guard
+from .index_device import IndexDevice
 from .index_optimizer import IndexOptimizer
 from .metrics import CacheCollector, CacheStats, ContextStats, Metrics
 from .results import CacheEntry, CacheHit, Rejection, ShadowHit
@@ -104,6 +105,7 @@ class CacheBase:
         context_stats: bool = False,
         keep_last: int = 256,
         clock: Callable[[], float] = time.monotonic,
+        device: str = "cpu",
     ) -> None:
         if capacity < 1 or max_bytes < 1:
             raise ValueError(
@@ -134,8 +136,11 @@ class CacheBase:
         self._flights: SingleFlight[StoredValue] = SingleFlight()
         self._lock = threading.Lock()
         # Protected by _lock, except the index, which locks itself.
-        self._table = EntryTable(capacity, max_bytes, policy, row_dtype, self._on_removed)
-        self._optimizer = IndexOptimizer()
+        self._device = IndexDevice(device)
+        self._table = EntryTable(
+            capacity, max_bytes, policy, row_dtype, self._on_removed, self._device
+        )
+        self._optimizer = IndexOptimizer(self._device.figures)
         self._finder = Finder(
             self._table,
             self._lock,
@@ -164,6 +169,11 @@ class CacheBase:
     def space_id(self) -> str | None:
         """The embedding space of the stored vectors, None while it is not known."""
         return self._space_id
+
+    @property
+    def device(self) -> str:
+        """Where lookups compare: ``"cpu"`` or ``"cuda:N"``."""
+        return self._device.name
 
     @property
     def dimension(self) -> int | None:
@@ -535,7 +545,7 @@ class CacheBase:
 
     def _clear(self) -> None:
         self._table.clear()
-        self._optimizer = IndexOptimizer()
+        self._optimizer = IndexOptimizer(self._device.figures)
         self._space_id = space_of(self._embedder)
 
     def _on_removed(self, slot: int, reason: str) -> None:
@@ -584,7 +594,8 @@ class CacheBase:
         with self._lock:
             self._table.sweep(self._clock())
             sizes = len(self._table), self._table.context_count(), self._table.bytes
-        return self._metrics.snapshot(*sizes)
+            index = self._table.index
+        return self._metrics.snapshot(*sizes, self._device.name, *self._device.figures(index))
 
     def context_stats(self, context: Context = "") -> ContextStats:
         """Counters of one context; the cache must have been made with ``context_stats=True``."""

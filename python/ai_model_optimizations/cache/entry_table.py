@@ -22,6 +22,7 @@ from .._core import EmbeddingIndex
 from .contexts import Context, ContextKey, context_from_key, has_prefix
 from .eviction import Eviction
 from .expiry import Expiry
+from .index_device import IndexDevice
 from .slot_lists import SlotLists
 from .values import StoredValue, value_bytes
 
@@ -78,6 +79,7 @@ class EntryTable:
     policy : see `Eviction`
     row_dtype : "f16" or "int8", how the index stores a row
     on_removed : called with every slot that leaves and why, while its columns still stand
+    device : makes the index
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class EntryTable:
         policy: str,
         row_dtype: str,
         on_removed: Callable[[int, str], None],
+        device: IndexDevice,
     ) -> None:
         self.capacity = capacity
         self.max_bytes = max_bytes
         self.policy = policy
         self.row_dtype = row_dtype
         self._on_removed = on_removed
+        self._device = device
         #: Serial of the newest entry; it never falls, not even when the table is cleared.
         self.last_serial = 0
         self._last_context = NO_CONTEXT
@@ -227,7 +231,7 @@ class EntryTable:
             has changed then.
         """
         weight = self.weight_of(record, vector.shape[0])
-        index = self.index or EmbeddingIndex(vector.shape[0], row_dtype=self.row_dtype)
+        index = self.index or self._device.new_index(vector.shape[0], self.row_dtype)
         context = self._require_context(record.context)
         try:
             # Raised before the row can be seen: a reader that finds a serial above the one it

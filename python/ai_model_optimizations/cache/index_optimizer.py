@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from .._core import EmbeddingIndex
 
@@ -21,9 +22,15 @@ _TURNOVER = 4
 
 
 class IndexOptimizer:
-    """Lets one index learn as it grows; one thread at a time."""
+    """Lets one index learn as it grows; one thread at a time.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    learned : called with the index each time it has learned
+    """
+
+    def __init__(self, learned: Callable[[EmbeddingIndex], object] | None = None) -> None:
+        self._learned = learned
         self._next_rows = _FIRST
         self._next_puts = 0
         self._running = threading.Lock()
@@ -52,6 +59,8 @@ class IndexOptimizer:
     def _learn(self, index: EmbeddingIndex) -> None:
         try:
             index.optimize()
+            if self._learned is not None:
+                self._learned(index)
         except MemoryError:
             _log.warning("no memory to optimize the cache's index; lookups stay exact but slower")
         finally:

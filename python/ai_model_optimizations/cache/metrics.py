@@ -42,6 +42,10 @@ class CacheStats(TypedDict):
     cost_saved: float
     lookup_seconds_sum: float
     lookup_seconds: dict[float, int]
+    device: str
+    device_rows: int
+    device_searches: int
+    device_failures: int
 
 
 class Metrics:
@@ -129,7 +133,16 @@ class Metrics:
             stats = self._per_context.get(context, {"hits": 0, "misses": 0, "rejected": 0})
             return {**stats}
 
-    def snapshot(self, entries: int, contexts: int, held: int) -> CacheStats:
+    def snapshot(
+        self,
+        entries: int,
+        contexts: int,
+        held: int,
+        device: str = "cpu",
+        device_rows: int = 0,
+        device_searches: int = 0,
+        device_failures: int = 0,
+    ) -> CacheStats:
         """All counters at one instant."""
         with self._lock:
             lookups = self._hits + self._misses
@@ -153,6 +166,10 @@ class Metrics:
                 "lookup_seconds": {
                     (1 << i) * 1e-9: self._histogram[i] for i in range(min(used, 8), used + 1)
                 },
+                "device": device,
+                "device_rows": device_rows,
+                "device_searches": device_searches,
+                "device_failures": device_failures,
             }
 
 
@@ -182,6 +199,7 @@ class CacheCollector:
             ("entries", "Entries in the cache"),
             ("contexts", "Contexts with entries"),
             ("bytes", "Bytes the entries count for"),
+            ("device_rows", "Rows that a device has a copy of"),
         ):
             gauge = core.GaugeMetricFamily(f"aimo_cache_{key}", text, labels=["cache"])
             gauge.add_metric(label, stats[key])  # type: ignore[literal-required]
@@ -193,6 +211,8 @@ class CacheCollector:
             ("shadow_hits", "Answers kept back in shadow mode"),
             ("misses", "Lookups that answered nothing"),
             ("puts", "Entries stored"),
+            ("device_searches", "Searches that a device helped"),
+            ("device_failures", "Calls of a device that failed, so that the CPU searched"),
             ("cost_saved", "Sum of the cost of the entries that were hit"),
         ):
             counter = core.CounterMetricFamily(f"aimo_cache_{key}", text, labels=["cache"])

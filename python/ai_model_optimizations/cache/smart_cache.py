@@ -61,6 +61,9 @@ class SmartCache(FiledCache):
     context_stats : keep counters per context
     keep_last : how many rejections and shadow hits are remembered
     clock : seconds that never run back
+    device : "cpu"; "cuda" or "cuda:N", which looks through the rows of large caches, with the same
+        answers; "auto" for the first CUDA device if one can be used here, else the CPU.
+        ``UnsupportedError`` says why CUDA cannot be used, ``ValueError`` that it has no such device
 
     Examples
     --------

@@ -1,0 +1,51 @@
+"""The device that an index may search with. Its answers never depend on it; its speed does."""
+
+from __future__ import annotations
+
+import logging
+
+from .._core import EmbeddingIndex
+from ..devices import CPU, device_name, parse_device
+from ..errors import DeviceError
+
+_log = logging.getLogger("ai_model_optimizations")
+
+
+class IndexDevice:
+    """Makes the indexes of one cache, and says once when the device does not do its part.
+
+    Parameters
+    ----------
+    device : see :func:`~ai_model_optimizations.devices.parse_device`, which also has the errors
+    """
+
+    def __init__(self, device: str) -> None:
+        self._number = parse_device(device)
+        self._warned = False
+
+    @property
+    def name(self) -> str:
+        """``"cpu"`` or ``"cuda:N"``."""
+        return device_name(self._number)
+
+    def new_index(self, dimension: int, row_dtype: str) -> EmbeddingIndex:
+        """Return an empty index; one without the device in a forked child, where CUDA fails."""
+        try:
+            return EmbeddingIndex(dimension, row_dtype=row_dtype, device=self._number)
+        except DeviceError as error:
+            self._warn(str(error))
+            return EmbeddingIndex(dimension, row_dtype=row_dtype)
+
+    def figures(self, index: EmbeddingIndex | None) -> tuple[int, int, int]:
+        """Rows on the device, searches it helped, and calls that failed, of an index."""
+        if index is None or self._number == CPU:
+            return 0, 0, 0
+        state = index.device_state
+        if state["failures"]:
+            self._warn(state["error"])
+        return state["rows"], state["searches"], state["failures"]
+
+    def _warn(self, error: str) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("the cache's lookups use the CPU in place of %s: %s", self.name, error)
