@@ -82,15 +82,18 @@ static size_t vectors_size(const aimo_encoder *e, size_t sequences)
     return rows_size(e, AIMO_ROWS_FULL, sequences, widest_vector(&e->config));
 }
 
+/* A cache line is left behind the last row: attention's tiles read to the end of their vectors, and
+ * what lies there must not be what another thread writes meanwhile. */
 static size_t qkv_size(const aimo_encoder *e, size_t tokens, size_t sequences)
 {
-    const size_t qkv = rows_size(e, AIMO_ROWS_OPERAND, tokens, 3 * e->config.hidden);
+    const size_t qkv =
+        rows_size(e, AIMO_ROWS_OPERAND, tokens, 3 * e->config.hidden) + AIMO_CACHE_LINE;
     const size_t scratch = align_up(tokens * e->config.hidden * sizeof(float));
     const size_t layers = qkv > scratch ? qkv : scratch, head = 2 * vectors_size(e, sequences);
     return layers > head ? layers : head;
 }
 
-/* A cache line is left behind the last row, because tiles may read to the end of their vectors. */
+/* A cache line is left at the end as well, for the tiles of products. */
 static size_t workspace_size(const aimo_encoder *e, size_t tokens, size_t sequences)
 {
     return rows_size(e, AIMO_ROWS_FULL, tokens, e->config.hidden) + qkv_size(e, tokens, sequences) +
