@@ -1,11 +1,13 @@
 """Text in, unit vectors out, on a CUDA device: ours beside sentence-transformers in 16 bits.
 
     python benchmarks/bench_gpu.py [--model NAME] [--texts N] [--rounds N] [--engines WORD ...]
+        [--rows N]
 
 As bench_encoder.py: every engine in a process of its own, in turn, results compared first. Then,
 for ours: which share of a call is tokenizing, the model, and the rest; how long torch takes for the
-model's products alone, which is cuBLAS's own speed; and what the device's memory holds. Without a
-device nothing is measured, and nothing written.
+model's products alone, which is cuBLAS's own speed; what the device's memory holds; and the lookup
+of 256 queries among a million rows on the device, beside our CPU and a plain product by torch.
+Without a device nothing is measured, and nothing written.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bench_encoder
+import cache_vectors
 import gpu_engines
 import harness
 import numpy as np
 import texts as text_sets
+from numpy.typing import NDArray
 
 from ai_model_optimizations import EmbeddingModel, _core, devices
 
@@ -127,10 +133,53 @@ def inside(sets: dict[str, list[str]], rounds: int) -> dict[str, Any]:
     return result
 
 
+def torch_lookup(stored: NDArray[np.float32], queries: NDArray[np.float32]) -> Callable[[], object]:
+    """Each query's best row by one product in fp16: not exact, and without a threshold."""
+    import torch
+
+    rows = torch.from_numpy(stored).cuda().half()
+
+    def search() -> object:
+        asked = torch.from_numpy(queries).cuda().half()
+        scores, found = (asked @ rows.T).max(dim=1)
+        return scores.cpu(), found.cpu()
+
+    return search
+
+
+def lookups(sets: dict[str, list[str]], rows: int, rounds: int) -> dict[str, Any]:
+    """Seconds of a lookup of 256 queries at threshold 0.85 among `rows`, the answers compared."""
+    model = EmbeddingModel.load(gpu_engines.model_name(), dtype="f16", device="cuda")
+    vectors = model.encode([text for texts in sets.values() for text in texts])
+    queries = vectors[:256]
+    stored = cache_vectors.enlarge(vectors[256:], rows)
+    contexts = np.zeros(max(len(stored), len(queries)), np.int64)
+    works: dict[str, Callable[[], object]] = {}
+    answers = []
+    for name, device in {"cuda": 0, "cpu": devices.CPU}.items():
+        index = _core.EmbeddingIndex(stored.shape[1], device=device)
+        index.add_many(stored, contexts[: len(stored)])
+        index.optimize()
+        works[name] = partial(index.search_many, queries, contexts[: len(queries)], 0.85, 1)
+        answers.append(index.search_many(queries, contexts[: len(queries)], 0.85, 1))
+        if device != devices.CPU and not index.device_state["searches"]:
+            raise SystemExit(f"bench_gpu: the device did not search: {index.device_state}")
+    assert all(np.array_equal(got, expected) for got, expected in zip(*answers, strict=True))
+    try:
+        works["torch matmul fp16"] = torch_lookup(stored, queries)
+    except ImportError as error:
+        harness.missing("torch's product", error)
+    timed = harness.interleave(
+        {name: harness.stopwatch(work) for name, work in works.items()}, rounds
+    )
+    return {"rows": len(stored), "queries": len(queries), "dim": stored.shape[1], "seconds": timed}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Embedding on a CUDA device beside the peers")
     parser.add_argument("--model", default="", help="a name or folder; the default model")
     parser.add_argument("--texts", type=int, default=2048, help="texts of each length")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows that lookups search")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engines", nargs="+", default=[], help="those whose names hold a word")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
@@ -146,6 +195,7 @@ def main() -> None:
     harness.set_threads(len(os.sched_getaffinity(0)))
     sets = sets_of(arguments.texts)
     ours = inside(sets, arguments.rounds)
+    found = lookups(sets, arguments.rows, arguments.rounds)
     tokens = {name: int(length["tokens"]) for name, length in ours["lengths"].items()}
     with tempfile.TemporaryDirectory() as folder:
         sets_file = Path(folder) / "sets.json"
@@ -158,7 +208,8 @@ def main() -> None:
                 worker.close()
     device = {**_core.cuda_device(0), **_core.cuda_versions()}
     model = Path(gpu_engines.model_name()).name
-    harness.save(f"gpu-{model}", {"device": device, "model": model, "inside": ours, **results})
+    measured = {"device": device, "model": model, "inside": ours, "lookup": found, **results}
+    harness.save(f"gpu-{model}", measured)
 
 
 if __name__ == "__main__":
