@@ -148,14 +148,14 @@ static bool agrees(double threshold)
 static void check_operations(aimo_row_type type)
 {
     static const double thresholds[] = {-1.0, 0.5, 0.85, 0.95, 0.99, 1.0};
-    CHECK(pair_add(4800) && pair_optimize());
+    CHECK(pair_add(4700) && pair_optimize());
     CHECK(device_of(p.with).rows == 2 * CHUNK_ROWS && agrees(0.95));
     CHECK(device_of(p.with).searches == 1);
-    for (size_t round = 0; round < test_rounds(12); round++) {
+    for (size_t round = 0; round < test_rounds(7); round++) {
         CHECK(pair_add(60));
-        for (size_t i = 0; i < (round % 4 == 3 ? 900u : 20u); i++)
+        for (size_t i = 0; i < (round % 4 == 2 ? 900u : 20u); i++)
             CHECK(pair_remove(test_random(&p.random) % p.count));
-        if (round % 5 == 4)
+        if (round % 4 == 3)
             CHECK(pair_optimize());
         /* The second time a score itself, for the same vectors. */
         const double threshold = thresholds[round % 6];
