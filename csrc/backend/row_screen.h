@@ -10,10 +10,10 @@
  *
  * Of q.d the device computes s. Products of halves are exact in f32. Tensor cores align what they
  * add to the largest of a few terms and cut off what lies more than 23 bits below it; with k terms,
- * filled up to whole tiles, there are less than 2k cuts (of each term, and of each partial sum),
- * and every term and partial sum is at most |q||d|. So |s - q.d| <= k 2^-22 |q||d|, which roundings
- * to nearest of plain f32 do not reach either. A row whose s is below the bar minus the sum of
- * these,
+ * filled up to whole tiles and added four or more at a time, each term is cut once, and each
+ * partial sum twice, so there are at most 3k / 2 cuts; every term and partial sum is at most
+ * |q||d|, but for the cuts before it. So |s - q.d| <= 2k 2^-23 |q||d|, which roundings to nearest
+ * of plain f32 do not reach either. A row whose s is below the bar minus the sum of these,
  *
  *     slack = (a + D) + (1 + a + D) (e + D) + k 2^-22 (1 + a + D) (1 + e + D),
  *
