@@ -3,6 +3,7 @@
 Tests marked gpu need a CUDA device, or the host shim; see tests/embedding/test_device.py.
 """
 
+import ctypes
 import logging
 import os
 
@@ -33,11 +34,16 @@ def filled(device):
     return index
 
 
+def wait_for_learning(cache):
+    """So that no thread is left that works in the next test."""
+    if cache._optimizer.thread is not None:
+        cache._optimizer.thread.join()
+
+
 def filled_cache(**options):
     cache = SmartCache(ttl=None, guard=None, threshold=0.9, **options)
     cache.put_many(vectors(ROWS), [str(i) for i in range(ROWS)])
-    if cache._optimizer.thread is not None:
-        cache._optimizer.thread.join()
+    wait_for_learning(cache)
     return cache
 
 
@@ -108,9 +114,49 @@ def test_a_cache_keeps_its_rows_on_the_device(cuda):
 def test_files_do_not_say_where_to_compute(cuda, tmp_path):
     cache = filled_cache(device="cuda")
     cache.save(tmp_path / "cache")
-    assert SmartCache.load(tmp_path / "cache").device == "cpu"
+    on_cpu = SmartCache.load(tmp_path / "cache")
+    wait_for_learning(on_cpu)
+    assert on_cpu.device == "cpu"
     loaded = SmartCache.load(tmp_path / "cache", device="auto")
+    wait_for_learning(loaded)
     assert loaded.device == "cuda:0" and len(loaded) == ROWS
+
+
+class ShimControls(ctypes.Structure):
+    """The first of tests/cuda_shim/cuda_shim.h."""
+
+    _fields_ = [
+        ("set_machine", ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int)),
+        ("fail_allocations_after", ctypes.CFUNCTYPE(None, ctypes.c_long)),
+        ("fail_calls_after", ctypes.CFUNCTYPE(None, ctypes.c_long)),
+    ]
+
+
+@pytest.fixture
+def shim(cuda):
+    if "AIMO_TEST_CUDA_SHIM" not in os.environ:
+        pytest.skip("only the shim fails when it is told")
+    library = ctypes.CDLL(os.environ["AIMO_TEST_CUDA_SHIM"].split(":")[0])
+    library.cuda_shim_controls_get.restype = ctypes.POINTER(ShimControls)
+    controls = library.cuda_shim_controls_get().contents
+    yield controls
+    controls.fail_allocations_after(-1)
+    controls.fail_calls_after(-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fault", ["fail_allocations_after", "fail_calls_after"])
+def test_a_device_that_fails_is_done_without_and_named_once(shim, caplog, fault):
+    cache = SmartCache(ttl=None, guard=None, threshold=0.9, device="cuda")
+    cache.put(vectors(ROWS)[0], "0")
+    getattr(shim, fault)(0)
+    cache.put_many(vectors(ROWS)[1:], [str(i) for i in range(1, ROWS)])
+    wait_for_learning(cache)
+    cache._table.index.optimize()
+    assert cache.stats()["device_failures"] >= 1 and cache.stats()["device_rows"] == 0
+    assert [cache.get_semantic_similar(row).value for row in vectors(ROWS)[:3]] == ["0", "1", "2"]
+    assert len(caplog.messages) == 1
+    assert "lookups use the CPU in place of cuda:0: " in caplog.messages[0]
 
 
 def in_child(work):

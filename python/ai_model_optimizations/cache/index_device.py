@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 from .._core import EmbeddingIndex
 from ..devices import CPU, device_name, parse_device
@@ -21,7 +22,7 @@ class IndexDevice:
 
     def __init__(self, device: str) -> None:
         self._number = parse_device(device)
-        self._warned = False
+        self._warning = threading.Lock()  # held for good by the first to warn
 
     @property
     def name(self) -> str:
@@ -46,6 +47,5 @@ class IndexDevice:
         return state["rows"], state["searches"], state["failures"]
 
     def _warn(self, error: str) -> None:
-        if not self._warned:
-            self._warned = True
+        if self._warning.acquire(blocking=False):
             _log.warning("the cache's lookups use the CPU in place of %s: %s", self.name, error)
