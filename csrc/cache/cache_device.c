@@ -9,9 +9,11 @@ enum {
     /* Chunks times queries from which a device is asked: a call costs some tens of microseconds,
      * which is what a CPU needs for about so many. */
     LEAST_WORK = 16,
-    CANDIDATES = 32768, /* more, and the CPU searches by itself */
+    /* For each query; more, and the CPU searches by itself: its bar rises as it goes. */
+    CANDIDATES = 1024,
     NO_PLACE = UINT32_MAX,
 };
+#define NOTHING_CROWDED (-2.0) /* below every threshold */
 
 _Static_assert((int)CHUNK_ROWS == (int)AIMO_SCREEN_ROWS_MOST,
                "positions of a chunk are those of its copy");
@@ -33,6 +35,7 @@ static bool in_use(const aimo_cache *cache)
 void aimo_cache_use_device(aimo_cache *cache, aimo_row_screen *screen)
 {
     cache->device.screen = screen;
+    atomic_store(&cache->device.crowded, NOTHING_CROWDED);
 }
 
 void aimo_cache_get_device(aimo_cache *cache, aimo_cache_device *out)
@@ -62,10 +65,18 @@ static void note_failure(aimo_cache *cache, aimo_status status, const aimo_error
     pthread_mutex_unlock(&cache->lock);
 }
 
-bool aimo_device_has_most(const aimo_cache *cache)
+/* Whether searches at a threshold ask the device. */
+static bool helps(const aimo_cache *cache, double threshold)
 {
-    return in_use(cache) && 2 * atomic_load_explicit(&cache->device.rows, memory_order_relaxed) >
-                                aimo_cache_count(cache);
+    return in_use(cache) &&
+           threshold > atomic_load_explicit(&cache->device.crowded, memory_order_relaxed);
+}
+
+bool aimo_device_has_most(const aimo_cache *cache, double threshold)
+{
+    return helps(cache, threshold) &&
+           2 * atomic_load_explicit(&cache->device.rows, memory_order_relaxed) >
+               aimo_cache_count(cache);
 }
 
 /* ---- copies ---------------------------------------------------------------------------------- */
@@ -174,6 +185,7 @@ void aimo_device_copy_context(aimo_cache *cache, int64_t context)
     aimo_error err;
     aimo_status status = AIMO_OK;
     bool past = false;
+    atomic_store_explicit(&cache->device.crowded, NOTHING_CROWDED, memory_order_relaxed);
     pthread_mutex_lock(&cache->lock);
     aimo_cache_reclaim(cache); /* copies of the chunks that were replaced make room for these */
     pthread_mutex_unlock(&cache->lock);
@@ -225,15 +237,17 @@ static size_t list_copies(const list *l, uint64_t version, const aimo_screen_row
 
 /* False: the CPU has to look through everything. */
 static bool run_pass(device_pass *pass, aimo_cache *cache, const aimo_screen_args *args,
-                     aimo_screen_candidate *candidates)
+                     aimo_screen_candidate *candidates, size_t capacity)
 {
     aimo_error err;
     aimo_row_screen *screen = cache->device.screen;
     const aimo_status status =
-        screen->ops->run(screen, args, candidates, CANDIDATES, &pass->count, &err);
+        screen->ops->run(screen, args, candidates, capacity, &pass->count, &err);
     if (status != AIMO_OK)
         note_failure(cache, status, &err);
-    if (status != AIMO_OK || pass->count > CANDIDATES)
+    else if (pass->count > capacity && helps(cache, args->bar))
+        atomic_store_explicit(&cache->device.crowded, args->bar, memory_order_relaxed);
+    if (status != AIMO_OK || pass->count > capacity)
         return false;
     atomic_fetch_add_explicit(&cache->device.searches, 1, memory_order_relaxed);
     if (pass->count != 0)
@@ -245,9 +259,9 @@ void aimo_device_pass_begin(device_pass *pass, aimo_cache *cache, const list *l,
                             const float *const *queries, size_t n, double bar)
 {
     *pass = (device_pass){0};
-    if (l == NULL || !in_use(cache) || l->chunk_count * n < LEAST_WORK)
+    if (l == NULL || !helps(cache, bar) || l->chunk_count * n < LEAST_WORK)
         return;
-    const size_t candidate_bytes = CANDIDATES * sizeof(aimo_screen_candidate);
+    const size_t candidate_bytes = n * CANDIDATES * sizeof(aimo_screen_candidate);
     const size_t rows_bytes = l->chunk_count * sizeof(aimo_screen_rows *);
     char *memory;
     if (aimo_memory_new((void **)&memory, 1,
@@ -266,7 +280,8 @@ void aimo_device_pass_begin(device_pass *pass, aimo_cache *cache, const list *l,
         .n = n,
         .bar = bar,
     };
-    if (args.rows_count * n < LEAST_WORK || !run_pass(pass, cache, &args, candidates))
+    if (args.rows_count * n < LEAST_WORK ||
+        !run_pass(pass, cache, &args, candidates, n * CANDIDATES))
         aimo_device_pass_end(pass);
 }
 

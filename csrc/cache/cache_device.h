@@ -25,8 +25,8 @@ void aimo_device_free_copies(aimo_cache *cache, generation *g);
 /* Copies those full chunks of a context that have none. */
 void aimo_device_copy_context(aimo_cache *cache, int64_t context);
 
-/* Whether most rows have copies. */
-bool aimo_device_has_most(const aimo_cache *cache);
+/* Whether most rows have copies, and searches at the threshold use them. */
+bool aimo_device_has_most(const aimo_cache *cache, double threshold);
 
 /* What a device found in the chunks of a list. */
 typedef struct {

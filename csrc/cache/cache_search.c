@@ -404,9 +404,9 @@ static size_t cut_tiles(const order_entry *order, size_t n, size_t most, size_t 
 
 /* A tile each for the threads, unless a device does most of the work; fewer queries in one when
  * many hits are wanted. */
-static size_t queries_per_tile(const aimo_cache *cache, size_t n, size_t k)
+static size_t queries_per_tile(const aimo_cache *cache, double threshold, size_t n, size_t k)
 {
-    const bool on_device = aimo_device_has_most(cache);
+    const bool on_device = aimo_device_has_most(cache, threshold);
     const size_t threads = on_device ? 1 : aimo_thread_count();
     const size_t largest = on_device ? DEVICE_TILE_QUERIES : TILE_QUERIES;
     size_t most = (n + threads - 1) / threads;
@@ -441,7 +441,7 @@ aimo_status aimo_cache_search(aimo_cache *cache, const float *queries, const int
              .k = k,
              .slots = slots,
              .scores = scores,
-             .tile_queries = queries_per_tile(cache, n, k)};
+             .tile_queries = queries_per_tile(cache, threshold, n, k)};
     j.tile_bytes = tile_bytes(cache, j.tile_queries, k);
     const size_t order_bytes = lines(n * sizeof(order_entry));
     const size_t starts_bytes = lines((n + 1) * sizeof(size_t));

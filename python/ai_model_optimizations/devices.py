@@ -1,4 +1,4 @@
-"""Where models compute: the CPU, or a CUDA device, loaded when it is asked for."""
+"""Where models and caches compute: the CPU, or a CUDA device, loaded when it is asked for."""
 
 from __future__ import annotations
 
