@@ -111,7 +111,7 @@ typedef struct {
     atomic_bool lost;        /* it failed, and is not used any more */
     atomic_size_t rows, searches, failures;
     _Atomic double crowded; /* up to this threshold a search found too many candidates */
-    aimo_error error; /* protected by lock */
+    aimo_error error;       /* protected by lock */
 } device_use;
 
 struct aimo_cache {
