@@ -66,8 +66,9 @@ def test_the_report_compares_both_services_on_the_same_messages(
     found = json.loads(Path(files[0]).read_text())
     assert found["optimized"]["model_mb"] < 0.51 * found["plain"]["model_mb"]
     hits = found["hits"]
-    assert hits["messages"] == 40 and hits["exact_hits"] == hits["messages"] - hits["novel"] > 0
-    assert hits["semantic_hits"] > 0
+    # Of the repeats, those that were answered by meaning are looked up by meaning again.
+    assert hits["messages"] == 40 and 0 < hits["exact_hits"] <= hits["messages"] - hits["novel"]
+    assert hits["semantic_hits"] > 0 and 0 <= hits["novel_hits"] <= hits["novel"]
     assert all(math.isfinite(found["plain"][f"p{q}_ms"]) for q in (50, 95, 99))
     assert ElementTree.parse(files[1]).getroot().tag.endswith("svg")
 
