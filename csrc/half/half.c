@@ -16,7 +16,8 @@ static const aimo_half_kernels rows[] = {
 enum { ROW_COUNT = sizeof rows / sizeof rows[0] };
 
 enum {
-    PART = 1 << 17,            /* elements of a part of a large array */
+    PART = 1 << 17,            /* elements of a part of an array that is shared */
+    HUGE_PAGE = 2 << 20,       /* bytes of dst that are a part of a streamed one */
     SHARED_FROM = 1 << 18,     /* elements from which waking a thread pays */
     STREAMED_FROM = 24u << 20, /* bytes of dst that would push everything else out of the caches */
 };
@@ -46,22 +47,26 @@ typedef struct {
     const char *src;
     char *dst;
     size_t n, src_size, dst_size;
+    size_t first, part; /* elements of the first part and of the others */
     bool stream;
 } shared_work;
 
 static void convert_part(void *context, size_t index)
 {
     const shared_work *w = context;
-    const size_t start = index * PART, left = w->n - start;
-    w->kernel(w->src + start * w->src_size, w->dst + start * w->dst_size, left < PART ? left : PART,
+    const size_t start = index == 0 ? 0 : w->first + (index - 1) * w->part;
+    const size_t left = w->n - start, part = index == 0 ? w->first : w->part;
+    w->kernel(w->src + start * w->src_size, w->dst + start * w->dst_size, left < part ? left : part,
               w->stream);
 }
 
-/* From the first cache line of dst on, so that parts may be streamed. */
+/* From the first cache line of dst on, so that parts may be streamed. A streamed part is what lies
+ * in one huge page: when two threads first touch the same one, both clear it. */
 static void convert_shared(aimo_half_kernel kernel, const char *src, char *dst, size_t n,
                            size_t src_size, size_t dst_size)
 {
     const size_t head = -(uintptr_t)dst % AIMO_CACHE_LINE / dst_size;
+    const bool stream = n * dst_size >= STREAMED_FROM;
     kernel(src, dst, head, false);
     shared_work w = {.kernel = kernel,
                      .src = src + head * src_size,
@@ -69,8 +74,11 @@ static void convert_shared(aimo_half_kernel kernel, const char *src, char *dst, 
                      .n = n - head,
                      .src_size = src_size,
                      .dst_size = dst_size,
-                     .stream = n * dst_size >= STREAMED_FROM};
-    aimo_parallel_for((w.n + PART - 1) / PART, convert_part, &w);
+                     .part = stream ? HUGE_PAGE / dst_size : PART,
+                     .stream = stream};
+    w.first = stream ? -(uintptr_t)w.dst % HUGE_PAGE / dst_size : PART;
+    const size_t others = w.n > w.first ? w.n - w.first : 0;
+    aimo_parallel_for(1 + (others + w.part - 1) / w.part, convert_part, &w);
 }
 
 void aimo_half_convert(aimo_half_conversion conversion, const void *src, void *dst, size_t n)
