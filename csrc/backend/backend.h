@@ -31,8 +31,9 @@ typedef struct {
 
 /* What is done with rows says how precisely they are kept. */
 typedef enum {
-    AIMO_ROWS_FULL,    /* summed up and normalized over layers: the residual stream, vectors */
-    AIMO_ROWS_OPERAND, /* only multiplied: may have 16 bits */
+    AIMO_ROWS_FULL,    /* vectors: f32 */
+    AIMO_ROWS_HIDDEN,  /* layer norm's output, the residual stream: 11 bits of precision at least */
+    AIMO_ROWS_OPERAND, /* only multiplied: may have the 8 bits of bf16 */
 } aimo_rows_kind;
 
 typedef enum {
@@ -62,7 +63,7 @@ typedef struct {
     const size_t *offsets; /* host, [batch + 1] */
     size_t batch, hidden, first_position;
     aimo_layer_norm norm;
-    float *out; /* device, full, [tokens, hidden] */
+    float *out; /* device, hidden, [tokens, hidden] */
 } aimo_embed_args;
 
 /* y = activation(x @ w^T + bias), and then, with a norm, y = layer_norm(y + residual) */
@@ -76,10 +77,10 @@ typedef struct {
                            only: AIMO_ERR_UNSUPPORTED elsewhere */
     aimo_activation activation;
     const aimo_layer_norm *norm; /* NULL: neither residual nor norm */
-    const float *residual;       /* device, full, [m, n]; y may be the same memory */
+    const float *residual;       /* device, hidden, [m, n]; y may be the same memory */
     float *scratch;              /* device, [m, n] f32, needed with a norm */
     float *y;                    /* device, [m, n] */
-    aimo_rows_kind y_kind;       /* full with a norm */
+    aimo_rows_kind y_kind;       /* hidden with a norm */
 } aimo_linear_args;
 
 /* Scaled dot-product self-attention inside each sequence; blocked by the sequence's length alone.
@@ -96,7 +97,8 @@ typedef struct {
 /* One vector per sequence: the first `columns` elements of its pooled vectors, one after another.
  * Normalizing is over what is kept; an L2 norm below 1e-12 divides by 1e-12 instead. */
 typedef struct {
-    const float *x;        /* device, full, [tokens, hidden] */
+    const float *x;        /* device, [tokens, hidden] */
+    aimo_rows_kind x_kind; /* full or hidden */
     const size_t *offsets; /* host, [batch + 1], those of the workspace's embed; or NULL: every
                               token is a sequence */
     size_t batch, hidden;

@@ -19,7 +19,8 @@ typedef struct {
     aimo_workspace *leased;
     float *x;            /* [tokens, hidden] the residual stream */
     float *qkv;          /* [tokens, 3 * hidden]; later the output of a linear before its norm, and
-                            at last two times the widest vector after pooling of each sequence */
+                            at last the vectors of all tokens, or two times the widest vector after
+                            pooling of each sequence */
     float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
     const size_t *offsets; /* the chunk's */
     float *peaks;          /* as aimo_encoder_input_peaks returns them, or NULL */
@@ -89,21 +90,26 @@ static size_t qkv_size(const aimo_encoder *e, size_t tokens, size_t sequences)
     const size_t qkv =
         rows_size(e, AIMO_ROWS_OPERAND, tokens, 3 * e->config.hidden) + AIMO_CACHE_LINE;
     const size_t scratch = align_up(tokens * e->config.hidden * sizeof(float));
-    const size_t layers = qkv > scratch ? qkv : scratch, head = 2 * vectors_size(e, sequences);
-    return layers > head ? layers : head;
+    const size_t each_token = rows_size(e, AIMO_ROWS_FULL, tokens, e->config.hidden);
+    const size_t sizes[] = {qkv, scratch, each_token, 2 * vectors_size(e, sequences)};
+    size_t largest = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        largest = sizes[i] > largest ? sizes[i] : largest;
+    return largest;
 }
 
 /* A cache line is left at the end as well, for the tiles of products. */
 static size_t workspace_size(const aimo_encoder *e, size_t tokens, size_t sequences)
 {
-    return rows_size(e, AIMO_ROWS_FULL, tokens, e->config.hidden) + qkv_size(e, tokens, sequences) +
+    return rows_size(e, AIMO_ROWS_HIDDEN, tokens, e->config.hidden) +
+           qkv_size(e, tokens, sequences) +
            rows_size(e, AIMO_ROWS_OPERAND, tokens, widest(&e->config)) + AIMO_CACHE_LINE;
 }
 
 static workspace workspace_of(const aimo_encoder *e, aimo_workspace *leased, const chunk *c)
 {
     const size_t tokens = c->offsets[c->batch];
-    char *x = leased->memory, *qkv = x + rows_size(e, AIMO_ROWS_FULL, tokens, e->config.hidden);
+    char *x = leased->memory, *qkv = x + rows_size(e, AIMO_ROWS_HIDDEN, tokens, e->config.hidden);
     char *intermediate = qkv + qkv_size(e, tokens, c->batch);
     return (workspace){leased,     (float *)x, (float *)qkv, (float *)intermediate,
                        c->offsets, NULL,       NULL};
@@ -178,6 +184,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .w = l->qkv.matrix,
         .bias = l->qkv_bias.device,
         .x = w->x,
+        .x_kind = AIMO_ROWS_HIDDEN,
         .m = tokens,
         .input_peaks = peaks_of(e, l, 0, w),
         .y = w->qkv,
@@ -203,6 +210,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .residual = w->x,
         .scratch = w->qkv,
         .y = w->x,
+        .y_kind = AIMO_ROWS_HIDDEN,
     };
     AIMO_TRY(run_linear(e, w, AIMO_OP_QKV, &qkv, err));
     const double start = start_of(w);
@@ -221,6 +229,7 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .w = l->up.matrix,
         .bias = l->up_bias.device,
         .x = w->x,
+        .x_kind = AIMO_ROWS_HIDDEN,
         .m = tokens,
         .input_peaks = peaks_of(e, l, 2, w),
         .activation = e->config.activation,
@@ -238,6 +247,7 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .residual = w->x,
         .scratch = w->qkv,
         .y = w->x,
+        .y_kind = AIMO_ROWS_HIDDEN,
     };
     AIMO_TRY(run_linear(e, w, AIMO_OP_UP, &up, err));
     return run_linear(e, w, AIMO_OP_DOWN, &down, err);
@@ -251,6 +261,7 @@ static aimo_status run_pooling(const encode_call *call, const chunk *c, const wo
     const bool last = e->config.dense_count == 0;
     const aimo_pool_args pool = {
         .x = w->x,
+        .x_kind = AIMO_ROWS_HIDDEN,
         .offsets = w->offsets,
         .batch = c->batch,
         .hidden = e->config.hidden,
@@ -263,12 +274,13 @@ static aimo_status run_pooling(const encode_call *call, const chunk *c, const wo
     return e->backend->ops->pool(e->backend, w->leased, &pool, err);
 }
 
+static const aimo_pooling first_token = AIMO_POOL_CLS;
+
 /* The dense layers, from one set of vectors to the other; then each vector is cut and normalized.
  * *vectors is where they are, before and after. */
 static aimo_status run_dense(const encode_call *call, const chunk *c, const workspace *w,
                              float **vectors, float *other, aimo_error *err)
 {
-    static const aimo_pooling first_token = AIMO_POOL_CLS;
     const aimo_encoder *e = call->encoder;
     aimo_backend *b = e->backend;
     float *x = *vectors, *y = other;
@@ -299,6 +311,26 @@ static aimo_status run_dense(const encode_call *call, const chunk *c, const work
     return b->ops->pool(b, w->leased, &cut, err);
 }
 
+/* Each token's vector, from the form that layers keep it in to f32. */
+static aimo_status run_tokens(const encode_call *call, const chunk *c, const workspace *w,
+                              float *out, aimo_error *err)
+{
+    const aimo_encoder *e = call->encoder;
+    aimo_backend *b = e->backend;
+    const size_t tokens = w->offsets[c->batch];
+    const aimo_pool_args each = {
+        .x = w->x,
+        .x_kind = AIMO_ROWS_HIDDEN,
+        .batch = tokens,
+        .hidden = e->config.hidden,
+        .poolings = &first_token,
+        .columns = call->columns,
+        .out = w->qkv,
+    };
+    AIMO_TRY(b->ops->pool(b, w->leased, &each, err));
+    return b->ops->download(b, w->leased, w->qkv, tokens, call->columns, out, err);
+}
+
 static aimo_status run_chunk(const encode_call *call, const chunk *c, const workspace *w,
                              aimo_error *err)
 {
@@ -311,8 +343,7 @@ static aimo_status run_chunk(const encode_call *call, const chunk *c, const work
         AIMO_TRY(run_feed_forward(e, &e->layers[layer], c->batch, w, err));
     }
     if (call->per_token)
-        return b->ops->download(b, w->leased, w->x, w->offsets[c->batch], call->columns,
-                                call->out + begin * call->columns, err);
+        return run_tokens(call, c, w, call->out + begin * call->columns, err);
     float *vectors = w->qkv, *other = (float *)((char *)w->qkv + vectors_size(e, c->batch));
     const double start = start_of(w);
     AIMO_TRY(run_pooling(call, c, w, vectors, err));

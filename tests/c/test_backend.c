@@ -237,7 +237,7 @@ TEST(backend_pooling_of_zeros_stays_zero)
     float out[20];
     const size_t offsets[] = {0, 1};
     const aimo_pooling mean = AIMO_POOL_MEAN;
-    const aimo_pool_args args = {x, offsets, 1, 20, &mean, 0, 20, true, out};
+    const aimo_pool_args args = {x, AIMO_ROWS_FULL, offsets, 1, 20, &mean, 0, 20, true, out};
     for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
         if (!row_runs(aimo_cpu_kernels_row(r)))
             continue;

@@ -68,35 +68,67 @@ static float of_bits(aimo_dtype dtype, uint16_t bits)
     return dtype == AIMO_BF16 ? aimo_bf16_to_f32_one(bits) : aimo_f16_to_f32_one(bits);
 }
 
-/* Where the 16-bit values of a row begin; a full row has f32 before them. */
-static uint16_t *halves_of(char *row, aimo_rows_kind kind, size_t columns)
+/* What a row's values are kept in. */
+static aimo_dtype kept_in(const bench *b, aimo_rows_kind kind)
 {
-    return (uint16_t *)(row + (kind == AIMO_ROWS_FULL ? columns * sizeof(float) : 0));
+    const bool in_f16 = kind == AIMO_ROWS_HIDDEN && b->operand == AIMO_BF16;
+    return kind == AIMO_ROWS_FULL ? AIMO_F32 : in_f16 ? AIMO_F16 : b->operand;
+}
+
+/* Where what products read of a row begins, which may be what is kept. */
+static size_t operand_offset(const bench *b, aimo_rows_kind kind, size_t columns)
+{
+    const size_t kept = columns * aimo_dtype_size(kept_in(b, kind));
+    if (kept_in(b, kind) == b->operand)
+        return 0;
+    return kind == AIMO_ROWS_FULL ? kept : (kept + 15) / 16 * 16;
+}
+
+static void store_as(aimo_dtype dtype, char *at, float x)
+{
+    if (dtype == AIMO_F32)
+        memcpy(at, &x, sizeof x);
+    else
+        memcpy(at, &(uint16_t){to_bits(dtype, x)}, sizeof(uint16_t));
+}
+
+static float load_as(aimo_dtype dtype, const char *at)
+{
+    float x;
+    uint16_t bits;
+    memcpy(&bits, at, sizeof bits);
+    if (dtype != AIMO_F32)
+        return of_bits(dtype, bits);
+    memcpy(&x, at, sizeof x);
+    return x;
 }
 
 /* rows [m, n] on the device, and as many bytes more as make whole floats of them; NULL data:
  * nothing that could be mistaken for a result. */
 static void *rows_to_device(bench *b, aimo_rows_kind kind, const float *data, size_t m, size_t n)
 {
+    const aimo_dtype kept = kept_in(b, kind);
     const size_t stride = row_bytes(b, kind, n);
     char *bytes = malloc(m * stride + sizeof(float));
     memset(bytes, 0xff, m * stride + sizeof(float));
     for (size_t r = 0; data != NULL && r < m; r++) {
-        char *row = bytes + r * stride;
-        if (kind == AIMO_ROWS_FULL || b->operand == AIMO_F32)
-            memcpy(row, data + r * n, n * sizeof *data);
-        for (size_t i = 0; b->operand != AIMO_F32 && i < n; i++)
-            halves_of(row, kind, n)[i] = to_bits(b->operand, data[r * n + i]);
+        char *row = bytes + r * stride, *operand = row + operand_offset(b, kind, n);
+        for (size_t i = 0; i < n; i++) {
+            store_as(kept, row + i * aimo_dtype_size(kept), data[r * n + i]);
+            store_as(b->operand, operand + i * aimo_dtype_size(b->operand), data[r * n + i]);
+        }
     }
     void *device = to_device(b, bytes, m * stride + sizeof(float));
     free(bytes);
     return device;
 }
 
-/* out [m, n] = rows on the device; full rows must say the same in both of their parts. */
+/* out [m, n] = rows on the device, which must say the same to products; bf16 is of the value before
+ * it was rounded to what is kept. */
 static bool rows_from_device(bench *b, aimo_rows_kind kind, const void *rows, size_t m, size_t n,
                              float *out)
 {
+    const aimo_dtype kept = kept_in(b, kind);
     const size_t stride = row_bytes(b, kind, n), floats = (m * stride + 3) / 4;
     float *raw = malloc(floats * sizeof *raw);
     aimo_error err;
@@ -104,14 +136,14 @@ static bool rows_from_device(bench *b, aimo_rows_kind kind, const void *rows, si
     bool good =
         b->cuda->ops->download(b->cuda, b->workspace, rows, 1, floats, raw, &err) == AIMO_OK;
     for (size_t r = 0; r < m; r++) {
-        char *row = (char *)raw + r * stride;
+        const char *row = (char *)raw + r * stride, *operand = row + operand_offset(b, kind, n);
         for (size_t i = 0; i < n; i++) {
-            if (kind == AIMO_ROWS_FULL || b->operand == AIMO_F32)
-                memcpy(&out[r * n + i], row + i * sizeof(float), sizeof(float));
-            else
-                out[r * n + i] = of_bits(b->operand, halves_of(row, kind, n)[i]);
-            if (kind == AIMO_ROWS_FULL && b->operand != AIMO_F32)
-                good &= halves_of(row, kind, n)[i] == to_bits(b->operand, out[r * n + i]);
+            const float x = load_as(kept, row + i * aimo_dtype_size(kept));
+            const float factor = load_as(b->operand, operand + i * aimo_dtype_size(b->operand));
+            const bool twice = kept == AIMO_F16 && b->operand == AIMO_BF16;
+            const float apart = twice ? 0x1p-7f * fabsf(x) + 0x1p-24f : 0.0f;
+            good &= fabsf(factor - rounded_to(b->operand, x)) <= apart;
+            out[r * n + i] = x;
         }
     }
     free(raw);
@@ -196,10 +228,10 @@ static bool embed_matches(aimo_dtype dtype, size_t n, bool with_type, uint64_t *
     args.type = with_type ? device[2] : NULL;
     args.norm.weight = to_device(&b, weight, n * sizeof(float));
     args.norm.bias = to_device(&b, bias, n * sizeof(float));
-    args.out = rows_to_device(&b, AIMO_ROWS_FULL, NULL, TOKENS, n);
+    args.out = rows_to_device(&b, AIMO_ROWS_HIDDEN, NULL, TOKENS, n);
     good &= b.cuda->ops->embed(b.cuda, b.workspace, &args, &err) == AIMO_OK;
-    good = good && rows_from_device(&b, AIMO_ROWS_FULL, args.out, TOKENS, n, got) &&
-           close_to(got, expected, TOKENS * n, 8.0f, rounding_of(AIMO_F32));
+    good = good && rows_from_device(&b, AIMO_ROWS_HIDDEN, args.out, TOKENS, n, got) &&
+           close_to(got, expected, TOKENS * n, 8.0f, rounding_of(kept_in(&b, AIMO_ROWS_HIDDEN)));
     free(got);
     free(expected);
     free(bias);
@@ -290,7 +322,9 @@ static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *ran
     aimo_backend_matrix *cpu_w, *cuda_w;
     void *panels = new_matrix(&b, c, &cpu_w, &cuda_w, random);
     linear_data d = linear_data_new(&b, c, random);
-    const aimo_rows_kind x_kind = c->norm ? AIMO_ROWS_OPERAND : AIMO_ROWS_FULL;
+    const aimo_rows_kind x_kind = c->norm                          ? AIMO_ROWS_OPERAND
+                                  : c->y_kind == AIMO_ROWS_OPERAND ? AIMO_ROWS_HIDDEN
+                                                                   : AIMO_ROWS_FULL;
     aimo_layer_norm norm = {d.weight, d.norm_bias, 1e-5f};
     aimo_linear_args args = {
         .w = cpu_w,
@@ -316,7 +350,7 @@ static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *ran
     args.scratch = to_device(&b, d.scratch, c->m * c->n * sizeof(float));
     good &= b.cuda->ops->linear(b.cuda, b.workspace, &args, &err) == AIMO_OK;
     /* Before an activation, an operand is rounded once, and after it once more. */
-    const aimo_dtype rounded = c->y_kind == AIMO_ROWS_FULL ? AIMO_F32 : b.operand;
+    const aimo_dtype rounded = kept_in(&b, c->y_kind);
     good = good && rows_from_device(&b, c->y_kind, args.y, c->m, c->n, d.got) &&
            close_to(d.got, d.expected, c->m * c->n, rounded == AIMO_F32 ? 16.0f : 3.0f,
                     rounding_of(rounded));
@@ -333,8 +367,8 @@ static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *ran
 TEST(cuda_linear_matches_the_cpu)
 {
     static const linear_case cases[] = {
-        {5, 36, 50, true, true, AIMO_ACT_NONE, AIMO_ROWS_FULL},
-        {9, 64, 16, false, true, AIMO_ACT_NONE, AIMO_ROWS_FULL},
+        {5, 36, 50, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
+        {9, 64, 16, false, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
         {3, 48, 33, true, false, AIMO_ACT_NONE, AIMO_ROWS_OPERAND},
         {3, 31, 33, false, false, AIMO_ACT_NONE, AIMO_ROWS_OPERAND},
         {4, 21, 20, true, false, AIMO_ACT_TANH, AIMO_ROWS_FULL},
@@ -355,9 +389,14 @@ TEST(cuda_activations_match_the_cpu)
     if (!cuda_is_here())
         return;
     for (int activation = 0; activation < AIMO_ACTIVATION_COUNT; activation++)
-        for (int kind = 0; kind < 2; kind++) {
-            const linear_case c = {
-                17, 40, 24, true, false, (aimo_activation)activation, (aimo_rows_kind)kind};
+        for (int full = 0; full < 2; full++) {
+            const linear_case c = {17,
+                                   40,
+                                   24,
+                                   true,
+                                   false,
+                                   (aimo_activation)activation,
+                                   full ? AIMO_ROWS_FULL : AIMO_ROWS_OPERAND};
             for (int dtype = 0; dtype <= AIMO_BF16; dtype++)
                 CHECK_MSG(linear_matches((aimo_dtype)dtype, &c, &random), "activation %d %s",
                           activation, aimo_dtype_name((aimo_dtype)dtype));
@@ -397,7 +436,7 @@ static bool attention_matches(aimo_dtype dtype, size_t heads, size_t head_dim,
         .batch = 2,
         .hidden = 1,
         .norm = {table, table, 1.0f},
-        .out = rows_to_device(&b, AIMO_ROWS_FULL, NULL, tokens, 1),
+        .out = rows_to_device(&b, AIMO_ROWS_HIDDEN, NULL, tokens, 1),
     };
     args.qkv = rows_to_device(&b, AIMO_ROWS_OPERAND, qkv, tokens, 3 * n);
     args.out = rows_to_device(&b, AIMO_ROWS_OPERAND, NULL, tokens, n);
@@ -434,7 +473,7 @@ TEST(cuda_attention_matches_the_cpu)
 
 enum { POOL_N = 37, POOL_TOKENS = 23, POOL_MOST = 2 * POOL_N };
 
-static bool pool_matches(bench *b, aimo_pool_args args, const float *x, const void *device_x)
+static bool pool_matches(bench *b, aimo_pool_args args, const float *x, const void *const *device_x)
 {
     const size_t tokens = args.offsets != NULL ? POOL_TOKENS : args.batch;
     float expected[POOL_TOKENS * POOL_MOST], got[POOL_TOKENS * POOL_MOST];
@@ -444,7 +483,7 @@ static bool pool_matches(bench *b, aimo_pool_args args, const float *x, const vo
     args.out = expected;
     bool good = tokens <= POOL_TOKENS &&
                 b->cpu->ops->pool(b->cpu, b->cpu_workspace, &args, &err) == AIMO_OK;
-    args.x = device_x;
+    args.x = device_x[args.x_kind];
     args.out = rows_to_device(b, AIMO_ROWS_FULL, NULL, args.batch, columns);
     good = good && b->cuda->ops->pool(b->cuda, b->workspace, &args, &err) == AIMO_OK &&
            rows_from_device(b, AIMO_ROWS_FULL, args.out, args.batch, columns, got) &&
@@ -468,7 +507,7 @@ static bool hold_sequences(bench *b, const size_t *offsets, size_t batch)
         .batch = batch,
         .hidden = 1,
         .norm = {table, table, 1.0f},
-        .out = rows_to_device(b, AIMO_ROWS_FULL, NULL, POOL_TOKENS, 1),
+        .out = rows_to_device(b, AIMO_ROWS_HIDDEN, NULL, POOL_TOKENS, 1),
     };
     aimo_error err;
     return b->cuda->ops->embed(b->cuda, b->workspace, &embed, &err) == AIMO_OK;
@@ -485,13 +524,17 @@ TEST(cuda_pooling_matches_the_cpu)
         bench b;
         CHECK(bench_init(&b, (aimo_dtype)dtype, 32));
         float *x = random_rows(&b, POOL_TOKENS * POOL_N, &random);
-        const void *device_x = rows_to_device(&b, AIMO_ROWS_FULL, x, POOL_TOKENS, POOL_N);
+        const void *const device_x[] = {
+            [AIMO_ROWS_FULL] = rows_to_device(&b, AIMO_ROWS_FULL, x, POOL_TOKENS, POOL_N),
+            [AIMO_ROWS_HIDDEN] = rows_to_device(&b, AIMO_ROWS_HIDDEN, x, POOL_TOKENS, POOL_N),
+        };
         bool good = hold_sequences(&b, offsets, 3);
         for (int c = 0; c < AIMO_POOLING_COUNT * 2 * 4 && good; c++) {
             const aimo_pooling first = (aimo_pooling)(c % AIMO_POOLING_COUNT);
             const aimo_pooling poolings[] = {first, (aimo_pooling)((first + 1) % 6)};
             good = pool_matches(&b,
                                 (aimo_pool_args){
+                                    .x_kind = c / 3 % 2 ? AIMO_ROWS_FULL : AIMO_ROWS_HIDDEN,
                                     .offsets = c % 5 != 4 ? offsets : NULL,
                                     .batch = 3,
                                     .hidden = POOL_N,

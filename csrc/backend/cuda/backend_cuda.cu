@@ -12,7 +12,7 @@ extern "C" {
 #include <string.h>
 
 /* Where a product's rows come from and go to: with a norm behind it to scratch memory, in f32. */
-enum product_kind { FULL_TO_OPERAND, OPERAND_TO_SCRATCH, FULL_TO_FULL, PRODUCT_KINDS };
+enum product_kind { HIDDEN_TO_OPERAND, OPERAND_TO_SCRATCH, FULL_TO_FULL, PRODUCT_KINDS };
 
 struct aimo_backend_matrix {
     size_t n, k;
@@ -70,7 +70,9 @@ size_t chunk_tokens(const aimo_backend *, size_t total_tokens, size_t token_byte
 size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t columns)
 {
     return with_operand_type(as_cuda(backend)->dtype, [&](auto t) {
-        return kind == AIMO_ROWS_FULL ? full_row_bytes<decltype(t)>(columns) : columns * sizeof t;
+        return kind == AIMO_ROWS_FULL     ? full_row_bytes<decltype(t)>(columns)
+               : kind == AIMO_ROWS_HIDDEN ? hidden_row_bytes<decltype(t)>(columns)
+                                          : columns * sizeof t;
     });
 }
 
@@ -177,15 +179,21 @@ aimo_status embed(aimo_backend *backend, aimo_workspace *workspace, const aimo_e
     });
 }
 
+aimo_rows_kind x_kind_of(product_kind kind)
+{
+    return kind == HIDDEN_TO_OPERAND    ? AIMO_ROWS_HIDDEN
+           : kind == OPERAND_TO_SCRATCH ? AIMO_ROWS_OPERAND
+                                        : AIMO_ROWS_FULL;
+}
+
 cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w, product_kind kind)
 {
     const size_t element = aimo_dtype_size(b->dtype);
     cuda_product_shape shape = {b->dtype, b->dtype, w->n, w->k, w->k, w->n, 0};
-    if (kind != OPERAND_TO_SCRATCH) {
-        shape.ldx = row_bytes(&b->base, AIMO_ROWS_FULL, w->k) / element;
-        shape.x_offset = b->dtype == AIMO_F32 ? 0 : w->k * sizeof(float);
-    }
-    if (kind != FULL_TO_OPERAND)
+    shape.ldx = row_bytes(&b->base, x_kind_of(kind), w->k) / element;
+    if (kind == FULL_TO_FULL && b->dtype != AIMO_F32)
+        shape.x_offset = w->k * sizeof(float);
+    if (kind != HIDDEN_TO_OPERAND)
         shape.y_dtype = AIMO_F32;
     if (kind == FULL_TO_FULL)
         shape.ldy = row_bytes(&b->base, AIMO_ROWS_FULL, w->n) / sizeof(float);
@@ -214,15 +222,16 @@ aimo_status run_linear(cuda_backend *b, cuda_workspace *w, const aimo_linear_arg
                        aimo_error *err)
 {
     const product_kind kind = a.norm != NULL                  ? OPERAND_TO_SCRATCH
-                              : a.y_kind == AIMO_ROWS_OPERAND ? FULL_TO_OPERAND
+                              : a.y_kind == AIMO_ROWS_OPERAND ? HIDDEN_TO_OPERAND
                                                               : FULL_TO_FULL;
-    const bool from_full = kind != OPERAND_TO_SCRATCH;
-    if (from_full != (a.x_kind == AIMO_ROWS_FULL))
+    if (a.x_kind != x_kind_of(kind))
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "linear: no product of these kinds of rows");
     cuda_product product;
     AIMO_TRY(product_of(b, a.w, kind, &product, err));
     void *x = const_cast<float *>(a.x), *y = a.norm != NULL ? a.scratch : a.y;
-    if (from_full)
+    if (kind == HIDDEN_TO_OPERAND)
+        x = hidden_row<T>(x, 0, a.w->k).operand();
+    else if (kind == FULL_TO_FULL)
         x = full_row<T>(x, 0, a.w->k).operand();
     AIMO_TRY(cuda_product_run(&product, cuda_cublas(), b->cublas, a.w->w, x, a.m, y,
                               cuda_workspace_of_products(w), w->stream, err));

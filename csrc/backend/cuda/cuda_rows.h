@@ -1,9 +1,13 @@
 /* How activations lie in device memory.
  *
  * T is the type that products take: __half, __nv_bfloat16 or float. An operand row is T[columns],
- * rows without a gap. A full row is float[columns] and then, unless T is float, the same values as
- * T[columns], so that one write serves the sums that go on in f32 and the product that comes next;
- * the T of a row lie in the row itself, so they are found without knowing how many rows there are.
+ * rows without a gap. In the other rows one write serves the sums that go on and the product that
+ * comes next; what products take lies in the row itself, so it is found without knowing how many
+ * rows there are.
+ *
+ * A full row is float[columns] and then, unless T is float, the same values as T[columns]. A hidden
+ * row is kept in f32 when T is float and in f16 otherwise, and when T is __nv_bfloat16 has the same
+ * values as T behind it: 8 bits are enough for a factor, but too few for what layers are added to.
  */
 #ifndef AIMO_CUDA_ROWS_H
 #define AIMO_CUDA_ROWS_H
@@ -27,11 +31,13 @@ template <> __host__ __device__ inline __nv_bfloat16 from_float(float x)
 
 template <typename T> constexpr bool is_float = std::is_same<T, float>::value;
 
-/* From one full row to the next; products want 16 bytes. */
+/* Products want rows that are 16 bytes apart. */
+__host__ __device__ inline size_t align_row(size_t bytes) { return (bytes + 15) / 16 * 16; }
+
+/* From one full row to the next. */
 template <typename T> __host__ __device__ inline size_t full_row_bytes(size_t columns)
 {
-    const size_t bytes = columns * (sizeof(float) + (is_float<T> ? 0 : sizeof(T)));
-    return (bytes + 15) / 16 * 16;
+    return align_row(columns * (sizeof(float) + (is_float<T> ? 0 : sizeof(T))));
 }
 
 template <typename T> struct full_row {
@@ -65,6 +71,68 @@ template <typename T> struct full_row_reader {
                                               row * full_row_bytes<T>(columns)))
     {
     }
+    __host__ __device__ float at(size_t column) const { return f32[column]; }
+};
+
+/* What a hidden row is kept in. */
+template <typename T> using kept_type = std::conditional_t<is_float<T>, float, __half>;
+template <typename T> constexpr bool is_kept = std::is_same<T, kept_type<T>>::value;
+
+/* From what is kept of a hidden row to what products take, where these are two things. */
+template <typename T> __host__ __device__ inline size_t kept_bytes(size_t columns)
+{
+    return align_row(columns * sizeof(kept_type<T>));
+}
+
+/* From one hidden row to the next. */
+template <typename T> __host__ __device__ inline size_t hidden_row_bytes(size_t columns)
+{
+    return kept_bytes<T>(columns) + (is_kept<T> ? 0 : align_row(columns * sizeof(T)));
+}
+
+/* x as it is kept. Beside bf16 the f16 ends at its largest value: layer norm's outputs are at most
+ * sqrt(n) |weight| + |bias|, which is far below it for any weights that came from training. */
+template <typename T> __host__ __device__ inline kept_type<T> keep(float x)
+{
+    constexpr float most = 65504.0f;
+    if (!is_kept<T>)
+        x = x > most ? most : x < -most ? -most : x; /* NaN stays */
+    return from_float<kept_type<T>>(x);
+}
+
+template <typename T> struct hidden_row {
+    kept_type<T> *kept;
+    size_t columns;
+
+    __host__ __device__ hidden_row(void *rows, size_t row, size_t columns_)
+        : kept(reinterpret_cast<kept_type<T> *>(static_cast<char *>(rows) +
+                                                row * hidden_row_bytes<T>(columns_))),
+          columns(columns_)
+    {
+    }
+    /* What products read. */
+    __host__ __device__ T *operand() const
+    {
+        char *const begin = reinterpret_cast<char *>(kept);
+        return reinterpret_cast<T *>(is_kept<T> ? begin : begin + kept_bytes<T>(columns));
+    }
+    __host__ __device__ void set(size_t column, float x) const
+    {
+        kept[column] = keep<T>(x);
+        if (!is_kept<T>)
+            operand()[column] = from_float<T>(x);
+    }
+};
+
+template <typename T> struct hidden_row_reader {
+    const kept_type<T> *kept;
+
+    __host__ __device__ hidden_row_reader(const void *rows, size_t row, size_t columns)
+        : kept(reinterpret_cast<const kept_type<T> *>(static_cast<const char *>(rows) +
+                                                      row * hidden_row_bytes<T>(columns)))
+    {
+    }
+    __host__ __device__ float at(size_t column) const { return to_float(kept[column]); }
 };
 
 /* COUNT neighbours that are loaded and stored at once, from an address that they divide. */

@@ -45,7 +45,7 @@ __global__ void embed_kernel(tables t, cuda_sequences s, aimo_layer_norm norm, v
             x += table_load(t.dtype, t.type, n, i);
         row[i] = x + table_load(t.dtype, position, n, i);
     }
-    layer_norm_row<T>(row, norm, full_row<T>(out, token, n), lane);
+    layer_norm_row<T>(row, norm, hidden_row<T>(out, token, n), lane);
 }
 
 } // namespace

@@ -14,11 +14,11 @@ __global__ void residual_layer_norm_kernel(const float *x, const float *bias, co
     const size_t r = static_cast<size_t>(blockIdx.x) * ROWS_PER_BLOCK + warp;
     if (r >= m)
         return;
-    const full_row_reader<T> other(residual, r, n);
+    const hidden_row_reader<T> other(residual, r, n);
     float *row = rows + warp * n;
     for (unsigned i = lane; i < n; i += WARP)
-        row[i] = x[r * n + i] + (bias != NULL ? bias[i] : 0.0f) + other.f32[i];
-    layer_norm_row<T>(row, norm, full_row<T>(y, r, n), lane);
+        row[i] = x[r * n + i] + (bias != NULL ? bias[i] : 0.0f) + other.at(i);
+    layer_norm_row<T>(row, norm, hidden_row<T>(y, r, n), lane);
 }
 
 } // namespace

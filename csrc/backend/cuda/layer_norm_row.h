@@ -17,7 +17,7 @@ inline launch_shape shape_of_rows(size_t rows, size_t columns)
 /* out = layer_norm(row [n]); each lane has put its own columns (lane, lane + WARP, ...) there. */
 template <typename T>
 __device__ inline void layer_norm_row(const float *row, const aimo_layer_norm &norm,
-                                      const full_row<T> &out, unsigned lane)
+                                      const hidden_row<T> &out, unsigned lane)
 {
     const unsigned n = static_cast<unsigned>(out.columns);
     float sum = 0.0f, squares = 0.0f;

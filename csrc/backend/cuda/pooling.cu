@@ -10,21 +10,22 @@ struct pooling_list {
     aimo_pooling at[AIMO_POOLING_COUNT];
 };
 
-/* The pooled value of a column over the tokens [skip, length) of a sequence's full rows. */
-template <typename T>
+/* The pooled value of a column over the tokens [skip, length) of a sequence, whose rows ROW reads.
+ */
+template <typename ROW>
 __device__ inline float pool_column(const void *x, size_t begin, unsigned skip, unsigned length,
                                     unsigned n, unsigned column, aimo_pooling pooling)
 {
     if (pooling == AIMO_POOL_LAST_TOKEN)
-        return full_row_reader<T>(x, begin + length - 1, n).f32[column];
-    float sum = full_row_reader<T>(x, begin + skip, n).f32[column];
+        return ROW(x, begin + length - 1, n).at(column);
+    float sum = ROW(x, begin + skip, n).at(column);
     if (pooling == AIMO_POOL_CLS)
         return sum;
     const bool weighted = pooling == AIMO_POOL_WEIGHTED_MEAN;
     if (weighted)
         sum *= static_cast<float>(skip + 1);
     for (unsigned t = skip + 1; t < length; t++) {
-        const float token = full_row_reader<T>(x, begin + t, n).f32[column];
+        const float token = ROW(x, begin + t, n).at(column);
         if (pooling == AIMO_POOL_MAX)
             sum = sum > token ? sum : token;
         else
@@ -55,7 +56,7 @@ __device__ inline float block_sum(float x, float *of_warps)
     return total;
 }
 
-template <typename T>
+template <typename T, typename ROW>
 __global__ void pool_kernel(const void *x, const int32_t *offsets, pooling_list poolings,
                             unsigned most_skipped, unsigned n, unsigned columns, bool normalize,
                             void *out)
@@ -69,7 +70,7 @@ __global__ void pool_kernel(const void *x, const int32_t *offsets, pooling_list 
     const full_row<T> vector(out, sequence, columns);
     float squares = 0.0f;
     for (unsigned i = threadIdx.x; i < columns; i += THREADS) {
-        const float pooled = pool_column<T>(x, begin, skip, length, n, i % n, poolings.at[i / n]);
+        const float pooled = pool_column<ROW>(x, begin, skip, length, n, i % n, poolings.at[i / n]);
         vector.set(i, pooled);
         squares += pooled * pooled;
     }
@@ -94,10 +95,12 @@ aimo_status cuda_pool(const aimo_pool_args &args, const int32_t *offsets, cudaSt
     const size_t skip = args.skip < longest ? args.skip : longest;
     const launch_shape shape = {dim3(static_cast<unsigned>(args.batch)), THREADS,
                                 WARPS * sizeof(float)};
-    return launch_kernel(pool_kernel<T>, shape, stream, err, static_cast<const void *>(args.x),
-                         offsets, poolings, static_cast<unsigned>(skip),
-                         static_cast<unsigned>(args.hidden), static_cast<unsigned>(args.columns),
-                         args.normalize, static_cast<void *>(args.out));
+    const auto kernel = args.x_kind == AIMO_ROWS_HIDDEN ? pool_kernel<T, hidden_row_reader<T>>
+                                                        : pool_kernel<T, full_row_reader<T>>;
+    return launch_kernel(kernel, shape, stream, err, static_cast<const void *>(args.x), offsets,
+                         poolings, static_cast<unsigned>(skip), static_cast<unsigned>(args.hidden),
+                         static_cast<unsigned>(args.columns), args.normalize,
+                         static_cast<void *>(args.out));
 }
 
 #define INSTANTIATE(T)                                                                             \
