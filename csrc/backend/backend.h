@@ -66,7 +66,8 @@ typedef struct {
     float *out; /* device, hidden, [tokens, hidden] */
 } aimo_embed_args;
 
-/* y = activation(x @ w^T + bias), and then, with a norm, y = layer_norm(y + residual) */
+/* y = activation(x @ w^T + bias), and then, with a norm, y = layer_norm(y + residual). A matrix has
+ * the same bias and activation in all calls. */
 typedef struct {
     const aimo_backend_matrix *w; /* [n, k] */
     const float *bias;            /* device, [n] or NULL */

@@ -1,8 +1,10 @@
-/* Stands in for cuBLASLt: plain products, and checks of what is asked for. Only row-major
- * x [m, k] @ w [n, k]^T can be asked for, as its column-major transpose. */
+/* Stands in for cuBLASLt: plain products with their epilogues, and checks of what is asked for.
+ * Only row-major x [m, k] @ w [n, k]^T can be asked for, as its column-major transpose. */
 #include "backend/cuda/cublas_lt.h"
 #include "half/half_scalar.h"
 
+#include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -19,6 +21,8 @@ struct cublas_layout {
 };
 struct cublas_description {
     int32_t transposed_a;
+    uint32_t epilogue;
+    const void *bias;
 };
 struct cublas_preference {
     size_t workspace_bytes;
@@ -75,10 +79,21 @@ EXPORT int cublasLtMatmulDescDestroy(cublas_description *description) { return f
 EXPORT int cublasLtMatmulDescSetAttribute(cublas_description *description, int attribute,
                                           const void *value, size_t bytes)
 {
-    if (attribute != CUBLAS_DESCRIPTION_TRANS_A || bytes != sizeof description->transposed_a)
-        return INVALID;
-    memcpy(&description->transposed_a, value, bytes);
-    return CUBLAS_SUCCESS;
+    const struct {
+        int attribute;
+        void *at;
+        size_t bytes;
+    } settings[] = {
+        {CUBLAS_DESCRIPTION_TRANS_A, &description->transposed_a, sizeof description->transposed_a},
+        {CUBLAS_DESCRIPTION_EPILOGUE, &description->epilogue, sizeof description->epilogue},
+        {CUBLAS_DESCRIPTION_BIAS_POINTER, &description->bias, sizeof description->bias},
+    };
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
+        if (settings[i].attribute == attribute && settings[i].bytes == bytes) {
+            memcpy(settings[i].at, value, bytes);
+            return CUBLAS_SUCCESS;
+        }
+    return INVALID;
 }
 
 EXPORT int cublasLtMatmulPreferenceCreate(cublas_preference **out)
@@ -114,12 +129,13 @@ EXPORT int cublasLtMatmulPreferenceSetAttribute(cublas_preference *preference, i
     return CUBLAS_SUCCESS;
 }
 
-/* The algorithm says how the layouts were, so that another use of it is noticed. */
-static cublas_algorithm algorithm_of(const cublas_layout *a, const cublas_layout *b,
-                                     const cublas_layout *d)
+/* The algorithm says how description and layouts were, so that another use of it is noticed. */
+static cublas_algorithm algorithm_of(const cublas_description *description, const cublas_layout *a,
+                                     const cublas_layout *b, const cublas_layout *d)
 {
     return (cublas_algorithm){{a->rows, a->columns, (uint64_t)a->type, (uint64_t)b->ld,
-                               (uint64_t)d->ld, (uint64_t)d->type, 0, 0}};
+                               (uint64_t)d->ld, (uint64_t)d->type | description->epilogue << 8, 0,
+                               0}};
 }
 
 EXPORT int cublasLtMatmulAlgoGetHeuristic(cublas_handle *handle, cublas_description *description,
@@ -127,10 +143,13 @@ EXPORT int cublasLtMatmulAlgoGetHeuristic(cublas_handle *handle, cublas_descript
                                           cublas_layout *d, cublas_preference *preference,
                                           int requested, cublas_heuristic *out, int *found)
 {
-    (void)handle, (void)description, (void)c;
+    (void)handle, (void)c;
+    const bool plain = description->epilogue == CUBLAS_EPILOGUE_NONE;
     if (requested < 1 || preference->reduction_schemes != 0) /* split-k */
         return INVALID;
-    *out = (cublas_heuristic){.algorithm = algorithm_of(a, b, d)};
+    if (!plain && preference->alignment[3] < 4) /* so that there are products without an epilogue */
+        return CUBLAS_NOT_SUPPORTED;
+    *out = (cublas_heuristic){.algorithm = algorithm_of(description, a, b, d)};
     /* What it may rely on. */
     out->algorithm.data[6] = preference->alignment[1];
     out->algorithm.data[7] = preference->alignment[3];
@@ -155,6 +174,15 @@ static void set_element(void *matrix, int type, size_t i, float x)
             type == CUBLAS_R_16F ? aimo_f32_to_f16_one(x) : aimo_f32_to_bf16_one(x);
 }
 
+static float end_with(uint32_t epilogue, float x)
+{
+    if ((epilogue & CUBLAS_EPILOGUE_RELU) != 0)
+        return x < 0.0f ? 0.0f : x;
+    if ((epilogue & CUBLAS_EPILOGUE_GELU) != 0)
+        return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    return x;
+}
+
 EXPORT int cublasLtMatmul(cublas_handle *handle, cublas_description *description, const void *alpha,
                           const void *a, cublas_layout *at, const void *b, cublas_layout *bt,
                           const void *beta, const void *c, cublas_layout *ct, void *d,
@@ -162,7 +190,7 @@ EXPORT int cublasLtMatmul(cublas_handle *handle, cublas_description *description
                           size_t workspace_bytes, void *stream)
 {
     (void)handle, (void)c, (void)ct, (void)workspace_bytes;
-    cublas_algorithm expected = algorithm_of(at, bt, dt);
+    cublas_algorithm expected = algorithm_of(description, at, bt, dt);
     expected.data[6] = algorithm->data[6];
     expected.data[7] = algorithm->data[7];
     if ((uintptr_t)b % expected.data[6] != 0 || (uintptr_t)d % expected.data[7] != 0)
@@ -172,13 +200,18 @@ EXPORT int cublasLtMatmul(cublas_handle *handle, cublas_description *description
         at->columns != dt->rows || bt->columns != dt->columns || workspace == NULL ||
         stream == NULL || memcmp(algorithm, &expected, sizeof expected) != 0)
         return INVALID;
+    const bool biased = (description->epilogue & CUBLAS_EPILOGUE_BIAS) != 0;
+    if (biased != (description->bias != NULL))
+        return INVALID;
     for (size_t j = 0; j < dt->columns; j++)
         for (size_t i = 0; i < dt->rows; i++) {
             float sum = 0.0f;
             for (size_t k = 0; k < at->rows; k++)
                 sum += element(a, at->type, i * (size_t)at->ld + k) *
                        element(b, bt->type, j * (size_t)bt->ld + k);
-            set_element(d, dt->type, j * (size_t)dt->ld + i, sum);
+            if (biased)
+                sum += element(description->bias, dt->type, i);
+            set_element(d, dt->type, j * (size_t)dt->ld + i, end_with(description->epilogue, sum));
         }
     return CUBLAS_SUCCESS;
 }

@@ -1,5 +1,5 @@
-/* Bias and activation behind a product, in place. GELU is the exact one: cuBLASLt's epilogue has
- * only the tanh form. */
+/* Bias and activation behind a product that does not end with them, in place: f32, activations that
+ * cuBLASLt does not have, and the vectors of a model's head. */
 #include "backend/cuda/cuda_kernels.h"
 
 namespace

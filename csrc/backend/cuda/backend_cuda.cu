@@ -17,8 +17,10 @@ enum product_kind { HIDDEN_TO_OPERAND, OPERAND_TO_SCRATCH, FULL_TO_FULL, PRODUCT
 struct aimo_backend_matrix {
     size_t n, k;
     void *w; /* device, [n, k] of the backend's operand type, row-major */
+    /* Made when they are first needed; protected by the backend's lock until then. */
     cuda_product products[PRODUCT_KINDS];
-    bool chosen[PRODUCT_KINDS]; /* protected by the backend's lock */
+    bool chosen[PRODUCT_KINDS];
+    void *rounded_bias; /* device, [n] of the operand type, for products that end with it */
 };
 
 namespace
@@ -85,6 +87,12 @@ aimo_status upload(void *device, const void *host, size_t bytes, aimo_error *err
     return AIMO_OK;
 }
 
+aimo_status download_constant(void *host, const void *device, size_t bytes, aimo_error *err)
+{
+    AIMO_TRY_CUDA(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), err);
+    return AIMO_OK;
+}
+
 aimo_status constant_new(aimo_backend *backend, const void *host, size_t bytes, const void **out,
                          aimo_error *err)
 {
@@ -129,6 +137,9 @@ void matrix_free(aimo_backend *backend, aimo_backend_matrix *matrix)
 {
     if (cuda_process_is_ours()) {
         const device_scope scope(as_cuda(backend)->device);
+        for (cuda_product &product : matrix->products)
+            cuda_product_clear(&product, cuda_cublas());
+        (void)cudaFree(matrix->rounded_bias);
         (void)cudaFree(matrix->w);
     }
     aimo_memory_free(matrix);
@@ -189,7 +200,7 @@ aimo_rows_kind x_kind_of(product_kind kind)
 cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w, product_kind kind)
 {
     const size_t element = aimo_dtype_size(b->dtype);
-    cuda_product_shape shape = {b->dtype, b->dtype, w->n, w->k, w->k, w->n, 0};
+    cuda_product_shape shape = {b->dtype, b->dtype, w->n, w->k, w->k, w->n, 0, NULL, AIMO_ACT_NONE};
     shape.ldx = row_bytes(&b->base, x_kind_of(kind), w->k) / element;
     if (kind == FULL_TO_FULL && b->dtype != AIMO_F32)
         shape.x_offset = w->k * sizeof(float);
@@ -200,20 +211,52 @@ cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w,
     return shape;
 }
 
-/* *out = the product's algorithm, chosen when it is first needed. */
-aimo_status product_of(cuda_backend *b, const aimo_backend_matrix *w, product_kind kind,
-                       cuda_product *out, aimo_error *err)
+/* With the backend's lock held: w->rounded_bias = bias in the type that a product's own bias has.
+ */
+aimo_status round_bias(cuda_backend *b, aimo_backend_matrix *w, const float *bias, aimo_error *err)
 {
-    aimo_backend_matrix *matrix = const_cast<aimo_backend_matrix *>(w);
-    const cuda_product_shape shape = shape_of(b, w, kind);
+    const size_t bytes = w->n * aimo_dtype_size(b->dtype);
+    void *staging;
+    if (w->rounded_bias == NULL)
+        AIMO_TRY(cuda_memory_new(&w->rounded_bias, bytes, "weights", err));
+    AIMO_TRY(aimo_memory_new(&staging, w->n, 2 * sizeof(float), "bias", err));
+    float *exact = static_cast<float *>(staging), *rounded = exact + w->n;
+    aimo_status status = download_constant(exact, bias, w->n * sizeof *exact, err);
+    if (status == AIMO_OK) {
+        cuda_weights_round(b->dtype, exact, w->n, rounded);
+        status = upload(w->rounded_bias, rounded, bytes, err);
+    }
+    aimo_memory_free(staging);
+    return status;
+}
+
+/* With the backend's lock held. */
+aimo_status choose_product(cuda_backend *b, aimo_backend_matrix *w, product_kind kind,
+                           const aimo_linear_args &a, aimo_error *err)
+{
+    cuda_product_shape shape = shape_of(b, w, kind);
+    if (kind == HIDDEN_TO_OPERAND)
+        shape.activation = a.activation;
+    if (a.bias != NULL && cuda_product_may_fuse(&shape)) {
+        AIMO_TRY(round_bias(b, w, a.bias, err));
+        shape.bias = w->rounded_bias;
+    }
+    return cuda_product_init(&w->products[kind], &shape, cuda_cublas(), b->cublas, err);
+}
+
+/* *out = the product of a call, made when it is first needed. */
+aimo_status product_of(cuda_backend *b, product_kind kind, const aimo_linear_args &a,
+                       const cuda_product **out, aimo_error *err)
+{
+    aimo_backend_matrix *matrix = const_cast<aimo_backend_matrix *>(a.w);
     aimo_status status = AIMO_OK;
     pthread_mutex_lock(&b->lock);
     if (!matrix->chosen[kind]) {
-        status = cuda_product_init(&matrix->products[kind], &shape, cuda_cublas(), b->cublas, err);
+        status = choose_product(b, matrix, kind, a, err);
         matrix->chosen[kind] = status == AIMO_OK;
     }
-    *out = matrix->products[kind];
     pthread_mutex_unlock(&b->lock);
+    *out = &matrix->products[kind];
     return status;
 }
 
@@ -226,18 +269,20 @@ aimo_status run_linear(cuda_backend *b, cuda_workspace *w, const aimo_linear_arg
                                                               : FULL_TO_FULL;
     if (a.x_kind != x_kind_of(kind))
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "linear: no product of these kinds of rows");
-    cuda_product product;
-    AIMO_TRY(product_of(b, a.w, kind, &product, err));
+    const cuda_product *product;
+    AIMO_TRY(product_of(b, kind, a, &product, err));
     void *x = const_cast<float *>(a.x), *y = a.norm != NULL ? a.scratch : a.y;
     if (kind == HIDDEN_TO_OPERAND)
         x = hidden_row<T>(x, 0, a.w->k).operand();
     else if (kind == FULL_TO_FULL)
         x = full_row<T>(x, 0, a.w->k).operand();
-    AIMO_TRY(cuda_product_run(&product, cuda_cublas(), b->cublas, a.w->w, x, a.m, y,
+    AIMO_TRY(cuda_product_run(product, cuda_cublas(), b->cublas, a.w->w, x, a.m, y,
                               cuda_workspace_of_products(w), w->stream, err));
     if (a.norm != NULL)
         return cuda_residual_layer_norm<T>(a.scratch, a.bias, a.residual, *a.norm, a.y, a.m, a.w->n,
                                            w->stream, err);
+    if (product->fused)
+        return AIMO_OK;
     return cuda_bias_activation<T>(a.y, a.y_kind, a.bias, a.activation, a.m, a.w->n, w->stream,
                                    err);
 }

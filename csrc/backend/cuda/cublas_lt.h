@@ -26,11 +26,24 @@ typedef struct {
     int reserved[4];
 } cublas_heuristic;
 
-enum { CUBLAS_SUCCESS = 0, CUBLAS_ALLOC_FAILED = 3 };
+enum { CUBLAS_SUCCESS = 0, CUBLAS_ALLOC_FAILED = 3, CUBLAS_NOT_SUPPORTED = 15 };
 enum { CUBLAS_R_32F = 0, CUBLAS_R_16F = 2, CUBLAS_R_16BF = 14 }; /* cudaDataType */
 enum { CUBLAS_COMPUTE_F32 = 68 };
 enum { CUBLAS_TRANSPOSED = 1 };
-enum { CUBLAS_DESCRIPTION_TRANS_A = 3 };
+enum {
+    CUBLAS_DESCRIPTION_TRANS_A = 3,
+    CUBLAS_DESCRIPTION_EPILOGUE = 7,
+    CUBLAS_DESCRIPTION_BIAS_POINTER = 8, /* [rows of d], of d's type */
+};
+/* What is done with a product's elements. GELU is the one with tanh. */
+enum {
+    CUBLAS_EPILOGUE_NONE = 1,
+    CUBLAS_EPILOGUE_RELU = 2,
+    CUBLAS_EPILOGUE_BIAS = 4,
+    CUBLAS_EPILOGUE_RELU_BIAS = 6,
+    CUBLAS_EPILOGUE_GELU = 32,
+    CUBLAS_EPILOGUE_GELU_BIAS = 36,
+};
 enum {
     CUBLAS_PREFERENCE_WORKSPACE_BYTES = 1,
     CUBLAS_PREFERENCE_REDUCTION_SCHEMES = 3,

@@ -17,4 +17,7 @@ static inline aimo_dtype cuda_operand_dtype(aimo_dtype dtype)
 void cuda_weights_unpack(aimo_dtype dtype, size_t n, size_t k, const void *panels, size_t first,
                          size_t rows, float *row, void *dst);
 
+/* dst [n] of f16 or bf16 = src, to nearest. */
+void cuda_weights_round(aimo_dtype dtype, const float *src, size_t n, void *dst);
+
 #endif
