@@ -244,7 +244,7 @@ static bool embed_matches(aimo_dtype dtype, size_t n, bool with_type, uint64_t *
 
 TEST(cuda_embed_matches_the_cpu)
 {
-    static const size_t hidden[] = {1, 31, 36, 64, 384};
+    static const size_t hidden[] = {1, 31, 36, 64, 128, 256, 384, 512, 768, 1024};
     uint64_t random = 3;
     if (!cuda_is_here())
         return;
@@ -367,6 +367,12 @@ static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *ran
 TEST(cuda_linear_matches_the_cpu)
 {
     static const linear_case cases[] = {
+        {3, 128, 9, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
+        {2, 256, 9, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
+        {9, 384, 9, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
+        {3, 512, 9, false, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
+        {3, 768, 9, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
+        {5, 1024, 9, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
         {5, 36, 50, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
         {9, 64, 16, false, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
         {3, 48, 33, true, false, AIMO_ACT_NONE, AIMO_ROWS_OPERAND},

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 __host__ __device__ inline float to_float(float x) { return x; }
+__host__ __device__ inline float to_float(signed char x) { return static_cast<float>(x); }
 __host__ __device__ inline float to_float(__half x) { return __half2float(x); }
 __host__ __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
@@ -30,6 +31,19 @@ template <> __host__ __device__ inline __nv_bfloat16 from_float(float x)
 }
 
 template <typename T> constexpr bool is_float = std::is_same<T, float>::value;
+
+/* COUNT neighbours that are loaded and stored at once, from an address that they divide. */
+template <typename T, unsigned COUNT> struct alignas(sizeof(T) * COUNT) neighbours {
+    T at[COUNT];
+};
+
+template <typename T, unsigned COUNT>
+__host__ __device__ inline void load_neighbours(const T *from, float (&x)[COUNT])
+{
+    const auto values = *reinterpret_cast<const neighbours<T, COUNT> *>(from);
+    for (unsigned j = 0; j < COUNT; j++)
+        x[j] = to_float(values.at[j]);
+}
 
 /* Products want rows that are 16 bytes apart. */
 __host__ __device__ inline size_t align_row(size_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -116,11 +130,18 @@ template <typename T> struct hidden_row {
         char *const begin = reinterpret_cast<char *>(kept);
         return reinterpret_cast<T *>(is_kept<T> ? begin : begin + kept_bytes<T>(columns));
     }
-    __host__ __device__ void set(size_t column, float x) const
+    template <unsigned COUNT>
+    __host__ __device__ void set(size_t column, const float (&x)[COUNT]) const
     {
-        kept[column] = keep<T>(x);
+        neighbours<kept_type<T>, COUNT> values;
+        neighbours<T, COUNT> factors;
+        for (unsigned j = 0; j < COUNT; j++) {
+            values.at[j] = keep<T>(x[j]);
+            factors.at[j] = from_float<T>(x[j]);
+        }
+        *reinterpret_cast<neighbours<kept_type<T>, COUNT> *>(kept + column) = values;
         if (!is_kept<T>)
-            operand()[column] = from_float<T>(x);
+            *reinterpret_cast<neighbours<T, COUNT> *>(operand() + column) = factors;
     }
 };
 
@@ -133,11 +154,10 @@ template <typename T> struct hidden_row_reader {
     {
     }
     __host__ __device__ float at(size_t column) const { return to_float(kept[column]); }
-};
-
-/* COUNT neighbours that are loaded and stored at once, from an address that they divide. */
-template <typename T, unsigned COUNT> struct alignas(sizeof(T) * COUNT) neighbours {
-    T at[COUNT];
+    template <unsigned COUNT> __host__ __device__ void get(size_t column, float (&x)[COUNT]) const
+    {
+        load_neighbours(kept + column, x);
+    }
 };
 
 /* Sum over the lanes of a warp; every lane gets it. The order is fixed. */

@@ -12,39 +12,48 @@ struct tables {
     size_t first_position;
 };
 
-/* Element i of a table's row of n columns; the scale of an int8 row stands unaligned behind it. */
-__device__ inline float table_load(aimo_dtype dtype, const char *row, unsigned n, unsigned i)
+/* COUNT neighbours of a table's row of n columns, from `column` on; the scale of an int8 row stands
+ * behind it, unaligned where n is. */
+template <unsigned COUNT>
+__device__ inline void table_load(aimo_dtype dtype, const char *row, unsigned n, unsigned column,
+                                  float (&x)[COUNT])
 {
     if (dtype == AIMO_F32)
-        return reinterpret_cast<const float *>(row)[i];
+        return load_neighbours(reinterpret_cast<const float *>(row) + column, x);
     if (dtype == AIMO_F16)
-        return to_float(reinterpret_cast<const __half *>(row)[i]);
+        return load_neighbours(reinterpret_cast<const __half *>(row) + column, x);
     if (dtype == AIMO_BF16)
-        return to_float(reinterpret_cast<const __nv_bfloat16 *>(row)[i]);
+        return load_neighbours(reinterpret_cast<const __nv_bfloat16 *>(row) + column, x);
     float scale;
     memcpy(&scale, row + n, sizeof scale);
-    return static_cast<float>(reinterpret_cast<const signed char *>(row)[i]) * scale;
+    load_neighbours(reinterpret_cast<const signed char *>(row) + column, x);
+    for (unsigned j = 0; j < COUNT; j++)
+        x[j] *= scale;
 }
 
-template <typename T>
+template <typename T, typename ROW>
 __global__ void embed_kernel(tables t, cuda_sequences s, aimo_layer_norm norm, void *out,
                              unsigned n)
 {
     SHARED_MEMORY(float, rows);
-    const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const size_t token = static_cast<size_t>(blockIdx.x) * ROWS_PER_BLOCK + warp;
+    constexpr unsigned at_once = ROW::AT_ONCE;
+    const unsigned lane = threadIdx.x % WARP;
+    const size_t token = static_cast<size_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
     if (token >= s.tokens)
         return;
     const char *word = t.word + static_cast<size_t>(s.ids[token]) * t.row_bytes;
     const char *position =
         t.position + (static_cast<size_t>(s.places[token]) + t.first_position) * t.row_bytes;
-    float *row = rows + warp * n;
-    for (unsigned i = lane; i < n; i += WARP) {
-        float x = table_load(t.dtype, word, n, i);
+    ROW row(rows, n);
+    row.for_each(lane, [&](unsigned column, float(&sum)[at_once]) {
+        float type[at_once] = {}, place[at_once];
+        table_load(t.dtype, word, n, column, sum);
         if (t.type != NULL)
-            x += table_load(t.dtype, t.type, n, i);
-        row[i] = x + table_load(t.dtype, position, n, i);
-    }
+            table_load(t.dtype, t.type, n, column, type);
+        table_load(t.dtype, position, n, column, place);
+        for (unsigned j = 0; j < at_once; j++)
+            sum[j] = sum[j] + type[j] + place[j];
+    });
     layer_norm_row<T>(row, norm, hidden_row<T>(out, token, n), lane);
 }
 
@@ -62,9 +71,11 @@ aimo_status cuda_embed(const aimo_embed_args &args, const cuda_sequences &sequen
         args.dtype,
         args.first_position,
     };
-    return launch_kernel(embed_kernel<T>, shape_of_rows(sequences.tokens, args.hidden), stream, err,
-                         t, sequences, args.norm, static_cast<void *>(args.out),
-                         static_cast<unsigned>(args.hidden));
+    return launch_rows(sequences.tokens, args.hidden, [&](auto form, const launch_shape &shape) {
+        using row = typename decltype(form)::type;
+        return launch_kernel(embed_kernel<T, row>, shape, stream, err, t, sequences, args.norm,
+                             static_cast<void *>(args.out), static_cast<unsigned>(args.hidden));
+    });
 }
 
 #define INSTANTIATE(T)                                                                             \

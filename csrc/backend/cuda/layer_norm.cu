@@ -5,19 +5,27 @@
 namespace
 {
 
-template <typename T>
+template <typename T, typename ROW>
 __global__ void residual_layer_norm_kernel(const float *x, const float *bias, const void *residual,
                                            aimo_layer_norm norm, void *y, size_t m, unsigned n)
 {
     SHARED_MEMORY(float, rows);
-    const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const size_t r = static_cast<size_t>(blockIdx.x) * ROWS_PER_BLOCK + warp;
+    constexpr unsigned at_once = ROW::AT_ONCE;
+    const unsigned lane = threadIdx.x % WARP;
+    const size_t r = static_cast<size_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
     if (r >= m)
         return;
     const hidden_row_reader<T> other(residual, r, n);
-    float *row = rows + warp * n;
-    for (unsigned i = lane; i < n; i += WARP)
-        row[i] = x[r * n + i] + (bias != NULL ? bias[i] : 0.0f) + other.at(i);
+    ROW row(rows, n);
+    row.for_each(lane, [&](unsigned column, float(&sum)[at_once]) {
+        float before[at_once], constant[at_once] = {};
+        load_neighbours(x + r * n + column, sum);
+        other.get(column, before);
+        if (bias != NULL)
+            load_neighbours(bias + column, constant);
+        for (unsigned j = 0; j < at_once; j++)
+            sum[j] += before[j] + constant[j];
+    });
     layer_norm_row<T>(row, norm, hidden_row<T>(y, r, n), lane);
 }
 
@@ -28,8 +36,11 @@ aimo_status cuda_residual_layer_norm(const float *x, const float *bias, const vo
                                      const aimo_layer_norm &norm, void *y, size_t m, size_t n,
                                      cudaStream_t stream, aimo_error *err)
 {
-    return launch_kernel(residual_layer_norm_kernel<T>, shape_of_rows(m, n), stream, err, x, bias,
-                         residual, norm, y, m, static_cast<unsigned>(n));
+    return launch_rows(m, n, [&](auto form, const launch_shape &shape) {
+        using row = typename decltype(form)::type;
+        return launch_kernel(residual_layer_norm_kernel<T, row>, shape, stream, err, x, bias,
+                             residual, norm, y, m, static_cast<unsigned>(n));
+    });
 }
 
 #define INSTANTIATE(T)                                                                             \
