@@ -14,14 +14,17 @@
 #include <stdatomic.h>
 #include <string.h>
 
-/* Rows that one chunk works on; named by what they hold, sized for its tokens. */
+/* Rows that one chunk works on; named by what they hold, sized for its tokens. All but x share
+ * memory: qkv with attended, then scratch with attended, then scratch with intermediate are needed
+ * at the same time, and vectors at last. */
 typedef struct {
     aimo_workspace *leased;
-    float *x;            /* [tokens, hidden] the residual stream */
-    float *qkv;          /* [tokens, 3 * hidden]; later the output of a linear before its norm, and
-                            at last the vectors of all tokens, or two times the widest vector after
-                            pooling of each sequence */
-    float *intermediate; /* [tokens, max(hidden, intermediate)]; first the attention's output */
+    float *x;              /* [tokens, hidden] the residual stream */
+    float *qkv;            /* [tokens, 3 * hidden] */
+    float *attended;       /* [tokens, hidden] attention's output */
+    float *scratch;        /* [tokens, hidden] f32, a product before its norm */
+    float *intermediate;   /* [tokens, intermediate] */
+    float *vectors;        /* of all tokens, or two of the widest after pooling for each sequence */
     const size_t *offsets; /* the chunk's */
     float *peaks;          /* as aimo_encoder_input_peaks returns them, or NULL */
     double *seconds;       /* as aimo_encoder_operation_seconds returns them, or NULL */
@@ -85,13 +88,27 @@ static size_t vectors_size(const aimo_encoder *e, size_t sequences)
 
 /* A cache line is left behind the last row: attention's tiles read to the end of their vectors, and
  * what lies there must not be what another thread writes meanwhile. */
-static size_t qkv_size(const aimo_encoder *e, size_t tokens, size_t sequences)
+static size_t qkv_size(const aimo_encoder *e, size_t tokens)
 {
-    const size_t qkv =
-        rows_size(e, AIMO_ROWS_OPERAND, tokens, 3 * e->config.hidden) + AIMO_CACHE_LINE;
-    const size_t scratch = align_up(tokens * e->config.hidden * sizeof(float));
-    const size_t each_token = rows_size(e, AIMO_ROWS_FULL, tokens, e->config.hidden);
-    const size_t sizes[] = {qkv, scratch, each_token, 2 * vectors_size(e, sequences)};
+    return rows_size(e, AIMO_ROWS_OPERAND, tokens, 3 * e->config.hidden) + AIMO_CACHE_LINE;
+}
+
+/* Not more than qkv_size. */
+static size_t scratch_size(const aimo_encoder *e, size_t tokens)
+{
+    return align_up(tokens * e->config.hidden * sizeof(float));
+}
+
+/* Bytes of what shares memory. */
+static size_t shared_size(const aimo_encoder *e, size_t tokens, size_t sequences)
+{
+    const aimo_encoder_config *c = &e->config;
+    const size_t sizes[] = {
+        qkv_size(e, tokens) + rows_size(e, AIMO_ROWS_OPERAND, tokens, c->hidden),
+        scratch_size(e, tokens) + rows_size(e, AIMO_ROWS_OPERAND, tokens, c->intermediate),
+        rows_size(e, AIMO_ROWS_FULL, tokens, c->hidden),
+        2 * vectors_size(e, sequences),
+    };
     size_t largest = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         largest = sizes[i] > largest ? sizes[i] : largest;
@@ -102,17 +119,24 @@ static size_t qkv_size(const aimo_encoder *e, size_t tokens, size_t sequences)
 static size_t workspace_size(const aimo_encoder *e, size_t tokens, size_t sequences)
 {
     return rows_size(e, AIMO_ROWS_HIDDEN, tokens, e->config.hidden) +
-           qkv_size(e, tokens, sequences) +
-           rows_size(e, AIMO_ROWS_OPERAND, tokens, widest(&e->config)) + AIMO_CACHE_LINE;
+           shared_size(e, tokens, sequences) + AIMO_CACHE_LINE;
 }
 
 static workspace workspace_of(const aimo_encoder *e, aimo_workspace *leased, const chunk *c)
 {
     const size_t tokens = c->offsets[c->batch];
-    char *x = leased->memory, *qkv = x + rows_size(e, AIMO_ROWS_HIDDEN, tokens, e->config.hidden);
-    char *intermediate = qkv + qkv_size(e, tokens, c->batch);
-    return (workspace){leased,     (float *)x, (float *)qkv, (float *)intermediate,
-                       c->offsets, NULL,       NULL};
+    char *x = leased->memory,
+         *shared = x + rows_size(e, AIMO_ROWS_HIDDEN, tokens, e->config.hidden);
+    return (workspace){
+        .leased = leased,
+        .x = (float *)x,
+        .qkv = (float *)shared,
+        .attended = (float *)(shared + qkv_size(e, tokens)),
+        .scratch = (float *)shared,
+        .intermediate = (float *)(shared + scratch_size(e, tokens)),
+        .vectors = (float *)shared,
+        .offsets = c->offsets,
+    };
 }
 
 static aimo_layer_norm norm_of(const aimo_encoder *e, const aimo_weight *weight,
@@ -196,19 +220,19 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .batch = batch,
         .heads = heads,
         .head_dim = e->config.hidden / heads,
-        .out = w->intermediate,
+        .out = w->attended,
         .bf16 = e->config.dtype == AIMO_BF16 || e->config.dtype == AIMO_INT8,
     };
     const aimo_linear_args output = {
         .w = l->attention.matrix,
         .bias = l->attention_bias.device,
-        .x = w->intermediate,
+        .x = w->attended,
         .x_kind = AIMO_ROWS_OPERAND,
         .m = tokens,
         .input_peaks = peaks_of(e, l, 1, w),
         .norm = &norm,
         .residual = w->x,
-        .scratch = w->qkv,
+        .scratch = w->scratch,
         .y = w->x,
         .y_kind = AIMO_ROWS_HIDDEN,
     };
@@ -245,7 +269,7 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .input_peaks = peaks_of(e, l, 3, w),
         .norm = &norm,
         .residual = w->x,
-        .scratch = w->qkv,
+        .scratch = w->scratch,
         .y = w->x,
         .y_kind = AIMO_ROWS_HIDDEN,
     };
@@ -325,10 +349,10 @@ static aimo_status run_tokens(const encode_call *call, const chunk *c, const wor
         .hidden = e->config.hidden,
         .poolings = &first_token,
         .columns = call->columns,
-        .out = w->qkv,
+        .out = w->vectors,
     };
     AIMO_TRY(b->ops->pool(b, w->leased, &each, err));
-    return b->ops->download(b, w->leased, w->qkv, tokens, call->columns, out, err);
+    return b->ops->download(b, w->leased, w->vectors, tokens, call->columns, out, err);
 }
 
 static aimo_status run_chunk(const encode_call *call, const chunk *c, const workspace *w,
@@ -344,7 +368,7 @@ static aimo_status run_chunk(const encode_call *call, const chunk *c, const work
     }
     if (call->per_token)
         return run_tokens(call, c, w, call->out + begin * call->columns, err);
-    float *vectors = w->qkv, *other = (float *)((char *)w->qkv + vectors_size(e, c->batch));
+    float *vectors = w->vectors, *other = (float *)((char *)vectors + vectors_size(e, c->batch));
     const double start = start_of(w);
     AIMO_TRY(run_pooling(call, c, w, vectors, err));
     if (e->config.dense_count != 0)

@@ -560,6 +560,25 @@ TEST(cuda_pooling_matches_the_cpu)
     }
 }
 
+TEST(cuda_two_workspaces_and_a_sequence_more_in_each_stay_below_256_mb)
+{
+    const size_t limit = 256u << 20, products = 4u << 20;
+    if (!cuda_is_here())
+        return;
+    bench b;
+    CHECK(bench_init(&b, AIMO_F16, 32));
+    bool below = true, all_used = true;
+    for (size_t bytes = 100; bytes < 400000; bytes += 100) {
+        const size_t tokens = b.cuda->ops->chunk_tokens(b.cuda, 1u << 30, bytes);
+        below &= 2 * (tokens * 5 / 4 * bytes + products) <= limit;
+        all_used &= 4 * tokens * bytes > limit / 2;
+    }
+    const size_t few = b.cuda->ops->chunk_tokens(b.cuda, 300, 5000);
+    bench_clear(&b);
+    CHECK(below && all_used);
+    CHECK(few == 512);
+}
+
 TEST(cuda_download_brings_more_rows_than_its_buffers_hold)
 {
     enum { ROWS = 9000, COLUMNS = 130 };

@@ -57,12 +57,12 @@ template <typename F> auto with_operand_type(aimo_dtype dtype, const F &work)
     return work(float());
 }
 
-/* Two workspaces of half as much again, which is what chunks may take, their copies' buffers and
- * the products' memory stay below the 256 MB that a backend may use beside its weights. In powers
- * of 2, so that workspaces are seldom replaced. */
+/* Two workspaces of a quarter as much again, as a chunk may have one sequence more, the sequences
+ * and the products' memory stay below the 256 MB that a backend may use beside its weights. In
+ * powers of 2, so that workspaces are seldom replaced. */
 size_t chunk_tokens(const aimo_backend *, size_t total_tokens, size_t token_bytes)
 {
-    const size_t budget = 80u << 20, most = budget / token_bytes;
+    const size_t budget = 98u << 20, most = budget / token_bytes;
     size_t tokens = 64;
     while (tokens < total_tokens && 2 * tokens <= most)
         tokens *= 2;
