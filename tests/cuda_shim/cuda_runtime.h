@@ -2,8 +2,8 @@
  *
  * A launch runs block after block on the calling thread; the threads of a block are fibers, which
  * change at barriers and shuffles. Device memory is host memory, filled with NaN when it is new,
- * and everything is done when a call returns. cuda_shim.cpp has the code; what kernels do not use
- * is not there. */
+ * and everything is done when a call returns, but for what a stream captures. cuda_shim.cpp and
+ * cuda_shim_stream.cpp have the code; what the backend does not use is not there. */
 #ifndef AIMO_CUDA_SHIM_RUNTIME_H
 #define AIMO_CUDA_SHIM_RUNTIME_H
 
@@ -23,9 +23,16 @@ struct dim3 {
 };
 extern thread_local dim3 threadIdx, blockIdx;
 
+typedef struct cuda_shim_stream *cudaStream_t;
+typedef struct cuda_shim_event *cudaEvent_t;
+typedef struct cuda_shim_graph *cudaGraph_t;
+typedef struct cuda_shim_graph_exec *cudaGraphExec_t;
+
+/* Enqueues a kernel, which holds its arguments; cudaGetLastError says whether that failed. */
+void cuda_shim_launch(dim3 grid, unsigned threads, size_t shared, cudaStream_t stream,
+                      std::function<void()> kernel);
 /* Runs a kernel; the dynamic shared memory of each block begins as NaN. */
-void cuda_shim_launch(dim3 grid, unsigned threads, size_t shared,
-                      const std::function<void()> &kernel);
+void cuda_shim_run(dim3 grid, unsigned threads, size_t shared, const std::function<void()> &kernel);
 void *cuda_shim_shared_memory();
 
 /* All threads of the block, or of the warp, must arrive; anything else ends the process. */
@@ -50,11 +57,11 @@ enum cudaError_t {
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
+    cudaErrorNotReady = 600,
     cudaErrorLaunchFailure = 719,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
 };
-
-typedef struct cuda_shim_stream *cudaStream_t;
-typedef struct cuda_shim_event *cudaEvent_t;
 
 struct cudaDeviceProp {
     char name[256];
@@ -63,6 +70,7 @@ struct cudaDeviceProp {
 };
 
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum { cudaStreamNonBlocking = 1, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
 
@@ -89,7 +97,14 @@ cudaError_t cudaStreamSynchronize(cudaStream_t);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *, unsigned);
 cudaError_t cudaEventDestroy(cudaEvent_t);
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
+cudaError_t cudaEventQuery(cudaEvent_t);
 cudaError_t cudaEventSynchronize(cudaEvent_t);
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode);
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *, cudaGraph_t, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
+cudaError_t cudaGraphDestroy(cudaGraph_t);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
 cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int);
 
 #endif

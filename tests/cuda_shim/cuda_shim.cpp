@@ -1,17 +1,19 @@
-/* A device of fibers: launches, barriers, shuffles, and the runtime's calls. */
-#include "cuda_runtime.h"
+/* A device of fibers: launches, barriers, shuffles, and the runtime's calls but for those on
+ * streams (cuda_shim_stream.cpp). */
+#include "cuda_shim_internal.h"
 
 extern "C" {
 #include "base/memory.h"
 #include "cuda_shim.h"
 }
 
-#include <atomic>
 #include <memory>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
 #include <vector>
+
+using namespace cuda_shim;
 
 thread_local dim3 threadIdx, blockIdx;
 
@@ -121,8 +123,7 @@ void run_block()
 
 } // namespace
 
-void cuda_shim_launch(dim3 grid, unsigned threads, size_t shared,
-                      const std::function<void()> &kernel)
+void cuda_shim_run(dim3 grid, unsigned threads, size_t shared, const std::function<void()> &kernel)
 {
     if (threads == 0 || threads % LANES != 0)
         die("threads that are no whole warps");
@@ -167,12 +168,8 @@ void cuda_shim_exchange(const void *mine, const void *const **of_lanes)
 
 // --- The runtime ---------------------------------------------------------------------------------
 
-struct cuda_shim_stream {
-    int device;
-};
-struct cuda_shim_event {
-    int device;
-};
+thread_local int cuda_shim::current_device;
+std::atomic<size_t> cuda_shim::objects;
 
 namespace
 {
@@ -181,16 +178,8 @@ constexpr size_t ALL_MEMORY = size_t{1} << 30;
 
 std::atomic<int> device_count{2}, driver_version{13000};
 std::atomic<long> allocations_left{-1}, calls_left{-1};
-std::atomic<size_t> device_bytes, device_peak, pinned_bytes, objects;
-thread_local int current_device;
+std::atomic<size_t> device_bytes, device_peak, pinned_bytes;
 thread_local cudaError_t last_error;
-
-cudaError_t note(cudaError_t error)
-{
-    if (error != cudaSuccess)
-        last_error = error;
-    return error;
-}
 
 /* Whether one more is due to fail. */
 bool is_due(std::atomic<long> *left)
@@ -202,26 +191,17 @@ bool is_due(std::atomic<long> *left)
     return n == 0;
 }
 
-cudaError_t call() { return is_due(&calls_left) ? note(cudaErrorLaunchFailure) : cudaSuccess; }
-
-/* Calls on a stream need the stream's device to be the thread's. */
-cudaError_t call_on(cudaStream_t stream)
-{
-    if (stream != nullptr && stream->device != current_device)
-        return note(cudaErrorInvalidResourceHandle);
-    return call();
-}
-
 /* The size of a block stands before it. */
 enum { BEFORE = 256 };
 
 cudaError_t allocate(void **out, size_t bytes, std::atomic<size_t> *count)
 {
     *out = nullptr;
-    if (is_due(&calls_left))
-        return note(cudaErrorLaunchFailure);
-    if (is_due(&allocations_left) || bytes > ALL_MEMORY - *count)
-        return note(cudaErrorMemoryAllocation);
+    cudaError_t error = call_outside_capture();
+    if (error == cudaSuccess)
+        error = bytes > ALL_MEMORY - *count ? note(cudaErrorMemoryAllocation) : allocation();
+    if (error != cudaSuccess)
+        return error;
     char *memory =
         static_cast<char *>(aligned_alloc(BEFORE, (bytes + 2 * BEFORE) / BEFORE * BEFORE));
     memcpy(memory, &bytes, sizeof bytes);
@@ -237,6 +217,8 @@ cudaError_t release(void *at, std::atomic<size_t> *count)
 {
     if (at == nullptr)
         return cudaSuccess;
+    if (is_capturing())
+        die("memory freed while its thread captures");
     char *memory = static_cast<char *>(at) - BEFORE;
     size_t bytes;
     memcpy(&bytes, memory, sizeof bytes);
@@ -245,23 +227,24 @@ cudaError_t release(void *at, std::atomic<size_t> *count)
     return cudaSuccess;
 }
 
-template <typename T> cudaError_t create(T **out)
-{
-    if (is_due(&calls_left))
-        return note(cudaErrorLaunchFailure);
-    *out = new T{current_device};
-    objects++;
-    return cudaSuccess;
-}
-
-template <typename T> cudaError_t destroy(T *object)
-{
-    delete object;
-    objects--;
-    return cudaSuccess;
-}
-
 } // namespace
+
+cudaError_t cuda_shim::note(cudaError_t error)
+{
+    if (error != cudaSuccess)
+        last_error = error;
+    return error;
+}
+
+cudaError_t cuda_shim::call()
+{
+    return is_due(&calls_left) ? note(cudaErrorLaunchFailure) : cudaSuccess;
+}
+
+cudaError_t cuda_shim::allocation()
+{
+    return is_due(&allocations_left) ? note(cudaErrorMemoryAllocation) : cudaSuccess;
+}
 
 const char *cudaGetErrorString(cudaError_t error)
 {
@@ -348,39 +331,11 @@ cudaError_t cudaFreeHost(void *at) { return release(at, &pinned_bytes); }
 
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind)
 {
-    if (call() != cudaSuccess)
-        return last_error;
-    memcpy(dst, src, bytes);
-    return cudaSuccess;
+    const cudaError_t error = call_outside_capture();
+    if (error == cudaSuccess)
+        memcpy(dst, src, bytes);
+    return error;
 }
-
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t stream)
-{
-    if (call_on(stream) != cudaSuccess)
-        return last_error;
-    memcpy(dst, src, bytes);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
-                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream)
-{
-    if (call_on(stream) != cudaSuccess)
-        return last_error;
-    for (size_t row = 0; row < height; row++)
-        memcpy(static_cast<char *>(dst) + row * dst_pitch,
-               static_cast<const char *>(src) + row * src_pitch, width);
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned) { return create(out); }
-cudaError_t cudaStreamDestroy(cudaStream_t stream) { return destroy(stream); }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return call_on(stream); }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned) { return create(out); }
-cudaError_t cudaEventDestroy(cudaEvent_t event) { return destroy(event); }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t stream) { return call_on(stream); }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return call(); }
 
 cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int bytes)
 {
@@ -419,8 +374,10 @@ size_t peak()
     return bytes;
 }
 
+size_t graph_launches() { return replays; }
+
 const cuda_shim_controls controls = {set_machine, fail_allocations_after, fail_calls_after, held,
-                                     peak};
+                                     peak,        graph_launches};
 
 } // namespace
 

@@ -16,9 +16,19 @@ typedef struct {
     size_t (*held)(void);
     /* The largest amount of device memory at one time since it was last asked. */
     size_t (*peak)(void);
+    /* Graphs that were launched so far. */
+    size_t (*graph_launches)(void);
 } cuda_shim_controls;
 
 /* The symbol is `cuda_shim_controls_get`. */
 typedef const cuda_shim_controls *cuda_shim_controls_getter(void);
+
+/* How a stream begins, for the stand-ins of libraries that enqueue work of their own. */
+typedef struct cuda_shim_queue cuda_shim_queue;
+struct cuda_shim_queue {
+    /* Runs work when its turn comes, on a copy of the arguments; 0: the call fails. */
+    int (*enqueue)(cuda_shim_queue *, void (*work)(const void *arguments), const void *arguments,
+                   size_t bytes);
+};
 
 #endif

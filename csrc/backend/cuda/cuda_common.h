@@ -60,8 +60,8 @@ aimo_status launch_kernel(void (*kernel)(P...), const launch_shape &shape, cudaS
 #ifdef __CUDACC__
     kernel<<<shape.grid, shape.threads, shape.shared, stream>>>(static_cast<P>(arguments)...);
 #else
-    (void)stream;
-    cuda_shim_launch(shape.grid, shape.threads, shape.shared, [&] { kernel(arguments...); });
+    cuda_shim_launch(shape.grid, shape.threads, shape.shared, stream,
+                     [=] { kernel(arguments...); });
 #endif
     AIMO_TRY_CUDA(cudaGetLastError(), err);
     return AIMO_OK;
