@@ -8,7 +8,9 @@
  * workspace, and its operations run in order. Nothing but download waits for them.
  *
  * Rows of activations are f32 for "cpu". Elsewhere the backend may keep them in another form, of
- * row_bytes each, and only its operations know what lies in them. */
+ * row_bytes each, and only its operations know what lies in them. It may also round up how many
+ * there are (pad_chunk): then operations run over rows behind those of the sequences, about which
+ * nobody asks. A row's values depend on no other rows but those of its sequence. */
 #ifndef AIMO_BACKEND_BACKEND_H
 #define AIMO_BACKEND_BACKEND_H
 
@@ -23,6 +25,23 @@
 typedef struct aimo_backend aimo_backend;
 /* A packed weight matrix in the form that the backend multiplies with. */
 typedef struct aimo_backend_matrix aimo_backend_matrix;
+
+/* A chunk's sequences, and the rows that its operations run over, as pad_chunk left them. */
+typedef struct {
+    const int32_t *ids;    /* host, [offsets[batch]], checked by the caller */
+    const size_t *offsets; /* host, [batch + 1] */
+    size_t batch;
+    size_t token_rows, vector_rows; /* of tokens, and of what is pooled of each sequence */
+} aimo_sequences;
+
+/* Operations of a chunk, from embed to before download. */
+typedef aimo_status aimo_forward(void *context, aimo_error *);
+
+/* Calls with the same key, of chunks with the same rows, do the same operations on one workspace.
+ */
+typedef struct {
+    size_t values[4];
+} aimo_run_key;
 
 /* What one chunk works with; backends put what is theirs behind it. */
 typedef struct {
@@ -52,8 +71,8 @@ typedef struct {
     float epsilon;
 } aimo_layer_norm;
 
-/* out[t] = layer_norm(word[ids[t]] + position[t - its sequence's begin + first_position] + type).
- * The first operation of a chunk: it says which sequences the workspace holds. */
+/* out[t] = layer_norm(word[ids[t]] + position[t - its sequence's begin + first_position] + type)
+ * of the sequences that were uploaded. */
 typedef struct {
     aimo_dtype dtype;      /* of the tables, whose rows take aimo_table_row_bytes */
     const void *word;      /* device, [vocabulary, hidden] */
@@ -85,7 +104,7 @@ typedef struct {
 } aimo_linear_args;
 
 /* Scaled dot-product self-attention inside each sequence; blocked by the sequence's length alone.
- * The offsets are those of the workspace's embed. */
+ * The offsets are those that were uploaded. */
 typedef struct {
     const float *qkv; /* device, operand, [tokens, 3 * hidden]: queries, keys, values, by head */
     const size_t *offsets; /* host, [batch + 1] */
@@ -100,9 +119,8 @@ typedef struct {
 typedef struct {
     const float *x;        /* device, [tokens, hidden] */
     aimo_rows_kind x_kind; /* full or hidden */
-    const size_t *offsets; /* host, [batch + 1], those of the workspace's embed; or NULL: every
-                              token is a sequence */
-    size_t batch, hidden;
+    const size_t *offsets; /* host, those that were uploaded; or NULL: every row is a sequence */
+    size_t batch, hidden;  /* batch: rows of out, the vector_rows of the sequences */
     const aimo_pooling *poolings; /* host, [ceil(columns / hidden)] */
     size_t skip;                  /* leading tokens that are left out; the last one never is */
     size_t columns;
@@ -115,6 +133,10 @@ typedef struct {
     /* Tokens that one chunk should hold, of a call with total_tokens, when each takes so many bytes
      * of workspace. */
     size_t (*chunk_tokens)(const aimo_backend *, size_t total_tokens, size_t token_bytes);
+    /* Rounds up the rows that a chunk's operations run over, which have token_bytes of workspace
+     * each, to numbers that recur, where that helps to replay operations. */
+    void (*pad_chunk)(const aimo_backend *, size_t token_bytes, size_t *token_rows,
+                      size_t *vector_rows);
     /* Bytes of one row of activations. */
     size_t (*row_bytes)(const aimo_backend *, aimo_rows_kind, size_t columns);
 
@@ -132,6 +154,12 @@ typedef struct {
                                    aimo_error *);
     void (*workspace_return)(aimo_backend *, aimo_workspace *);
 
+    /* Says which sequences the workspace holds. The first operation of a chunk. */
+    aimo_status (*upload)(aimo_backend *, aimo_workspace *, const aimo_sequences *, aimo_error *);
+    /* Runs forward(context), or replays what an earlier run of its kind did; NULL key: always runs.
+     */
+    aimo_status (*run)(aimo_backend *, aimo_workspace *, aimo_forward *forward, void *context,
+                       const aimo_run_key *key, aimo_error *);
     aimo_status (*embed)(aimo_backend *, aimo_workspace *, const aimo_embed_args *, aimo_error *);
     aimo_status (*linear)(aimo_backend *, aimo_workspace *, const aimo_linear_args *, aimo_error *);
     aimo_status (*attention)(aimo_backend *, aimo_workspace *, const aimo_attention_args *,

@@ -7,7 +7,7 @@
 #include "backend/backend.h"
 #include "backend/row_screen.h"
 
-#define AIMO_CUDA_API_VERSION 3u
+#define AIMO_CUDA_API_VERSION 4u
 /* The one symbol of the library: const aimo_cuda_api *aimo_cuda_api_get(void). */
 #define AIMO_CUDA_API_SYMBOL "aimo_cuda_api_get"
 

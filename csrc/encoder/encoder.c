@@ -24,15 +24,18 @@ typedef struct {
     float *attended;       /* [tokens, hidden] attention's output */
     float *scratch;        /* [tokens, hidden] f32, a product before its norm */
     float *intermediate;   /* [tokens, intermediate] */
-    float *vectors;        /* of all tokens, or two of the widest after pooling for each sequence */
+    float *vectors;        /* what is pooled of each sequence, or those of all tokens */
+    float *other_vectors;  /* a second set for dense layers; each is sized for the widest */
     const size_t *offsets; /* the chunk's */
+    size_t token_rows;     /* the chunk's */
     float *peaks;          /* as aimo_encoder_input_peaks returns them, or NULL */
     double *seconds;       /* as aimo_encoder_operation_seconds returns them, or NULL */
 } workspace;
 
 typedef struct {
-    size_t first, batch;   /* sequences [first, first + batch) */
-    const size_t *offsets; /* [batch + 1], from the chunk's first token */
+    size_t first, batch;            /* sequences [first, first + batch) */
+    const size_t *offsets;          /* [batch + 1], from the chunk's first token */
+    size_t token_rows, vector_rows; /* as the backend pads it */
 } chunk;
 
 typedef struct {
@@ -124,18 +127,19 @@ static size_t workspace_size(const aimo_encoder *e, size_t tokens, size_t sequen
 
 static workspace workspace_of(const aimo_encoder *e, aimo_workspace *leased, const chunk *c)
 {
-    const size_t tokens = c->offsets[c->batch];
-    char *x = leased->memory,
-         *shared = x + rows_size(e, AIMO_ROWS_HIDDEN, tokens, e->config.hidden);
+    char *x = leased->memory;
+    char *shared = x + rows_size(e, AIMO_ROWS_HIDDEN, c->token_rows, e->config.hidden);
     return (workspace){
         .leased = leased,
         .x = (float *)x,
         .qkv = (float *)shared,
-        .attended = (float *)(shared + qkv_size(e, tokens)),
+        .attended = (float *)(shared + qkv_size(e, c->token_rows)),
         .scratch = (float *)shared,
-        .intermediate = (float *)(shared + scratch_size(e, tokens)),
+        .intermediate = (float *)(shared + scratch_size(e, c->token_rows)),
         .vectors = (float *)shared,
+        .other_vectors = (float *)(shared + vectors_size(e, c->vector_rows)),
         .offsets = c->offsets,
+        .token_rows = c->token_rows,
     };
 }
 
@@ -202,14 +206,14 @@ static float *peaks_of(const aimo_encoder *e, const aimo_layer_weights *l, size_
 static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights *l, size_t batch,
                                  const workspace *w, aimo_error *err)
 {
-    const size_t tokens = w->offsets[batch], heads = e->config.heads;
+    const size_t heads = e->config.heads;
     const aimo_layer_norm norm = norm_of(e, &l->attention_norm, &l->attention_norm_bias);
     const aimo_linear_args qkv = {
         .w = l->qkv.matrix,
         .bias = l->qkv_bias.device,
         .x = w->x,
         .x_kind = AIMO_ROWS_HIDDEN,
-        .m = tokens,
+        .m = w->token_rows,
         .input_peaks = peaks_of(e, l, 0, w),
         .y = w->qkv,
         .y_kind = AIMO_ROWS_OPERAND,
@@ -228,7 +232,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .bias = l->attention_bias.device,
         .x = w->attended,
         .x_kind = AIMO_ROWS_OPERAND,
-        .m = tokens,
+        .m = w->token_rows,
         .input_peaks = peaks_of(e, l, 1, w),
         .norm = &norm,
         .residual = w->x,
@@ -245,16 +249,15 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
 
 /* x = layer_norm(x + down(activation(up(x)))) */
 static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weights *l,
-                                    size_t batch, const workspace *w, aimo_error *err)
+                                    const workspace *w, aimo_error *err)
 {
-    const size_t tokens = w->offsets[batch];
     const aimo_layer_norm norm = norm_of(e, &l->output_norm, &l->output_norm_bias);
     const aimo_linear_args up = {
         .w = l->up.matrix,
         .bias = l->up_bias.device,
         .x = w->x,
         .x_kind = AIMO_ROWS_HIDDEN,
-        .m = tokens,
+        .m = w->token_rows,
         .input_peaks = peaks_of(e, l, 2, w),
         .activation = e->config.activation,
         .y = w->intermediate,
@@ -265,7 +268,7 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
         .bias = l->down_bias.device,
         .x = w->intermediate,
         .x_kind = AIMO_ROWS_OPERAND,
-        .m = tokens,
+        .m = w->token_rows,
         .input_peaks = peaks_of(e, l, 3, w),
         .norm = &norm,
         .residual = w->x,
@@ -277,9 +280,9 @@ static aimo_status run_feed_forward(const aimo_encoder *e, const aimo_layer_weig
     return run_linear(e, w, AIMO_OP_DOWN, &down, err);
 }
 
-/* vectors [batch, columns] = what is pooled; without dense layers cut and normalized as well. */
+/* w->vectors = what is pooled; without dense layers cut and normalized as well. */
 static aimo_status run_pooling(const encode_call *call, const chunk *c, const workspace *w,
-                               float *vectors, aimo_error *err)
+                               aimo_error *err)
 {
     const aimo_encoder *e = call->encoder;
     const bool last = e->config.dense_count == 0;
@@ -287,33 +290,33 @@ static aimo_status run_pooling(const encode_call *call, const chunk *c, const wo
         .x = w->x,
         .x_kind = AIMO_ROWS_HIDDEN,
         .offsets = w->offsets,
-        .batch = c->batch,
+        .batch = c->vector_rows,
         .hidden = e->config.hidden,
         .poolings = e->config.poolings,
         .skip = call->options->skip,
         .columns = last ? call->columns : pooled_width(&e->config),
         .normalize = last && call->options->normalize,
-        .out = vectors,
+        .out = w->vectors,
     };
     return e->backend->ops->pool(e->backend, w->leased, &pool, err);
 }
 
 static const aimo_pooling first_token = AIMO_POOL_CLS;
 
-/* The dense layers, from one set of vectors to the other; then each vector is cut and normalized.
- * *vectors is where they are, before and after. */
+/* The dense layers, from one set of vectors to the other and back; then each is cut and normalized.
+ */
 static aimo_status run_dense(const encode_call *call, const chunk *c, const workspace *w,
-                             float **vectors, float *other, aimo_error *err)
+                             aimo_error *err)
 {
     const aimo_encoder *e = call->encoder;
     aimo_backend *b = e->backend;
-    float *x = *vectors, *y = other;
+    float *x = w->vectors, *y = w->other_vectors;
     for (size_t i = 0; i < e->config.dense_count; i++) {
         const aimo_linear_args dense = {
             .w = e->model.dense[i].matrix,
             .bias = e->model.dense_bias[i].device,
             .x = x,
-            .m = c->batch,
+            .m = c->vector_rows,
             .activation = e->config.dense[i].activation,
             .y = y,
         };
@@ -324,57 +327,93 @@ static aimo_status run_dense(const encode_call *call, const chunk *c, const work
     }
     const aimo_pool_args cut = {
         .x = x,
-        .batch = c->batch,
+        .batch = c->vector_rows,
         .hidden = e->config.dense[e->config.dense_count - 1].outputs,
         .poolings = &first_token,
         .columns = call->columns,
         .normalize = call->options->normalize,
         .out = y,
     };
-    *vectors = y;
     return b->ops->pool(b, w->leased, &cut, err);
 }
 
-/* Each token's vector, from the form that layers keep it in to f32. */
-static aimo_status run_tokens(const encode_call *call, const chunk *c, const workspace *w,
-                              float *out, aimo_error *err)
+/* w->vectors = each token's, from the form that layers keep it in to f32. */
+static aimo_status run_tokens(const encode_call *call, const workspace *w, aimo_error *err)
 {
     const aimo_encoder *e = call->encoder;
-    aimo_backend *b = e->backend;
-    const size_t tokens = w->offsets[c->batch];
     const aimo_pool_args each = {
         .x = w->x,
         .x_kind = AIMO_ROWS_HIDDEN,
-        .batch = tokens,
+        .batch = w->token_rows,
         .hidden = e->config.hidden,
         .poolings = &first_token,
         .columns = call->columns,
         .out = w->vectors,
     };
-    AIMO_TRY(b->ops->pool(b, w->leased, &each, err));
-    return b->ops->download(b, w->leased, w->vectors, tokens, call->columns, out, err);
+    return e->backend->ops->pool(e->backend, w->leased, &each, err);
+}
+
+/* The result: each dense layer goes from one set of vectors to the other, and so does the cut. */
+static const float *result_of(const encode_call *call, const workspace *w)
+{
+    const size_t dense = call->encoder->config.dense_count;
+    return call->per_token || dense == 0 || dense % 2 == 1 ? w->vectors : w->other_vectors;
+}
+
+typedef struct {
+    const encode_call *call;
+    const chunk *c;
+    const workspace *w;
+} forward_context;
+
+/* Everything between upload and download. */
+static aimo_status forward(void *context, aimo_error *err)
+{
+    const forward_context *f = context;
+    const encode_call *call = f->call;
+    const chunk *c = f->c;
+    const workspace *w = f->w;
+    const aimo_encoder *e = call->encoder;
+    AIMO_TRY(run_embedding(e, call->token_ids + call->offsets[c->first], c->batch, w, err));
+    for (size_t layer = 0; layer < e->config.layers; layer++) {
+        AIMO_TRY(run_attention(e, &e->layers[layer], c->batch, w, err));
+        AIMO_TRY(run_feed_forward(e, &e->layers[layer], w, err));
+    }
+    if (call->per_token)
+        return run_tokens(call, w, err);
+    const double start = start_of(w);
+    AIMO_TRY(run_pooling(call, c, w, err));
+    if (e->config.dense_count != 0)
+        AIMO_TRY(run_dense(call, c, w, err));
+    add_seconds(w, AIMO_OP_POOL, start);
+    return AIMO_OK;
+}
+
+/* False for calls that look at each operation. */
+static bool is_replayable(const encode_call *call)
+{
+    return call->peaks == NULL && call->seconds == NULL;
 }
 
 static aimo_status run_chunk(const encode_call *call, const chunk *c, const workspace *w,
                              aimo_error *err)
 {
-    const aimo_encoder *e = call->encoder;
-    aimo_backend *b = e->backend;
+    aimo_backend *b = call->encoder->backend;
     const size_t begin = (size_t)call->offsets[c->first];
-    AIMO_TRY(run_embedding(e, call->token_ids + begin, c->batch, w, err));
-    for (size_t layer = 0; layer < e->config.layers; layer++) {
-        AIMO_TRY(run_attention(e, &e->layers[layer], c->batch, w, err));
-        AIMO_TRY(run_feed_forward(e, &e->layers[layer], c->batch, w, err));
-    }
-    if (call->per_token)
-        return run_tokens(call, c, w, call->out + begin * call->columns, err);
-    float *vectors = w->vectors, *other = (float *)((char *)vectors + vectors_size(e, c->batch));
+    const aimo_sequences sequences = {call->token_ids + begin, c->offsets, c->batch, c->token_rows,
+                                      c->vector_rows};
+    const aimo_run_key key =
+        call->per_token
+            ? (aimo_run_key){{0}}
+            : (aimo_run_key){{1, call->columns, call->options->skip, call->options->normalize}};
+    forward_context context = {call, c, w};
+    AIMO_TRY(b->ops->upload(b, w->leased, &sequences, err));
+    AIMO_TRY(b->ops->run(b, w->leased, forward, &context, is_replayable(call) ? &key : NULL, err));
+    const size_t rows = call->per_token ? c->offsets[c->batch] : c->batch;
+    const size_t first = call->per_token ? begin : c->first;
     const double start = start_of(w);
-    AIMO_TRY(run_pooling(call, c, w, vectors, err));
-    if (e->config.dense_count != 0)
-        AIMO_TRY(run_dense(call, c, w, &vectors, other, err));
-    AIMO_TRY(b->ops->download(b, w->leased, vectors, c->batch, call->columns,
-                              call->out + c->first * call->columns, err));
+    AIMO_TRY(b->ops->download(b, w->leased, result_of(call, w), rows, call->columns,
+                              call->out + first * call->columns, err));
     add_seconds(w, AIMO_OP_POOL, start);
     return AIMO_OK;
 }
@@ -434,23 +473,25 @@ static aimo_status check_batch(const aimo_encoder *e, const int32_t *token_ids,
 static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, size_t target,
                   chunk *chunks, size_t *chunk_offsets, size_t *bytes)
 {
-    size_t count = 0, most_tokens = target, most_sequences = target;
+    const size_t token_bytes = workspace_size(e, 1, 1);
+    size_t count = 0, most_tokens = target, most_vectors = target;
     for (size_t first = 0; first < batch;) {
         const size_t begin = (size_t)offsets[first];
         const size_t boundary = target * ((begin + target / 2) / target + 1);
         size_t end = first + 1;
         while (end < batch && (size_t)(offsets[end] + offsets[end + 1]) <= 2 * boundary)
             end++;
-        const size_t tokens = (size_t)offsets[end] - begin;
+        size_t tokens = (size_t)offsets[end] - begin, vectors = end - first;
+        e->backend->ops->pad_chunk(e->backend, token_bytes, &tokens, &vectors);
         most_tokens = tokens > most_tokens ? tokens : most_tokens;
-        most_sequences = end - first > most_sequences ? end - first : most_sequences;
+        most_vectors = vectors > most_vectors ? vectors : most_vectors;
         for (size_t i = first; i <= end; i++)
             chunk_offsets[i - first] = (size_t)(offsets[i] - offsets[first]);
-        chunks[count++] = (chunk){first, end - first, chunk_offsets};
+        chunks[count++] = (chunk){first, end - first, chunk_offsets, tokens, vectors};
         chunk_offsets += end - first + 1;
         first = end;
     }
-    *bytes = workspace_size(e, most_tokens, most_sequences);
+    *bytes = workspace_size(e, most_tokens, most_vectors);
     return count;
 }
 

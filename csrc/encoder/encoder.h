@@ -132,7 +132,8 @@ typedef enum {
 enum { AIMO_OPERATION_COUNT = AIMO_OP_POOL + 1 };
 
 /* seconds = how long each operation took, over all layers, while the batch was encoded; its chunks
- * run one after another. Arguments and errors as aimo_encoder_encode. */
+ * run one after another. On a device that is how long it took to launch them, but for the last one,
+ * which waits for all. Arguments and errors as aimo_encoder_encode. */
 AIMO_MUST_CHECK aimo_status aimo_encoder_operation_seconds(const aimo_encoder *encoder,
                                                            const int32_t *token_ids,
                                                            const int64_t *offsets, size_t batch,

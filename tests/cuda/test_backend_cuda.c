@@ -188,6 +188,13 @@ static void table_rows(aimo_dtype dtype, const float *src, size_t rows, size_t n
     }
 }
 
+static bool hold_sequences(bench *b, const int32_t *ids, const size_t *offsets, size_t batch)
+{
+    const aimo_sequences sequences = {ids, offsets, batch, offsets[batch], batch};
+    aimo_error err;
+    return b->cuda->ops->upload(b->cuda, b->workspace, &sequences, &err) == AIMO_OK;
+}
+
 static bool embed_matches(aimo_dtype dtype, size_t n, bool with_type, uint64_t *random)
 {
     enum { WORDS = 11, TOKENS = 9 };
@@ -229,6 +236,7 @@ static bool embed_matches(aimo_dtype dtype, size_t n, bool with_type, uint64_t *
     args.norm.weight = to_device(&b, weight, n * sizeof(float));
     args.norm.bias = to_device(&b, bias, n * sizeof(float));
     args.out = rows_to_device(&b, AIMO_ROWS_HIDDEN, NULL, TOKENS, n);
+    good &= hold_sequences(&b, ids, offsets, 3);
     good &= b.cuda->ops->embed(b.cuda, b.workspace, &args, &err) == AIMO_OK;
     good = good && rows_from_device(&b, AIMO_ROWS_HIDDEN, args.out, TOKENS, n, got) &&
            close_to(got, expected, TOKENS * n, 8.0f, rounding_of(kept_in(&b, AIMO_ROWS_HIDDEN)));
@@ -433,21 +441,9 @@ static bool attention_matches(aimo_dtype dtype, size_t heads, size_t head_dim,
     };
     aimo_error err = {""};
     bool good = b.cpu->ops->attention(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
-    /* The sequences come with the embedding, of a table with one row. */
-    const void *table = to_device(&b, row, tokens * sizeof(float));
-    const aimo_embed_args embed = {
-        .word = table,
-        .position = table,
-        .ids = ids,
-        .offsets = offsets,
-        .batch = 2,
-        .hidden = 1,
-        .norm = {table, table, 1.0f},
-        .out = rows_to_device(&b, AIMO_ROWS_HIDDEN, NULL, tokens, 1),
-    };
     args.qkv = rows_to_device(&b, AIMO_ROWS_OPERAND, qkv, tokens, 3 * n);
     args.out = rows_to_device(&b, AIMO_ROWS_OPERAND, NULL, tokens, n);
-    good = good && b.cuda->ops->embed(b.cuda, b.workspace, &embed, &err) == AIMO_OK &&
+    good = good && hold_sequences(&b, ids, offsets, 2) &&
            b.cuda->ops->attention(b.cuda, b.workspace, &args, &err) == AIMO_OK &&
            rows_from_device(&b, AIMO_ROWS_OPERAND, args.out, tokens, n, got) &&
            close_to(got, expected, tokens * n, 4.0f, rounding_of(b.operand));
@@ -500,30 +496,11 @@ static bool pool_matches(bench *b, aimo_pool_args args, const float *x, const vo
     return good;
 }
 
-/* A chunk's sequences without its first layer. */
-static bool hold_sequences(bench *b, const size_t *offsets, size_t batch)
-{
-    static const int32_t ids[POOL_TOKENS];
-    static const float one[POOL_TOKENS] = {1.0f};
-    const void *table = to_device(b, one, sizeof one);
-    const aimo_embed_args embed = {
-        .word = table,
-        .position = table,
-        .ids = ids,
-        .offsets = offsets,
-        .batch = batch,
-        .hidden = 1,
-        .norm = {table, table, 1.0f},
-        .out = rows_to_device(b, AIMO_ROWS_HIDDEN, NULL, POOL_TOKENS, 1),
-    };
-    aimo_error err;
-    return b->cuda->ops->embed(b->cuda, b->workspace, &embed, &err) == AIMO_OK;
-}
-
 TEST(cuda_pooling_matches_the_cpu)
 {
     static const size_t columns[] = {POOL_MOST, POOL_N, 5, POOL_N + 9}, skips[] = {0, 1, 6, 40};
     static const size_t offsets[] = {0, 1, 9, POOL_TOKENS};
+    static const int32_t ids[POOL_TOKENS];
     uint64_t random = 9;
     if (!cuda_is_here())
         return;
@@ -535,7 +512,7 @@ TEST(cuda_pooling_matches_the_cpu)
             [AIMO_ROWS_FULL] = rows_to_device(&b, AIMO_ROWS_FULL, x, POOL_TOKENS, POOL_N),
             [AIMO_ROWS_HIDDEN] = rows_to_device(&b, AIMO_ROWS_HIDDEN, x, POOL_TOKENS, POOL_N),
         };
-        bool good = hold_sequences(&b, offsets, 3);
+        bool good = hold_sequences(&b, ids, offsets, 3);
         for (int c = 0; c < AIMO_POOLING_COUNT * 2 * 4 && good; c++) {
             const aimo_pooling first = (aimo_pooling)(c % AIMO_POOLING_COUNT);
             const aimo_pooling poolings[] = {first, (aimo_pooling)((first + 1) % 6)};

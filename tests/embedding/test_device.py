@@ -113,6 +113,19 @@ def test_vectors_on_a_device_do_not_depend_on_the_batch(cuda: None, small_path: 
 
 
 @pytest.mark.gpu
+def test_vectors_on_a_device_do_not_depend_on_how_often(cuda: None, small_path: Path) -> None:
+    """Calls run by themselves, then record, then replay; between them come calls of other kinds."""
+    model = EmbeddingModel.load(small_path, device="cuda")
+    texts = TEXTS * 12  # more tokens than a call that is replayed may have
+    expected = {unit: model.encode(texts, normalize_embeddings=unit) for unit in (False, True)}
+    for _ in range(3):
+        for count in (1, 2, 9):
+            for unit in (False, True):
+                got = model.encode(texts[:count], normalize_embeddings=unit)
+                np.testing.assert_array_equal(got, expected[unit][:count])
+
+
+@pytest.mark.gpu
 def test_batches_on_several_threads_come_back_in_order(
     cuda: None, small_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

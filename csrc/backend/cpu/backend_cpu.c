@@ -71,6 +71,12 @@ static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens, siz
     return share < SMALLEST ? SMALLEST : share;
 }
 
+static void pad_chunk(const aimo_backend *backend, size_t token_bytes, size_t *token_rows,
+                      size_t *vector_rows)
+{
+    (void)backend, (void)token_bytes, (void)token_rows, (void)vector_rows;
+}
+
 static size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t columns)
 {
     (void)backend, (void)kind;
@@ -120,6 +126,20 @@ static void workspace_return(aimo_backend *backend, aimo_workspace *workspace)
 {
     (void)backend;
     aimo_scratch_return(workspace);
+}
+
+static aimo_status upload(aimo_backend *backend, aimo_workspace *workspace,
+                          const aimo_sequences *sequences, aimo_error *err)
+{
+    (void)backend, (void)workspace, (void)sequences, (void)err; /* operations are given them */
+    return AIMO_OK;
+}
+
+static aimo_status run(aimo_backend *backend, aimo_workspace *workspace, aimo_forward *forward,
+                       void *context, const aimo_run_key *key, aimo_error *err)
+{
+    (void)backend, (void)workspace, (void)key;
+    return forward(context, err);
 }
 
 typedef struct {
@@ -254,6 +274,7 @@ static void cpu_free(aimo_backend *backend) { aimo_memory_free(backend); }
 static const aimo_backend_ops ops = {
     .name = "cpu",
     .chunk_tokens = chunk_tokens,
+    .pad_chunk = pad_chunk,
     .row_bytes = row_bytes,
     .constant_new = constant_new,
     .constant_free = constant_free,
@@ -261,6 +282,8 @@ static const aimo_backend_ops ops = {
     .matrix_free = matrix_free,
     .workspace_lease = workspace_lease,
     .workspace_return = workspace_return,
+    .upload = upload,
+    .run = run,
     .embed = embed,
     .linear = linear,
     .attention = attention,

@@ -126,6 +126,8 @@ template <typename T, unsigned DIM> __global__ void attention_kernel(attention_i
     using tiles = attention_tiles<T, DIM>;
     SHARED_MEMORY(tiles, shared);
     const int32_t sequence = in.blocks[2 * blockIdx.x];
+    if (sequence < 0)
+        return;
     const unsigned first = static_cast<unsigned>(in.blocks[2 * blockIdx.x + 1]);
     const unsigned begin = static_cast<unsigned>(in.offsets[sequence]);
     const unsigned length = static_cast<unsigned>(in.offsets[sequence + 1]) - begin;

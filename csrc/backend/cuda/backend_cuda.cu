@@ -57,16 +57,24 @@ template <typename F> auto with_operand_type(aimo_dtype dtype, const F &work)
     return work(float());
 }
 
-/* Two workspaces of a quarter as much again, as a chunk may have one sequence more, the sequences
- * and the products' memory stay below the 256 MB that a backend may use beside its weights. In
- * powers of 2, so that workspaces are seldom replaced. */
+/* Of a chunk. Two workspaces of a quarter as much again, as a chunk may have one sequence more, the
+ * sequences and the products' memory stay below the 256 MB that a backend may use beside its
+ * weights. */
+constexpr size_t CHUNK_BYTES = 98u << 20;
+
+/* In powers of 2, so that workspaces are seldom replaced. */
 size_t chunk_tokens(const aimo_backend *, size_t total_tokens, size_t token_bytes)
 {
-    const size_t budget = 98u << 20, most = budget / token_bytes;
+    const size_t most = CHUNK_BYTES / token_bytes;
     size_t tokens = 64;
     while (tokens < total_tokens && 2 * tokens <= most)
         tokens *= 2;
     return tokens;
+}
+
+void pad_chunk(const aimo_backend *, size_t token_bytes, size_t *token_rows, size_t *vector_rows)
+{
+    cuda_workspace_pad(CHUNK_BYTES / token_bytes, token_rows, vector_rows);
 }
 
 size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t columns)
@@ -180,11 +188,22 @@ void workspace_return(aimo_backend *backend, aimo_workspace *workspace)
     cuda_workspace_return(&as_cuda(backend)->workspaces, as_cuda(workspace));
 }
 
+aimo_status upload_sequences(aimo_backend *, aimo_workspace *workspace,
+                             const aimo_sequences *sequences, aimo_error *err)
+{
+    return cuda_workspace_upload(as_cuda(workspace), *sequences, err);
+}
+
+aimo_status run(aimo_backend *, aimo_workspace *workspace, aimo_forward *forward, void *context,
+                const aimo_run_key *key, aimo_error *err)
+{
+    return cuda_workspace_run(as_cuda(workspace), forward, context, key, err);
+}
+
 aimo_status embed(aimo_backend *backend, aimo_workspace *workspace, const aimo_embed_args *args,
                   aimo_error *err)
 {
     cuda_workspace *w = as_cuda(workspace);
-    AIMO_TRY(cuda_workspace_upload(w, args->ids, args->offsets, args->batch, err));
     return with_operand_type(as_cuda(backend)->dtype, [&](auto t) {
         return cuda_embed<decltype(t)>(*args, w->sequences, w->stream, err);
     });
@@ -338,9 +357,11 @@ void cuda_free(aimo_backend *backend)
 }
 
 const aimo_backend_ops ops = {
-    "cuda",      chunk_tokens,    row_bytes,        constant_new, constant_free, matrix_new,
-    matrix_free, workspace_lease, workspace_return, embed,        linear,        attention,
-    pool,        download,        cuda_free,
+    "cuda",          chunk_tokens,     pad_chunk,        row_bytes,
+    constant_new,    constant_free,    matrix_new,       matrix_free,
+    workspace_lease, workspace_return, upload_sequences, run,
+    embed,           linear,           attention,        pool,
+    download,        cuda_free,
 };
 
 aimo_status open_backend(cuda_backend *b, int device, aimo_error *err)

@@ -9,13 +9,14 @@
 constexpr unsigned ATTENTION_QUERIES = 64;
 constexpr unsigned ATTENTION_HEAD_DIM_MOST = 128;
 
-/* The sequences of a chunk. */
+/* The sequences of a chunk. Small ones are padded: then the last sequences of the batch are empty,
+ * and tokens behind them are one sequence more, which is not pooled. */
 struct cuda_sequences {
     const int32_t *ids;     /* [tokens] */
     const int32_t *places;  /* [tokens], of each token in its sequence */
-    const int32_t *offsets; /* [batch + 1] */
-    /* [blocks][2]: a sequence, and the first of its ATTENTION_QUERIES queries that are one block's
-     */
+    const int32_t *offsets; /* [batch + 2] */
+    /* [blocks][2]: a sequence, and the first of its ATTENTION_QUERIES queries that are one block's;
+     * sequence -1: nothing to do */
     const int32_t *blocks;
     size_t tokens, batch, block_count;
 };
@@ -44,7 +45,7 @@ template <typename T>
 aimo_status cuda_attention(const aimo_attention_args &args, const cuda_sequences &sequences,
                            cudaStream_t stream, aimo_error *err);
 
-/* See aimo_pool_args; offsets [batch + 1] or NULL. */
+/* See aimo_pool_args; offsets [batch + 1] or NULL. Vectors of empty sequences are not written. */
 template <typename T>
 aimo_status cuda_pool(const aimo_pool_args &args, const int32_t *offsets, cudaStream_t stream,
                       aimo_error *err);

@@ -28,6 +28,7 @@ aimo_status open_stream(cuda_workspace *w, aimo_error *err)
 
 void close_workspace(cuda_workspace *w)
 {
+    cuda_graphs_clear(&w->graphs);
     if (w->stream != NULL)
         (void)cudaStreamDestroy(w->stream);
     for (unsigned i = 0; i < DOWNLOAD_BUFFERS; i++) {
@@ -78,6 +79,80 @@ aimo_status prepare(cuda_workspaces *pool, cuda_workspace *w, size_t bytes, aimo
         status = cuda_grow_device(&w->memory, bytes, "working memory", err);
     }
     return status;
+}
+
+size_t power_of_2_from(size_t least, size_t count, size_t factor)
+{
+    while (least < count)
+        least *= factor;
+    return least;
+}
+
+bool is_small(size_t token_rows, size_t vector_rows)
+{
+    return token_rows <= GRAPH_ROWS_MOST && vector_rows <= GRAPH_ROWS_MOST;
+}
+
+/* Attention's blocks of a chunk; of a small one as many as its rows could need. */
+size_t count_blocks(const aimo_sequences &s)
+{
+    if (is_small(s.token_rows, s.vector_rows))
+        return s.vector_rows + 1 + s.token_rows / ATTENTION_QUERIES;
+    size_t blocks = 0;
+    for (size_t i = 0; i < s.batch; i++)
+        blocks += (s.offsets[i + 1] - s.offsets[i] + ATTENTION_QUERIES - 1) / ATTENTION_QUERIES;
+    return blocks;
+}
+
+/* Where the parts of the sequences lie, one after another, in memory of the host or the device. */
+struct sequence_layout {
+    size_t places, offsets, blocks, end;
+
+    sequence_layout(const aimo_sequences &s, size_t block_count)
+        : places(s.token_rows), offsets(2 * s.token_rows), blocks(offsets + s.vector_rows + 2),
+          end(blocks + 2 * block_count)
+    {
+    }
+};
+
+/* The first of the blocks for sequence i, of which the next one begins where this one returns. */
+int32_t *add_blocks(int32_t *block, size_t i, size_t length)
+{
+    for (size_t query = 0; query < length; query += ATTENTION_QUERIES) {
+        *block++ = static_cast<int32_t>(i);
+        *block++ = static_cast<int32_t>(query);
+    }
+    return block;
+}
+
+/* The sequences as kernels read them; what pads them has valid ids and places. */
+void fill_sequences(const aimo_sequences &s, const sequence_layout &at, int32_t *host)
+{
+    const size_t tokens = s.offsets[s.batch], surplus = s.token_rows - tokens;
+    int32_t *places = host + at.places, *offsets = host + at.offsets, *block = host + at.blocks;
+    memcpy(host, s.ids, tokens * sizeof *host);
+    memset(host + tokens, 0, surplus * sizeof *host);
+    memset(places + tokens, 0, surplus * sizeof *places);
+    for (size_t i = 0; i < s.batch; i++) {
+        const size_t begin = s.offsets[i], length = s.offsets[i + 1] - begin;
+        offsets[i] = static_cast<int32_t>(begin);
+        for (size_t t = 0; t < length; t++)
+            places[begin + t] = static_cast<int32_t>(t);
+        block = add_blocks(block, i, length);
+    }
+    for (size_t i = s.batch; i <= s.vector_rows; i++)
+        offsets[i] = static_cast<int32_t>(tokens);
+    offsets[s.vector_rows + 1] = static_cast<int32_t>(s.token_rows);
+    block = add_blocks(block, s.vector_rows, surplus);
+    while (block < host + at.end) {
+        *block++ = -1;
+        *block++ = 0;
+    }
+}
+
+bool is_same(const growing_memory &a, const growing_memory &b)
+{
+    return a.at == b.at && a.bytes == b.bytes;
 }
 
 void wait_for_idle(cuda_workspace *w)
@@ -147,40 +222,52 @@ void *cuda_workspace_of_products(const cuda_workspace *w)
     return static_cast<char *>(w->memory.at) + w->memory.bytes - CUDA_PRODUCT_WORKSPACE;
 }
 
-aimo_status cuda_workspace_upload(cuda_workspace *w, const int32_t *ids, const size_t *offsets,
-                                  size_t batch, aimo_error *err)
+void cuda_workspace_pad(size_t most, size_t *token_rows, size_t *vector_rows)
 {
-    const size_t tokens = offsets[batch];
-    size_t blocks = 0;
-    for (size_t i = 0; i < batch; i++)
-        blocks += (offsets[i + 1] - offsets[i] + ATTENTION_QUERIES - 1) / ATTENTION_QUERIES;
-    const size_t bytes = (2 * tokens + batch + 1 + 2 * blocks) * sizeof(int32_t);
+    const size_t tokens = power_of_2_from(16, *token_rows, 2);
+    const size_t vectors = power_of_2_from(1, *vector_rows, 8);
+    if (!is_small(tokens, vectors) || tokens > most || vectors > most)
+        return;
+    *token_rows = tokens;
+    *vector_rows = vectors;
+}
+
+aimo_status cuda_workspace_upload(cuda_workspace *w, const aimo_sequences &s, aimo_error *err)
+{
+    const size_t blocks = count_blocks(s);
+    const sequence_layout at(s, blocks);
+    const size_t bytes = at.end * sizeof(int32_t);
     if (w->input.bytes < bytes) { /* rounded up, so that it does not grow by every chunk */
         AIMO_TRY(cuda_grow_device(&w->input, 2 * bytes, "token ids", err));
         AIMO_TRY(cuda_grow_pinned(&w->pinned_input, 2 * bytes, err));
     }
-    int32_t *host = static_cast<int32_t *>(w->pinned_input.at), *places = host + tokens;
-    int32_t *ends = places + tokens, *block = ends + batch + 1;
-    memcpy(host, ids, tokens * sizeof *ids);
-    ends[0] = 0;
-    for (size_t i = 0; i < batch; i++) {
-        const size_t length = offsets[i + 1] - offsets[i];
-        ends[i + 1] = static_cast<int32_t>(offsets[i + 1]);
-        for (size_t t = 0; t < length; t++)
-            places[offsets[i] + t] = static_cast<int32_t>(t);
-        for (size_t query = 0; query < length; query += ATTENTION_QUERIES) {
-            *block++ = static_cast<int32_t>(i);
-            *block++ = static_cast<int32_t>(query);
-        }
-    }
+    int32_t *host = static_cast<int32_t *>(w->pinned_input.at);
+    fill_sequences(s, at, host);
     const int32_t *device = static_cast<const int32_t *>(w->input.at);
-    w->sequences = {
-        device, device + tokens, device + 2 * tokens, device + 2 * tokens + batch + 1, tokens,
-        batch,  blocks};
+    w->sequences = {device,
+                    device + at.places,
+                    device + at.offsets,
+                    device + at.blocks,
+                    s.token_rows,
+                    s.vector_rows,
+                    blocks};
     w->busy = true;
     AIMO_TRY_CUDA(cudaMemcpyAsync(w->input.at, host, bytes, cudaMemcpyHostToDevice, w->stream),
                   err);
     return AIMO_OK;
+}
+
+aimo_status cuda_workspace_run(cuda_workspace *w, aimo_forward *forward, void *context,
+                               const aimo_run_key *key, aimo_error *err)
+{
+    if (key == NULL || !is_small(w->sequences.tokens, w->sequences.batch))
+        return forward(context, err);
+    if (!is_same(w->graphs_memory, w->memory) || !is_same(w->graphs_input, w->input))
+        cuda_graphs_clear(&w->graphs); /* their addresses are gone */
+    w->graphs_memory = w->memory;
+    w->graphs_input = w->input;
+    const cuda_graph_key whole = {*key, w->sequences.tokens, w->sequences.batch};
+    return cuda_graphs_run(&w->graphs, whole, w->stream, forward, context, err);
 }
 
 aimo_status cuda_workspace_download(cuda_workspace *w, const void *rows, size_t stride,

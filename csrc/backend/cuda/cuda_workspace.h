@@ -6,6 +6,7 @@
 #define AIMO_CUDA_WORKSPACE_H
 
 #include "backend/cuda/cuda_device.h"
+#include "backend/cuda/cuda_graphs.h"
 #include "backend/cuda/cuda_kernels.h"
 
 #include <pthread.h>
@@ -22,8 +23,14 @@ struct cuda_workspace {
     growing_memory pinned_input; /* host: the same */
     growing_memory pinned_output[DOWNLOAD_BUFFERS];
     cuda_sequences sequences; /* of the chunk, after cuda_workspace_upload */
-    int previous_device;      /* of the leasing thread, as cuda_enter_device says */
+    cuda_graphs graphs;
+    growing_memory graphs_memory, graphs_input; /* device: those that the graphs work with */
+    int previous_device; /* of the leasing thread, as cuda_enter_device says */
 };
+
+/* Rows of the largest chunk that graphs are made for: above, the device takes longer than the host
+ * takes to enqueue. */
+constexpr size_t GRAPH_ROWS_MOST = 512;
 
 constexpr unsigned WORKSPACES = 2;
 
@@ -49,10 +56,17 @@ void cuda_workspace_return(cuda_workspaces *pool, cuda_workspace *workspace);
 /* Device memory that products may use. */
 void *cuda_workspace_of_products(const cuda_workspace *workspace);
 
+/* Rounds up the rows of a chunk that graphs are made for; none that would have more than `most`. */
+void cuda_workspace_pad(size_t most, size_t *token_rows, size_t *vector_rows);
+
 /* Enqueues the upload of a chunk's sequences; the workspace's `sequences` are then on the device.
- */
-aimo_status cuda_workspace_upload(cuda_workspace *workspace, const int32_t *ids,
-                                  const size_t *offsets, size_t batch, aimo_error *err);
+ * Up to GRAPH_ROWS_MOST rows, where and how much that is depends on the numbers of rows alone. */
+aimo_status cuda_workspace_upload(cuda_workspace *workspace, const aimo_sequences &sequences,
+                                  aimo_error *err);
+
+/* As aimo_backend_ops says. */
+aimo_status cuda_workspace_run(cuda_workspace *workspace, aimo_forward *forward, void *context,
+                               const aimo_run_key *key, aimo_error *err);
 
 /* host [count, row_bytes] = rows of device memory that lie `stride` bytes apart; waits for all that
  * was enqueued before. Copies into one buffer while the other is emptied. */

@@ -66,6 +66,8 @@ __global__ void pool_kernel(const void *x, const int32_t *offsets, pooling_list 
     const size_t begin = offsets != NULL ? static_cast<size_t>(offsets[sequence]) : sequence;
     const unsigned length =
         offsets != NULL ? static_cast<unsigned>(offsets[sequence + 1] - offsets[sequence]) : 1;
+    if (length == 0)
+        return;
     const unsigned skip = most_skipped < length ? most_skipped : length - 1;
     const full_row<T> vector(out, sequence, columns);
     float squares = 0.0f;
