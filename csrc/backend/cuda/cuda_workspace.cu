@@ -5,6 +5,7 @@
 
 extern "C" {
 #include "backend/cuda/cuda_product.h"
+#include "base/clock.h"
 }
 
 #include <string.h>
@@ -150,6 +151,37 @@ void fill_sequences(const aimo_sequences &s, const sequence_layout &at, int32_t 
     }
 }
 
+/* Waiting as the event does gives the core to other threads and costs some 50 us to come back:
+ * nothing for a large chunk, a part of a small one's time. */
+aimo_status wait_for(cudaEvent_t event, bool is_soon, aimo_error *err)
+{
+    constexpr double soon = 1e-3; /* seconds */
+    if (is_soon) {
+        const double until = aimo_clock_seconds() + soon;
+        cudaError_t state;
+        while ((state = cudaEventQuery(event)) == cudaErrorNotReady && aimo_clock_seconds() < until)
+            continue;
+        (void)cudaGetLastError(); /* "not ready" counts as an error of the thread */
+        if (state == cudaSuccess)
+            return AIMO_OK;
+    }
+    AIMO_TRY_CUDA(cudaEventSynchronize(event), err);
+    return AIMO_OK;
+}
+
+/* Enqueues the copy of rows that lie `stride` bytes apart; to one after another. */
+aimo_status copy_rows(void *host, const void *rows, size_t stride, size_t row_bytes, size_t count,
+                      cudaStream_t stream, aimo_error *err)
+{
+    if (count == 1)
+        AIMO_TRY_CUDA(cudaMemcpyAsync(host, rows, row_bytes, cudaMemcpyDeviceToHost, stream), err);
+    else
+        AIMO_TRY_CUDA(cudaMemcpy2DAsync(host, row_bytes, rows, stride, row_bytes, count,
+                                        cudaMemcpyDeviceToHost, stream),
+                      err);
+    return AIMO_OK;
+}
+
 bool is_same(const growing_memory &a, const growing_memory &b)
 {
     return a.at == b.at && a.bytes == b.bytes;
@@ -275,23 +307,21 @@ aimo_status cuda_workspace_download(cuda_workspace *w, const void *rows, size_t 
 {
     const size_t piece_rows = row_bytes < DOWNLOAD_BYTES ? DOWNLOAD_BYTES / row_bytes : 1;
     const size_t pieces = (count + piece_rows - 1) / piece_rows;
+    const bool is_soon = is_small(w->sequences.tokens, w->sequences.batch);
     for (unsigned i = 0; i < DOWNLOAD_BUFFERS; i++)
         AIMO_TRY(cuda_grow_pinned(&w->pinned_output[i],
                                   row_bytes > DOWNLOAD_BYTES ? row_bytes : DOWNLOAD_BYTES, err));
     for (size_t piece = 0; piece <= pieces; piece++) {
         if (piece < pieces) {
             const size_t first = piece * piece_rows, left = count - first;
-            AIMO_TRY_CUDA(cudaMemcpy2DAsync(w->pinned_output[piece % 2].at, row_bytes,
-                                            static_cast<const char *>(rows) + first * stride,
-                                            stride, row_bytes,
-                                            left < piece_rows ? left : piece_rows,
-                                            cudaMemcpyDeviceToHost, w->stream),
-                          err);
+            AIMO_TRY(copy_rows(w->pinned_output[piece % 2].at,
+                               static_cast<const char *>(rows) + first * stride, stride, row_bytes,
+                               left < piece_rows ? left : piece_rows, w->stream, err));
             AIMO_TRY_CUDA(cudaEventRecord(w->downloaded[piece % 2], w->stream), err);
         }
         if (piece > 0) {
             const size_t done = piece - 1, first = done * piece_rows, left = count - first;
-            AIMO_TRY_CUDA(cudaEventSynchronize(w->downloaded[done % 2]), err);
+            AIMO_TRY(wait_for(w->downloaded[done % 2], is_soon, err));
             memcpy(static_cast<char *>(host) + first * row_bytes, w->pinned_output[done % 2].at,
                    (left < piece_rows ? left : piece_rows) * row_bytes);
         }
