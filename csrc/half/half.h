@@ -46,6 +46,11 @@ typedef struct {
     ptrdiff_t src_stride[AIMO_HALF_MAX_DIMS], dst_stride[AIMO_HALF_MAX_DIMS];
 } aimo_half_arrays;
 
+/* Puts the axes into dst's order, from the largest stride to the smallest, all of them positive,
+ * and merges those that follow each other; at least one axis is left. Returns the number of
+ * elements, and changes nothing when there are none. */
+size_t aimo_half_merge_axes(aimo_half_arrays *arrays);
+
 /* Reorders and merges the axes of `arrays`, which is of no use afterwards, then converts. */
 void aimo_half_convert_arrays(aimo_half_arrays *arrays);
 

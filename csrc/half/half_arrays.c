@@ -186,26 +186,34 @@ static void convert_part(void *context, size_t index)
     }
 }
 
-void aimo_half_convert_arrays(aimo_half_arrays *a)
+size_t aimo_half_merge_axes(aimo_half_arrays *a)
 {
     assert(a->ndim <= AIMO_HALF_MAX_DIMS);
     size_t n = 1;
     for (size_t i = 0; i < a->ndim; i++)
         n *= a->shape[i];
     if (n == 0)
-        return;
+        return 0;
     order_axes(a);
     merge_axes(a);
+    if (a->ndim == 0) { /* a single element is a run of one */
+        a->ndim = 1;
+        a->shape[0] = 1;
+        a->src_stride[0] = (ptrdiff_t)aimo_half_src_size(a->conversion);
+        a->dst_stride[0] = (ptrdiff_t)aimo_half_dst_size(a->conversion);
+    }
+    return n;
+}
+
+void aimo_half_convert_arrays(aimo_half_arrays *a)
+{
+    const size_t n = aimo_half_merge_axes(a);
+    if (n == 0)
+        return;
     plan p = {.arrays = a,
               .n = n,
               .src_size = aimo_half_src_size(a->conversion),
               .dst_size = aimo_half_dst_size(a->conversion)};
-    if (a->ndim == 0) { /* a single element is a run of one */
-        a->ndim = 1;
-        a->shape[0] = 1;
-        a->src_stride[0] = (ptrdiff_t)p.src_size;
-        a->dst_stride[0] = (ptrdiff_t)p.dst_size;
-    }
     p.run = a->shape[a->ndim - 1];
     p.src_direct = is_direct(a, a->src, a->src_stride, p.src_size, a->src_swapped);
     p.dst_direct = is_direct(a, a->dst, a->dst_stride, p.dst_size, a->dst_swapped);

@@ -71,6 +71,9 @@ AIMO_INLINE uint16_t aimo_f64_to_f16_one(double x)
 {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffffffffffffull) >
+        0x7ff0000000000000ull) /* NaN: the cast may lose its bits */
+        return (uint16_t)((bits >> 48 & 0x8000) | 0x7e00 | (bits >> 42 & 0x3ff));
     bits |= (bits & AIMO_F64_LOST_BITS) + AIMO_F64_LOST_BITS;
     bits &= ~AIMO_F64_LOST_BITS;
     memcpy(&x, &bits, sizeof x);
