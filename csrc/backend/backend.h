@@ -5,7 +5,7 @@
  * lie one after another without padding; `offsets` [batch + 1] says where each begins. A slot is
  * the size of a fused step, so that intermediate rows never leave the cache. Every slot is filled.
  * Calls on one backend may come from several threads; each chunk of a forward pass leases its own
- * workspace, and its operations run in order. Nothing but download waits for them.
+ * workspace, and its operations run in order. Nothing but download and hand_over waits for them.
  *
  * Rows of activations are f32 for "cpu". Elsewhere the backend may keep them in another form, of
  * row_bytes each, and only its operations know what lies in them. It may also round up how many
@@ -168,6 +168,10 @@ typedef struct {
     /* host [count, columns] f32 = full rows, when everything before is done. */
     aimo_status (*download)(aimo_backend *, aimo_workspace *, const float *rows, size_t count,
                             size_t columns, float *host, aimo_error *);
+    /* device [count, columns] f32 = full rows, likewise: memory of the backend's that may be used
+     * by anybody when the call returns. */
+    aimo_status (*hand_over)(aimo_backend *, aimo_workspace *, const float *rows, size_t count,
+                             size_t columns, float *device, aimo_error *);
     void (*free)(aimo_backend *);
 } aimo_backend_ops;
 

@@ -412,8 +412,10 @@ static aimo_status run_chunk(const encode_call *call, const chunk *c, const work
     const size_t rows = call->per_token ? c->offsets[c->batch] : c->batch;
     const size_t first = call->per_token ? begin : c->first;
     const double start = start_of(w);
-    AIMO_TRY(b->ops->download(b, w->leased, result_of(call, w), rows, call->columns,
-                              call->out + first * call->columns, err));
+    const bool stays = !call->per_token && call->options->out_on_device;
+    AIMO_TRY((stays ? b->ops->hand_over
+                    : b->ops->download)(b, w->leased, result_of(call, w), rows, call->columns,
+                                        call->out + first * call->columns, err));
     add_seconds(w, AIMO_OP_POOL, start);
     return AIMO_OK;
 }

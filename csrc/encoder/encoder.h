@@ -42,9 +42,10 @@ typedef struct {
 
 /* What one call may choose. */
 typedef struct {
-    size_t skip;    /* leading tokens of every sequence that pooling leaves out */
-    size_t columns; /* leading elements of the vectors that are kept; 0: all */
-    bool normalize; /* to unit L2 norm, after the cut */
+    size_t skip;        /* leading tokens of every sequence that pooling leaves out */
+    size_t columns;     /* leading elements of the vectors that are kept; 0: all */
+    bool normalize;     /* to unit L2 norm, after the cut */
+    bool out_on_device; /* out is memory of the encoder's device, and not the host's */
 } aimo_encode_options;
 
 /* AIMO_ERR_ARGUMENT names the first field that makes no sense. */

@@ -289,6 +289,7 @@ static const aimo_backend_ops ops = {
     .attention = attention,
     .pool = pool,
     .download = download,
+    .hand_over = download, /* its device memory is the host's */
     .free = cpu_free,
 };
 

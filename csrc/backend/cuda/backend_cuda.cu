@@ -344,6 +344,14 @@ aimo_status download(aimo_backend *backend, aimo_workspace *workspace, const flo
                                    columns * sizeof *host, count, host, err);
 }
 
+aimo_status hand_over(aimo_backend *backend, aimo_workspace *workspace, const float *rows,
+                      size_t count, size_t columns, float *device, aimo_error *err)
+{
+    return cuda_workspace_hand_over(as_cuda(workspace), rows,
+                                    row_bytes(backend, AIMO_ROWS_FULL, columns),
+                                    columns * sizeof *device, count, device, err);
+}
+
 void cuda_free(aimo_backend *backend)
 {
     cuda_backend *b = as_cuda(backend);
@@ -361,7 +369,7 @@ const aimo_backend_ops ops = {
     constant_new,    constant_free,    matrix_new,       matrix_free,
     workspace_lease, workspace_return, upload_sequences, run,
     embed,           linear,           attention,        pool,
-    download,        cuda_free,
+    download,        hand_over,        cuda_free,
 };
 
 aimo_status open_backend(cuda_backend *b, int device, aimo_error *err)

@@ -329,3 +329,15 @@ aimo_status cuda_workspace_download(cuda_workspace *w, const void *rows, size_t 
     w->busy = false;
     return AIMO_OK;
 }
+
+aimo_status cuda_workspace_hand_over(cuda_workspace *w, const void *rows, size_t stride,
+                                     size_t row_bytes, size_t count, void *device, aimo_error *err)
+{
+    AIMO_TRY_CUDA(cudaMemcpy2DAsync(device, row_bytes, rows, stride, row_bytes, count,
+                                    cudaMemcpyDeviceToDevice, w->stream),
+                  err);
+    AIMO_TRY_CUDA(cudaEventRecord(w->downloaded[0], w->stream), err);
+    AIMO_TRY_CUDA(cudaEventSynchronize(w->downloaded[0]), err);
+    w->busy = false;
+    return AIMO_OK;
+}

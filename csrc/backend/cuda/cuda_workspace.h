@@ -73,4 +73,8 @@ aimo_status cuda_workspace_run(cuda_workspace *workspace, aimo_forward *forward,
 aimo_status cuda_workspace_download(cuda_workspace *workspace, const void *rows, size_t stride,
                                     size_t row_bytes, size_t count, void *host, aimo_error *err);
 
+/* The same into device memory. */
+aimo_status cuda_workspace_hand_over(cuda_workspace *workspace, const void *rows, size_t stride,
+                                     size_t row_bytes, size_t count, void *device, aimo_error *err);
+
 #endif
