@@ -2,9 +2,10 @@
 # machines without CUDA. Two ways to build it: with nvcc, and for the host, for tests.
 set(AIMO_CUDA_KERNELS
   csrc/backend/cuda/activation.cu csrc/backend/cuda/attention.cu csrc/backend/cuda/backend_cuda.cu
-  csrc/backend/cuda/cuda_device.cu csrc/backend/cuda/cuda_graphs.cu csrc/backend/cuda/cuda_workspace.cu
-  csrc/backend/cuda/embed.cu
-  csrc/backend/cuda/layer_norm.cu csrc/backend/cuda/pooling.cu csrc/backend/cuda/row_screen.cu
+  csrc/backend/cuda/cuda_arrays.cu csrc/backend/cuda/cuda_device.cu csrc/backend/cuda/cuda_graphs.cu
+  csrc/backend/cuda/cuda_workspace.cu csrc/backend/cuda/embed.cu
+  csrc/backend/cuda/half_conversion.cu csrc/backend/cuda/layer_norm.cu
+  csrc/backend/cuda/pooling.cu csrc/backend/cuda/row_screen.cu
   csrc/backend/cuda/row_screen_kernel.cu)
 set(AIMO_CUDA_HOST_SOURCES
   csrc/backend/cuda/cublas_lt.c csrc/backend/cuda/cuda_product.c csrc/backend/cuda/cuda_weights.c

@@ -6,8 +6,9 @@
 
 #include "backend/backend.h"
 #include "backend/row_screen.h"
+#include "half/half.h"
 
-#define AIMO_CUDA_API_VERSION 4u
+#define AIMO_CUDA_API_VERSION 5u
 /* The one symbol of the library: const aimo_cuda_api *aimo_cuda_api_get(void). */
 #define AIMO_CUDA_API_SYMBOL "aimo_cuda_api_get"
 
@@ -36,6 +37,16 @@ typedef struct {
     aimo_status (*backend_new)(int device, aimo_dtype, size_t head_dim, aimo_backend **,
                                aimo_error *);
     aimo_status (*row_screen_new)(int device, size_t dim, aimo_row_screen **, aimo_error *);
+    /* Memory of a device. Freeing it waits for what is under way there, so that nothing still uses
+     * it, and does nothing in a forked process, where CUDA does not work. */
+    aimo_status (*memory_new)(int device, size_t bytes, void **out, aimo_error *);
+    void (*memory_free)(int device, void *memory);
+    /* Each of the two is memory of the device or of the host. Done when it returns. */
+    aimo_status (*memory_copy)(int device, void *dst, const void *src, size_t bytes, aimo_error *);
+    /* Arrays in memory of the device, as aimo_half_merge_axes leaves them, of n elements, aligned
+     * and in the native byte order. After what the legacy default stream was given before; done
+     * when it returns. */
+    aimo_status (*half_convert)(int device, const aimo_half_arrays *, size_t n, aimo_error *);
 } aimo_cuda_api;
 
 #endif

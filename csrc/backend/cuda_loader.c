@@ -41,12 +41,12 @@ aimo_status aimo_cuda_load(const char *library, const char *const *cublas, size_
     return status;
 }
 
-static aimo_status get_api(const aimo_cuda_api **api, aimo_error *err)
+aimo_status aimo_cuda_get_api(const aimo_cuda_api **out, aimo_error *err)
 {
     pthread_mutex_lock(&lock);
-    *api = started;
+    *out = started;
     pthread_mutex_unlock(&lock);
-    if (*api == NULL)
+    if (*out == NULL)
         return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA was not loaded");
     return AIMO_OK;
 }
@@ -54,14 +54,14 @@ static aimo_status get_api(const aimo_cuda_api **api, aimo_error *err)
 aimo_status aimo_cuda_get_versions(aimo_cuda_versions *out, aimo_error *err)
 {
     const aimo_cuda_api *api;
-    AIMO_TRY(get_api(&api, err));
+    AIMO_TRY(aimo_cuda_get_api(&api, err));
     return api->versions(out, err);
 }
 
 aimo_status aimo_cuda_get_device(int index, aimo_cuda_device *out, aimo_error *err)
 {
     const aimo_cuda_api *api;
-    AIMO_TRY(get_api(&api, err));
+    AIMO_TRY(aimo_cuda_get_api(&api, err));
     return api->device(index, out, err);
 }
 
@@ -69,13 +69,13 @@ aimo_status aimo_backend_cuda_new(int device, aimo_dtype dtype, size_t head_dim,
                                   aimo_error *err)
 {
     const aimo_cuda_api *api;
-    AIMO_TRY(get_api(&api, err));
+    AIMO_TRY(aimo_cuda_get_api(&api, err));
     return api->backend_new(device, dtype, head_dim, out, err);
 }
 
 aimo_status aimo_row_screen_cuda_new(int device, size_t dim, aimo_row_screen **out, aimo_error *err)
 {
     const aimo_cuda_api *api;
-    AIMO_TRY(get_api(&api, err));
+    AIMO_TRY(aimo_cuda_get_api(&api, err));
     return api->row_screen_new(device, dim, out, err);
 }

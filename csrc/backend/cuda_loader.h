@@ -10,7 +10,9 @@
 AIMO_MUST_CHECK aimo_status aimo_cuda_load(const char *library, const char *const *cublas,
                                            size_t count, aimo_error *err);
 
-/* AIMO_ERR_UNSUPPORTED before aimo_cuda_load has succeeded. */
+/* The library; it stays for the life of the process. AIMO_ERR_UNSUPPORTED before aimo_cuda_load has
+ * succeeded, as from the functions below. */
+AIMO_MUST_CHECK aimo_status aimo_cuda_get_api(const aimo_cuda_api **out, aimo_error *err);
 AIMO_MUST_CHECK aimo_status aimo_cuda_get_versions(aimo_cuda_versions *out, aimo_error *err);
 /* AIMO_ERR_ARGUMENT when there is no such device. */
 AIMO_MUST_CHECK aimo_status aimo_cuda_get_device(int index, aimo_cuda_device *out, aimo_error *err);

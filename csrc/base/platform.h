@@ -36,7 +36,10 @@
 #define AIMO_MUST_CHECK __attribute__((warn_unused_result))
 #define AIMO_PRINTF(format_index, first_argument)                                                  \
     __attribute__((format(printf, format_index, first_argument)))
-#if defined(AIMO_PLAIN_LOOPS) /* emulated or instrumented code grows too much */
+#if defined(__CUDACC__) /* for kernels as well */
+#define AIMO_INLINE static __forceinline__ __host__ __device__
+#define AIMO_UNROLL
+#elif defined(AIMO_PLAIN_LOOPS) /* emulated or instrumented code grows too much */
 #define AIMO_INLINE static inline __attribute__((unused))
 #define AIMO_UNROLL
 #else

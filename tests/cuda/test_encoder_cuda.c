@@ -3,6 +3,7 @@
 #include "cuda_fixture.h"
 #include "encoder_fixture.h"
 
+#include "backend/device_memory.h"
 #include "base/memory.h"
 #include "base/threads.h"
 
@@ -113,6 +114,34 @@ TEST(cuda_tokens_are_those_of_the_cpu)
 }
 
 /* A vector so wide that a workspace holds few tokens: the batch needs several chunks. */
+TEST(cuda_vectors_that_stay_on_the_device_are_those_that_come_back)
+{
+    int32_t ids[150];
+    const aimo_encoder_config config = with_head();
+    float expected[BATCH * 21], got[(BATCH + 1) * 21];
+    aimo_encoder *encoder;
+    aimo_device_memory *memory;
+    aimo_error err;
+    if (!cuda_is_here())
+        return;
+    fill_ids(ids);
+    CHECK_MSG(new_encoder(&config, 0, &encoder, &err) == AIMO_OK, "%s", err.message);
+    CHECK_MSG(aimo_device_memory_new(0, sizeof got, &memory, &err) == AIMO_OK, "%s", err.message);
+    memset(got, 0, sizeof got);
+    bool good = aimo_device_memory_write(memory, got, &err) == AIMO_OK;
+    const aimo_encode_options stay = {.normalize = true, .out_on_device = true};
+    float *second = (float *)aimo_device_memory_data(memory) + 21;
+    good &= aimo_encoder_encode(encoder, ids, offsets, BATCH, &unit, expected, &err) == AIMO_OK;
+    good &= aimo_encoder_encode(encoder, ids, offsets, BATCH, &stay, second, &err) == AIMO_OK;
+    good &= aimo_device_memory_read(memory, got, &err) == AIMO_OK;
+    good &= memcmp(got + 21, expected, sizeof expected) == 0;
+    for (size_t i = 0; i < 21; i++)
+        good &= got[i] == 0.0f; /* nothing was written before them */
+    aimo_device_memory_release(memory);
+    aimo_encoder_free(encoder);
+    CHECK(good);
+}
+
 TEST(cuda_batch_of_several_chunks_is_computed_by_two_workspaces)
 {
     enum { WIDE = 150000 };

@@ -1,4 +1,5 @@
 /* The CUDA backend: the operations of backend.h, enqueued on the stream of the leased workspace. */
+#include "backend/cuda/cuda_arrays.h"
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/cuda_kernels.h"
 #include "backend/cuda/cuda_workspace.h"
@@ -403,8 +404,10 @@ aimo_status backend_new(int device, aimo_dtype dtype, size_t head_dim, aimo_back
     return status;
 }
 
-const aimo_cuda_api api = {AIMO_CUDA_API_VERSION, cuda_start,  cuda_get_versions,
-                           cuda_get_device,       backend_new, cuda_row_screen_new};
+const aimo_cuda_api api = {
+    AIMO_CUDA_API_VERSION, cuda_start,     cuda_get_versions, cuda_get_device, backend_new,
+    cuda_row_screen_new,   cuda_array_new, cuda_array_free,   cuda_array_copy, cuda_half_convert,
+};
 
 } // namespace
 
