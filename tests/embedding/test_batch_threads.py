@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -41,3 +44,26 @@ def test_the_first_batch_that_fails_names_the_error_and_ends_the_rest() -> None:
     with pytest.raises(ValueError, match="batch 0"):
         for_each_batch(range(100), work, 2)
     assert sorted(seen) == [0, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_a_failed_call_worked_on_is_freed_at_once(threads: int) -> None:
+    class Vectors:
+        """Stands for an array."""
+
+    def call() -> weakref.ref[Vectors]:
+        out = Vectors()
+        known = weakref.ref(out)
+
+        def work(start: int) -> None:
+            raise ValueError(f"{start} {out}")
+
+        with contextlib.suppress(ValueError):
+            for_each_batch(range(4), work, threads)
+        return known
+
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()

@@ -74,5 +74,13 @@ class _Batches:
         self._starts = None
 
     def raise_first_error(self) -> None:
-        if self._errors:
-            raise self._errors[min(self._errors)]
+        if not self._errors:
+            return
+        first = self._errors[min(self._errors)]
+        # Its traceback knows this frame: a cycle, by which the vectors would live until the
+        # collector comes by.
+        self._errors.clear()
+        try:
+            raise first
+        finally:
+            del first
