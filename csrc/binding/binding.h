@@ -13,9 +13,10 @@
 
 #include "base/status.h"
 
-/* The exception types, from ai_model_optimizations.errors; index by aimo_status. */
 typedef struct {
+    /* From ai_model_optimizations.errors; index by aimo_status. */
     PyObject *exceptions[AIMO_ERR_DEVICE + 1];
+    PyObject *device_memory; /* the type _core.DeviceMemory */
 } aimo_py_state;
 
 /* The state of the module that defines `type`, or that `module` is. */
@@ -36,6 +37,7 @@ int aimo_py_add_dlpack(PyObject *module);
 int aimo_py_add_matrix(PyObject *module);
 int aimo_py_add_encoder(PyObject *module);
 int aimo_py_add_cuda(PyObject *module);
+int aimo_py_add_device_memory(PyObject *module);
 int aimo_py_add_memhook(PyObject *module);
 int aimo_py_add_census(PyObject *module);
 int aimo_py_add_process(PyObject *module);

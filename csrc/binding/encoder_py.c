@@ -1,5 +1,5 @@
 /* encoder: the type _core.Encoder. */
-#include "binding/binding.h"
+#include "binding/device_memory_py.h"
 
 #include "encoder/encoder.h"
 
@@ -9,6 +9,7 @@
 typedef struct {
     PyObject_HEAD aimo_encoder *encoder; /* NULL when __init__ did not succeed */
     PyObject *mapped;                    /* list of memoryviews: what weights are mapped from */
+    int device;                          /* where it was sealed for */
 } encoder_object;
 
 static const char *const poolings[AIMO_POOLING_COUNT] = {
@@ -313,6 +314,7 @@ static PyObject *seal(encoder_object *self, PyObject *args)
     aimo_status status;
     Py_BEGIN_ALLOW_THREADS status = aimo_encoder_seal(self->encoder, device, &err);
     Py_END_ALLOW_THREADS if (status != AIMO_OK) return fail(self, status, &err);
+    self->device = device;
     Py_RETURN_NONE;
 }
 
@@ -430,6 +432,16 @@ static PyObject *operation_seconds(encoder_object *self, PyObject *args)
     return result;
 }
 
+static bool check_cut(const encoder_object *self, Py_ssize_t skip, Py_ssize_t columns)
+{
+    const Py_ssize_t dimension = (Py_ssize_t)aimo_encoder_dimension(self->encoder);
+    if (skip >= 0 && columns >= 1 && columns <= dimension)
+        return true;
+    PyErr_Format(PyExc_ValueError, "skip %zd, columns %zd: expected 0 up, 1 to %zd", skip, columns,
+                 dimension);
+    return false;
+}
+
 /* encode(token_ids: ndarray[int32], offsets: ndarray[int64], normalize: bool, skip: int,
  * columns: int, /) -> ndarray[float32] of shape (batch, columns) */
 static PyObject *encode(encoder_object *self, PyObject *args)
@@ -441,11 +453,7 @@ static PyObject *encode(encoder_object *self, PyObject *args)
     if (!is_ready(self) ||
         !PyArg_ParseTuple(args, "OOpnn", &ids_arg, &offsets_arg, &normalize, &skip, &columns))
         return NULL;
-    const Py_ssize_t dimension = (Py_ssize_t)aimo_encoder_dimension(self->encoder);
-    if (skip < 0 || columns < 1 || columns > dimension)
-        return PyErr_Format(PyExc_ValueError, "skip %zd, columns %zd: expected 0 up, 1 to %zd",
-                            skip, columns, dimension);
-    if (!sequences_of(ids_arg, offsets_arg, &s))
+    if (!check_cut(self, skip, columns) || !sequences_of(ids_arg, offsets_arg, &s))
         return NULL;
     const npy_intp batch = s.batch;
     const int64_t *begins = PyArray_DATA(s.offsets);
@@ -455,7 +463,7 @@ static PyObject *encode(encoder_object *self, PyObject *args)
         goto done;
     const int32_t *tokens = PyArray_DATA(s.ids);
     float *out = PyArray_DATA((PyArrayObject *)result);
-    const aimo_encode_options options = {(size_t)skip, (size_t)columns, normalize != 0};
+    const aimo_encode_options options = {(size_t)skip, (size_t)columns, normalize != 0, false};
     aimo_error err;
     aimo_status status;
     Py_BEGIN_ALLOW_THREADS status =
@@ -468,6 +476,52 @@ static PyObject *encode(encoder_object *self, PyObject *args)
 done:
     sequences_clear(&s);
     return result;
+}
+
+/* Whether the memory is on the encoder's device, with room for `batch` vectors behind `first`. */
+static bool has_room(const encoder_object *self, const aimo_device_memory *memory, Py_ssize_t first,
+                     Py_ssize_t batch, Py_ssize_t columns)
+{
+    const size_t rows = aimo_device_memory_bytes(memory) / sizeof(float) / (size_t)columns;
+    if (self->device == aimo_device_memory_device(memory) && first >= 0 && (size_t)first <= rows &&
+        (size_t)batch <= rows - (size_t)first)
+        return true;
+    PyErr_Format(PyExc_ValueError,
+                 "out: no room for %zd vectors behind %zd, or not the encoder's device", batch,
+                 first);
+    return false;
+}
+
+/* encode_to(token_ids: ndarray[int32], offsets: ndarray[int64], normalize: bool, skip: int,
+ * columns: int, out: DeviceMemory, first: int, /) -> None; the vectors become rows first, first + 1
+ * ... of `columns` f32 each */
+static PyObject *encode_to(encoder_object *self, PyObject *args)
+{
+    PyObject *ids, *offsets, *out;
+    int normalize;
+    Py_ssize_t skip, columns, first;
+    sequences s;
+    if (!is_ready(self) || !PyArg_ParseTuple(args, "OOpnnOn", &ids, &offsets, &normalize, &skip,
+                                             &columns, &out, &first))
+        return NULL;
+    const aimo_device_memory *memory = aimo_py_device_memory_of(state_of(self), out);
+    if (memory == NULL || !check_cut(self, skip, columns) || !sequences_of(ids, offsets, &s))
+        return NULL;
+    bool good = has_room(self, memory, first, s.batch, columns);
+    if (good) {
+        float *to = (float *)aimo_device_memory_data(memory) + first * columns;
+        const aimo_encode_options options = {(size_t)skip, (size_t)columns, normalize != 0, true};
+        aimo_error err;
+        aimo_status status;
+        Py_BEGIN_ALLOW_THREADS status =
+            aimo_encoder_encode(self->encoder, PyArray_DATA(s.ids), PyArray_DATA(s.offsets),
+                                (size_t)s.batch, &options, to, &err);
+        Py_END_ALLOW_THREADS good = status == AIMO_OK;
+        if (!good)
+            fail(self, status, &err);
+    }
+    sequences_clear(&s);
+    return good ? Py_NewRef(Py_None) : NULL;
 }
 
 /* encode_tokens(token_ids: ndarray[int32], offsets: ndarray[int64], /)
@@ -552,6 +606,9 @@ static PyMethodDef encoder_methods[] = {
     {"encode", (PyCFunction)encode, METH_VARARGS,
      "encode($self, token_ids, offsets, normalize, skip, columns, /)\n--\n\nEmbed packed "
      "sequences."},
+    {"encode_to", (PyCFunction)encode_to, METH_VARARGS,
+     "encode_to($self, token_ids, offsets, normalize, skip, columns, out, first, /)\n--\n\nEmbed "
+     "packed sequences into device memory."},
     {"encode_tokens", (PyCFunction)encode_tokens, METH_VARARGS,
      "encode_tokens($self, token_ids, offsets, /)\n--\n\nThe last layer's vector of each token."},
     {NULL, NULL, 0, NULL},

@@ -1,11 +1,13 @@
 /* half: f32 or f64 <-> f16 and bf16 over numpy arrays of any shape, stride and byte order. bf16 is
  * uint16, or the dtype that the caller brings for it. */
-#include "binding/binding.h"
+#include "binding/dlpack.h"
 
+#include "backend/device_memory.h"
 #include "half/half.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Fewer elements than this convert faster than the GIL changes hands. */
 enum { GIL_THRESHOLD = 4096 };
@@ -240,6 +242,66 @@ static PyObject *bf16_to_f32(PyObject *Py_UNUSED(module), PyObject *const *args,
     return convert(&from_bf16, args, count);
 }
 
+static const direction *find_direction(const char *name)
+{
+    return strcmp(name, "f32_to_f16") == 0    ? &to_f16
+           : strcmp(name, "f16_to_f32") == 0  ? &from_f16
+           : strcmp(name, "f32_to_bf16") == 0 ? &to_bf16
+           : strcmp(name, "bf16_to_f32") == 0 ? &from_bf16
+                                              : NULL;
+}
+
+/* The same checks as for arrays of the CPU, and what only a device needs. */
+static int check_on_device(const direction *d, PyArrayObject *src, int src_device,
+                           PyArrayObject *dst, int dst_device)
+{
+    const bool doubles = d->conversion == AIMO_F32_TO_F16 && PyArray_TYPE(src) == NPY_FLOAT64;
+    if (!doubles && PyArray_TYPE(src) != d->src_type)
+        return raise_dtype("x", d->src_name, src);
+    if (src_device != dst_device) {
+        PyErr_Format(PyExc_ValueError, "out: expected memory of cuda:%d, as x, got cuda:%d",
+                     src_device, dst_device);
+        return -1;
+    }
+    if (!PyArray_ISALIGNED(src) || !PyArray_ISALIGNED(dst)) {
+        PyErr_Format(PyExc_ValueError, "%s: its elements are not aligned",
+                     PyArray_ISALIGNED(src) ? "out" : "x");
+        return -1;
+    }
+    return check_out(dst, src, d, NULL);
+}
+
+/* half_on_device(name: str, x: capsule, out: capsule, /) -> None; `name` is a function's of this
+ * module, both arrays are in the memory of one CUDA device */
+static PyObject *half_on_device(PyObject *module, PyObject *args)
+{
+    const char *name;
+    PyObject *x, *out;
+    if (!PyArg_ParseTuple(args, "sOO", &name, &x, &out))
+        return NULL;
+    const direction *d = find_direction(name);
+    if (d == NULL)
+        return PyErr_Format(PyExc_ValueError, "no conversion %s", name);
+    int src_device, dst_device;
+    PyArrayObject *src = aimo_py_cuda_view(x, "x", &src_device);
+    PyArrayObject *dst = src != NULL ? aimo_py_cuda_view(out, "out", &dst_device) : NULL;
+    bool good = dst != NULL && check_on_device(d, src, src_device, dst, dst_device) == 0;
+    if (good) {
+        aimo_half_arrays arrays = {.conversion = PyArray_TYPE(src) == NPY_FLOAT64 ? AIMO_F64_TO_F16
+                                                                                  : d->conversion};
+        aimo_error err;
+        aimo_status status;
+        describe(src, dst, &arrays);
+        Py_BEGIN_ALLOW_THREADS status = aimo_device_half_convert(src_device, &arrays, &err);
+        Py_END_ALLOW_THREADS good = status == AIMO_OK;
+        if (!good)
+            aimo_py_raise(aimo_py_state_of(module), status, &err);
+    }
+    Py_XDECREF(dst);
+    Py_XDECREF(src);
+    return good ? Py_NewRef(Py_None) : NULL;
+}
+
 #define METHOD(name, doc)                                                                          \
     {                                                                                              \
 #name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, #name doc                         \
@@ -249,6 +311,8 @@ static PyMethodDef methods[] = {
     METHOD(f16_to_f32, "(x, out=None, /)\n--\n\nExact."),
     METHOD(f32_to_bf16, "(x, out=None, bfloat16=None, /)\n--\n\nRound to nearest even."),
     METHOD(bf16_to_f32, "(x, out=None, bfloat16=None, /)\n--\n\nExact."),
+    {"half_on_device", half_on_device, METH_VARARGS,
+     "half_on_device(name, x, out, /)\n--\n\nConvert between DLPack capsules of a CUDA device."},
     {NULL, NULL, 0, NULL},
 };
 

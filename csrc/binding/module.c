@@ -152,9 +152,9 @@ static int module_exec(PyObject *module)
     }
     if (aimo_py_add_half(module) != 0 || aimo_py_add_dlpack(module) != 0 ||
         aimo_py_add_matrix(module) != 0 || aimo_py_add_encoder(module) != 0 ||
-        aimo_py_add_cuda(module) != 0 || aimo_py_add_cache(module) != 0 ||
-        aimo_py_add_memhook(module) != 0 || aimo_py_add_census(module) != 0 ||
-        aimo_py_add_process(module) != 0)
+        aimo_py_add_cuda(module) != 0 || aimo_py_add_device_memory(module) != 0 ||
+        aimo_py_add_cache(module) != 0 || aimo_py_add_memhook(module) != 0 ||
+        aimo_py_add_census(module) != 0 || aimo_py_add_process(module) != 0)
         return -1;
     return 0;
 }
@@ -164,6 +164,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     aimo_py_state *state = aimo_py_state_of(module);
     for (int i = 0; i <= AIMO_ERR_DEVICE; i++)
         Py_VISIT(state->exceptions[i]);
+    Py_VISIT(state->device_memory);
     return 0;
 }
 
@@ -172,6 +173,7 @@ static int module_clear(PyObject *module)
     aimo_py_state *state = aimo_py_state_of(module);
     for (int i = 0; i <= AIMO_ERR_DEVICE; i++)
         Py_CLEAR(state->exceptions[i]);
+    Py_CLEAR(state->device_memory);
     return 0;
 }
 
