@@ -26,6 +26,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import half
     from .cache import Agreement, CacheHit, LabelledPair, SmartCache, TextGuard, context_of
+    from .device_array import DeviceArray
     from .embedding import Embedding, EmbeddingModel
     from .memory_monitor import (
         MemoryLeakDetector,
@@ -66,6 +67,7 @@ _HOMES = {
     "Agreement": ".cache",
     "BatchEmbeddingProcessor": ".service_names",
     "CacheHit": ".cache",
+    "DeviceArray": ".device_array",
     "Embedding": ".embedding",
     "EmbeddingModel": ".embedding",
     "LabelledPair": ".cache",
@@ -111,6 +113,7 @@ __all__ = [
     "CacheHit",
     "ClosedError",
     "ContentFileError",
+    "DeviceArray",
     "DeviceError",
     "Embedding",
     "EmbeddingModel",

@@ -1,28 +1,33 @@
 """Half precision: float32 (or float64) to and from the two 16-bit floats, fast and exactly rounded.
 
 Arrays may have any shape, stride and byte order. They come as numpy arrays, as anything with the
-buffer protocol, or as anything with DLPack in the CPU's memory, such as torch tensors. Rounding is
-to nearest even, once; subnormals are kept; what is too large becomes infinite; a NaN stays a NaN
-with its sign. Large arrays use all threads of the pool (``AIMO_NUM_THREADS``).
+buffer protocol, or as anything with DLPack, such as torch tensors. Rounding is to nearest even,
+once; subnormals are kept; what is too large becomes infinite; a NaN stays a NaN with its sign.
+Large arrays use all threads of the pool (``AIMO_NUM_THREADS``). What is in the memory of a CUDA
+device is converted there, to the same bits, and stays there: new results are of the class
+:class:`~ai_model_optimizations.DeviceArray`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .device_array import DLPACK_CUDA, DeviceArray, axes_by_stride, bfloat16_dtype, is_on_cuda
+from .devices import load_cuda
 
 __all__ = ["HalfReport", "bf16_to_f32", "f16_to_f32", "f32_to_bf16", "f32_to_f16", "report"]
 
 _Out = TypeVar("_Out")
 
 
+@overload
+def f32_to_f16(x: DeviceArray, out: None = None) -> DeviceArray: ...
 @overload
 def f32_to_f16(x: Any, out: None = None) -> NDArray[np.float16]: ...
 @overload
@@ -37,7 +42,8 @@ def f32_to_f16(x: Any, out: Any = None) -> Any:
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float16 with x's shape and order of axes.
+    ``out`` when it was given, else a new numpy array of float16 with x's shape and order of axes, a
+    DeviceArray when x is on a CUDA device.
     Magnitudes from 65520 become infinite, those up to 2**-25 zero.
 
     Raises
@@ -45,8 +51,13 @@ def f32_to_f16(x: Any, out: Any = None) -> Any:
     TypeError
         If x or out is no array of the dtype named above.
     ValueError
-        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
+        shape, is read-only or overlaps.
+    UnsupportedError, DeviceError, MemoryError
+        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
     """
+    if type(x) is not np.ndarray and is_on_cuda(x):
+        return _convert_on_device("f32_to_f16", x, out)
     source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
         return _core.f32_to_f16(source)
@@ -54,6 +65,8 @@ def f32_to_f16(x: Any, out: Any = None) -> Any:
     return out
 
 
+@overload
+def f16_to_f32(x: DeviceArray, out: None = None) -> DeviceArray: ...
 @overload
 def f16_to_f32(x: Any, out: None = None) -> NDArray[np.float32]: ...
 @overload
@@ -68,15 +81,21 @@ def f16_to_f32(x: Any, out: Any = None) -> Any:
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes.
+    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes, a
+    DeviceArray when x is on a CUDA device.
 
     Raises
     ------
     TypeError
         If x or out is no array of the dtype named above.
     ValueError
-        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
+        shape, is read-only or overlaps.
+    UnsupportedError, DeviceError, MemoryError
+        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
     """
+    if type(x) is not np.ndarray and is_on_cuda(x):
+        return _convert_on_device("f16_to_f32", x, out)
     source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
         return _core.f16_to_f32(source)
@@ -84,6 +103,8 @@ def f16_to_f32(x: Any, out: Any = None) -> Any:
     return out
 
 
+@overload
+def f32_to_bf16(x: DeviceArray, out: None = None) -> DeviceArray: ...
 @overload
 def f32_to_bf16(x: Any, out: None = None) -> NDArray[Any]: ...
 @overload
@@ -101,23 +122,31 @@ def f32_to_bf16(x: Any, out: Any = None) -> Any:
     -------
     ``out`` when it was given, else a new numpy array with x's shape and order of axes: of
     ``ml_dtypes.bfloat16`` when that package is installed, else of uint16, the bits. An ``out`` of
-    uint16, or ``.view(np.uint16)``, gives the bits in either case.
+    uint16, or ``.view(np.uint16)``, gives the bits in either case. A DeviceArray of bfloat16 when x
+    is on a CUDA device.
 
     Raises
     ------
     TypeError
         If x or out is no array of the dtype named above.
     ValueError
-        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
+        shape, is read-only or overlaps.
+    UnsupportedError, DeviceError, MemoryError
+        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
     """
+    if type(x) is not np.ndarray and is_on_cuda(x):
+        return _convert_on_device("f32_to_bf16", x, out)
     source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
-        return _core.f32_to_bf16(source, None, _bfloat16())
+        return _core.f32_to_bf16(source, None, bfloat16_dtype())
     target = out if type(out) is np.ndarray else _as_array(out, "out")
-    _core.f32_to_bf16(source, target, _bfloat16())
+    _core.f32_to_bf16(source, target, bfloat16_dtype())
     return out
 
 
+@overload
+def bf16_to_f32(x: DeviceArray, out: None = None) -> DeviceArray: ...
 @overload
 def bf16_to_f32(x: Any, out: None = None) -> NDArray[np.float32]: ...
 @overload
@@ -132,35 +161,39 @@ def bf16_to_f32(x: Any, out: Any = None) -> Any:
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes.
+    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes, a
+    DeviceArray when x is on a CUDA device.
 
     Raises
     ------
     TypeError
         If x or out is no array of the dtype named above.
     ValueError
-        If x or out is not in the CPU's memory, or out has another shape, is read-only or overlaps.
+        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
+        shape, is read-only or overlaps.
+    UnsupportedError, DeviceError, MemoryError
+        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
     """
+    if type(x) is not np.ndarray and is_on_cuda(x):
+        return _convert_on_device("bf16_to_f32", x, out)
     source = x if type(x) is np.ndarray else _as_array(x, "x")
     if out is None:
-        return _core.bf16_to_f32(source, None, _bfloat16())
+        return _core.bf16_to_f32(source, None, bfloat16_dtype())
     target = out if type(out) is np.ndarray else _as_array(out, "out")
-    _core.bf16_to_f32(source, target, _bfloat16())
+    _core.bf16_to_f32(source, target, bfloat16_dtype())
     return out
 
 
 # --- Arrays ------------------------------------------------------------------------------------
 
-
-@lru_cache(maxsize=1)
-def _bfloat16() -> np.dtype[Any] | None:
-    """Return numpy's name for bfloat16, which ml_dtypes brings; None without it."""
-    try:
-        import ml_dtypes
-    except ImportError:
-        return None
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
+#: DLPack's name for the stream that the core converts on.
+_LEGACY_STREAM = 1
+_RESULTS = {
+    "f32_to_f16": "float16",
+    "f16_to_f32": "float32",
+    "f32_to_bf16": "bfloat16",
+    "bf16_to_f32": "float32",
+}
 
 
 def _as_array(value: Any, name: str) -> NDArray[Any]:
@@ -179,19 +212,42 @@ def _as_array(value: Any, name: str) -> NDArray[Any]:
 
 
 def _capsule(value: Any, name: str) -> object:
-    """Ask for a DLPack capsule, of version 1 where the library knows it: that tells read-only."""
+    """Ask for a DLPack capsule of the CPU's memory."""
     if hasattr(value, "__dlpack_device__"):
         device = int(value.__dlpack_device__()[0])
+        if device == DLPACK_CUDA:
+            raise ValueError(f"{name}: expected memory of the CPU, got an array on a CUDA device")
         if device not in (1, 3, 11):  # the CPU's own memory, or what CUDA or ROCm have pinned
             raise ValueError(
-                f"{name}: expected memory of the CPU, got a tensor on DLPack device type {device}; "
-                "convert it where it is (tensor.half(), tensor.bfloat16(), tensor.float()) or copy "
-                "it to the CPU first"
+                f"{name}: expected memory of the CPU or of a CUDA device, got a tensor on DLPack "
+                f"device type {device}; convert it where it is (tensor.half(), tensor.bfloat16(), "
+                "tensor.float()) or copy it to the CPU first"
             )
+    return _newest_capsule(value)
+
+
+def _newest_capsule(value: Any, **options: Any) -> object:
+    """Ask for a capsule of version 1 where the library knows it: that tells read-only."""
     try:
-        return value.__dlpack__(max_version=(1, 0))
+        return value.__dlpack__(**options, max_version=(1, 0))
     except TypeError:  # an older library
-        return value.__dlpack__()
+        return value.__dlpack__(**options)
+
+
+def _convert_on_device(name: str, x: Any, out: Any) -> Any:
+    """Call the function ``name`` for an ``x`` on a CUDA device, where the result is as well."""
+    load_cuda()
+    index = int(x.__dlpack_device__()[1])
+    source = _newest_capsule(x, stream=_LEGACY_STREAM)
+    if out is None:
+        shape, strides = _core.dlpack_layout(source, "x")
+        out = DeviceArray(shape, _RESULTS[name], index, axes_by_stride(strides))
+    elif not is_on_cuda(out):
+        raise ValueError(
+            f"out: expected memory of cuda:{index}, as x has, got {type(out).__name__}"
+        )
+    _core.half_on_device(name, source, _newest_capsule(out, stream=_LEGACY_STREAM))
+    return out
 
 
 # --- Report ------------------------------------------------------------------------------------

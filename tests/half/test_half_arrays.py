@@ -219,15 +219,15 @@ def test_torch_memory_is_given_back() -> None:
     with pytest.raises(BufferError, match="gradient"):
         half.f32_to_f16(torch.ones(3, requires_grad=True))
     with pytest.raises(ValueError, match=r"x: expected memory of the CPU.*tensor\.half\(\)"):
-        half.f32_to_f16(_OnDevice())
+        half.f32_to_f16(_OnMetal())
 
 
-class _OnDevice:
+class _OnMetal:
     def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0
+        return 8, 0
 
     def __dlpack__(self) -> object:
-        raise AssertionError("nothing is exported from a device")
+        raise AssertionError("nothing is exported from such a device")
 
 
 class _OldLibrary:
