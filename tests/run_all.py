@@ -360,6 +360,7 @@ def cuda_shim(log: Log) -> None:
     shim = f"{folder / 'libaimo_cuda_shim.so'}:{folder / 'libcublas_shim.so'}"
     log.run(
         VENV / "bin" / "python", "-m", "pytest", "-q", "tests/embedding/test_device.py",
+        "tests/embedding/test_device_arrays.py", "tests/half/test_half_on_device.py",
         "tests/cache/test_cache_device.py", AIMO_TEST_CUDA_SHIM=shim,
     )  # fmt: skip
 

@@ -8,12 +8,13 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..device_array import DeviceArray
 from ..devices import CPU, device_name, parse_device
 from ..errors import ModelFormatError
 from .batch_threads import for_each_batch
@@ -246,6 +247,7 @@ class EmbeddingModel:
             f"{self.memory_bytes / 1e6:.1f} MB{'' if self._device == CPU else ', ' + self.device})"
         )
 
+    @overload
     def encode(
         self,
         texts: str | Sequence[str],
@@ -257,7 +259,35 @@ class EmbeddingModel:
         prompt: str | None = None,
         truncate_dim: int | None = None,
         on_truncate: str | None = None,
-    ) -> NDArray[np.float32]:
+        keep_on_device: Literal[False] = False,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        *,
+        normalize_embeddings: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        on_truncate: str | None = None,
+        keep_on_device: Literal[True],
+    ) -> DeviceArray: ...
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        *,
+        normalize_embeddings: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        on_truncate: str | None = None,
+        keep_on_device: bool = False,
+    ) -> NDArray[np.float32] | DeviceArray:
         """Embed texts.
 
         Parameters
@@ -274,6 +304,9 @@ class EmbeddingModel:
             loaded with
         on_truncate : ``"warn"``, ``"error"`` or ``"ignore"``, see :meth:`load`; None is what the
             model was loaded with
+        keep_on_device : leave the vectors on the model's CUDA device, in a
+            :class:`~ai_model_optimizations.DeviceArray`: what ``convert_to_tensor`` is for in
+            sentence-transformers, for any library that knows DLPack. See docs/gpu.md
 
         Returns
         -------
@@ -286,8 +319,10 @@ class EmbeddingModel:
             If ``texts`` or one of its elements is no string.
         ValueError
             If ``batch_size`` is not positive, a text is no valid Unicode, there is no such prompt,
-            ``truncate_dim`` is larger than the model's vectors, or a text is too long and
-            ``on_truncate`` is ``"error"``.
+            ``truncate_dim`` is larger than the model's vectors, a text is too long and
+            ``on_truncate`` is ``"error"``, or ``keep_on_device`` is asked of a model on the CPU.
+        DeviceError, MemoryError
+            If the model's device fails, or lacks memory.
         """
         call = _Call(
             normalize=self.normalizes or normalize_embeddings,
@@ -299,36 +334,81 @@ class EmbeddingModel:
             if on_truncate is None
             else check_policy(on_truncate),
         )
+        if keep_on_device and self._device == CPU:
+            raise ValueError("keep_on_device: the model is on the CPU; load it with device='cuda'")
         if isinstance(texts, str):
-            vector: NDArray[np.float32] = self._encode_batch([texts], call)[0]
-            return vector
+            return self._encode_one(texts, call, keep_on_device)
         texts = _as_sequence(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-        out = np.empty((len(texts), call.dimension), dtype=np.float32)
+        shape = len(texts), call.dimension
+        out: NDArray[np.float32] | DeviceArray
+        if keep_on_device:
+            out = DeviceArray(shape, "float32", self._device)
+        else:
+            out = np.empty(shape, np.float32)
         step = batch_size if self._device == CPU else max(batch_size, DEVICE_BATCH_SIZE)
 
         def encode_from(start: int) -> None:
             batch = texts[start : start + step]
-            out[start : start + len(batch)] = self._encode_batch(batch, call, first=start)
+            if isinstance(out, DeviceArray):
+                self._encode_to(out, batch, call, first=start)
+            else:
+                out[start : start + len(batch)] = self._encode_batch(batch, call, first=start)
 
         starts = range(0, len(texts), step)
         threads = min(_core.thread_count(), len(starts))
         for_each_batch(with_progress_bar(starts, show_progress_bar), encode_from, threads)
         return out
 
+    @overload
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        *,
+        keep_on_device: Literal[False] = False,
+        **options: Any,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        *,
+        keep_on_device: Literal[True],
+        **options: Any,
+    ) -> DeviceArray: ...
     def encode_query(
         self, texts: str | Sequence[str], batch_size: int = 32, **options: Any
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | DeviceArray:
         """Embed queries: :meth:`encode` with the prompt ``"query"``, as sentence-transformers does.
 
         ``options`` are those of :meth:`encode`; a prompt among them is used instead.
         """
         return self._encode_with(self._folder.prompts.query_name, texts, batch_size, options)
 
+    @overload
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        *,
+        keep_on_device: Literal[False] = False,
+        **options: Any,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        *,
+        keep_on_device: Literal[True],
+        **options: Any,
+    ) -> DeviceArray: ...
     def encode_document(
         self, texts: str | Sequence[str], batch_size: int = 32, **options: Any
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | DeviceArray:
         """Embed documents: :meth:`encode` with the prompt ``"document"``.
 
         ``options`` are those of :meth:`encode`; a prompt among them is used instead.
@@ -341,22 +421,38 @@ class EmbeddingModel:
         texts: str | Sequence[str],
         batch_size: int,
         options: dict[str, Any],
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | DeviceArray:
         if options.get("prompt") is None and options.get("prompt_name") is None:
             options = {**options, "prompt_name": name}
-        return self.encode(texts, batch_size, **options)
+        vectors: NDArray[np.float32] | DeviceArray = self.encode(texts, batch_size, **options)
+        return vectors
 
-    def _encode_batch(
-        self, texts: Sequence[str], call: _Call, first: int = 0
-    ) -> NDArray[np.float32]:
+    def _encode_one(
+        self, text: str, call: _Call, keep_on_device: bool
+    ) -> NDArray[np.float32] | DeviceArray:
+        if keep_on_device:
+            out = DeviceArray((call.dimension,), "float32", self._device)
+            self._encode_to(out, [text], call, first=0)
+            return out
+        vector: NDArray[np.float32] = self._encode_batch([text], call, first=0)[0]
+        return vector
+
+    def _encode_batch(self, texts: Sequence[str], call: _Call, first: int) -> NDArray[np.float32]:
+        return self._encoder.encode(*self._core_arguments(texts, call, first))
+
+    def _encode_to(self, out: DeviceArray, texts: Sequence[str], call: _Call, first: int) -> None:
+        arguments = self._core_arguments(texts, call, first)
+        self._encoder.encode_to(*arguments, out.memory, first)
+
+    def _core_arguments(
+        self, texts: Sequence[str], call: _Call, first: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], bool, int, int]:
         tokens = self._tokenizer.pack(texts, first, call.prompt)
         self._truncation.record(len(texts), tokens.cuts, call.on_truncate)
         skip = 0
         if not self._folder.head.include_prompt:
             skip = self._tokenizer.prompt_length(call.prompt)
-        return self._encoder.encode(
-            tokens.token_ids, tokens.offsets, call.normalize, skip, call.dimension
-        )
+        return tokens.token_ids, tokens.offsets, call.normalize, skip, call.dimension
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return how many tokens of each text the model sees, special tokens included; (n,)."""
