@@ -4,9 +4,11 @@
         [--rows N]
 
 As bench_encoder.py: every engine in a process of its own, in turn, results compared first. Then,
-for ours: which share of a call is tokenizing, the model, and the rest; how long torch takes for the
-model's products alone, which is cuBLAS's own speed; what the device's memory holds; and the lookup
-of 256 queries among a million rows on the device, beside our CPU and a plain product by torch.
+for ours: which share of a call is tokenizing, the model, and the rest, and a call whose vectors
+stay on the device; how long torch takes for the model's products alone, which is cuBLAS's own
+speed; what the device's memory holds; the lookup of 256 queries among a million rows on the device,
+beside our CPU and a plain product by torch; and half's conversions in device memory, beside
+torch's.
 Without a device nothing is measured, and nothing written.
 """
 
@@ -31,7 +33,10 @@ import numpy as np
 import texts as text_sets
 from numpy.typing import NDArray
 
-from ai_model_optimizations import EmbeddingModel, _core, devices
+from ai_model_optimizations import DeviceArray, EmbeddingModel, _core, devices, half
+
+#: Elements that half converts: more than any cache of the device holds.
+HALVES = 64 << 20
 
 
 def start_workers(words: list[str], sets_file: Path) -> dict[str, bench_encoder.Worker]:
@@ -77,6 +82,7 @@ def shares(model: EmbeddingModel, texts: list[str], rounds: int) -> dict[str, fl
 
     works = {
         "call": lambda: model.encode(texts),
+        "call_kept_on_device": lambda: model.encode(texts, keep_on_device=True),
         "tokenizing": lambda: model._tokenizer.pack(texts),
         "model": forward,
     }
@@ -175,6 +181,36 @@ def lookups(sets: dict[str, list[str]], rows: int, rounds: int) -> dict[str, Any
     return {"rows": len(stored), "queries": len(queries), "dim": stored.shape[1], "seconds": timed}
 
 
+def halves(count: int, rounds: int) -> dict[str, Any]:
+    """Seconds of conversions in device memory, into arrays that are there; results compared."""
+    values = np.random.default_rng(0).standard_normal(count, dtype=np.float32)
+    wide, wider = (DeviceArray((count,), "float32", 0) for _ in range(2))
+    wide.copy_from(values)
+    small = half.f32_to_f16(wide)
+    assert np.array_equal(small.numpy(), half.f32_to_f16(values))
+    works: dict[str, Callable[[], object]] = {
+        "f32_to_f16": partial(half.f32_to_f16, wide, small),
+        "f16_to_f32": partial(half.f16_to_f32, small, wider),
+    }
+    try:
+        import torch
+    except ImportError as error:
+        harness.missing("torch's conversions", error)
+    else:
+
+        def copy(source: torch.Tensor, target: torch.Tensor) -> None:
+            target.copy_(source)
+            torch.cuda.synchronize()
+
+        of_wide, of_small = torch.from_dlpack(wide), torch.from_dlpack(small)
+        works["torch f32_to_f16"] = partial(copy, of_wide, torch.empty_like(of_small))
+        works["torch f16_to_f32"] = partial(copy, of_small, torch.empty_like(of_wide))
+    timed = harness.interleave(
+        {name: harness.stopwatch(work) for name, work in works.items()}, rounds
+    )
+    return {"elements": count, "bytes_read_and_written": 6 * count, "seconds": timed}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Embedding on a CUDA device beside the peers")
     parser.add_argument("--model", default="", help="a name or folder; the default model")
@@ -196,6 +232,7 @@ def main() -> None:
     sets = sets_of(arguments.texts)
     ours = inside(sets, arguments.rounds)
     found = lookups(sets, arguments.rows, arguments.rounds)
+    converted = halves(HALVES, arguments.rounds)
     tokens = {name: int(length["tokens"]) for name, length in ours["lengths"].items()}
     with tempfile.TemporaryDirectory() as folder:
         sets_file = Path(folder) / "sets.json"
@@ -208,7 +245,8 @@ def main() -> None:
                 worker.close()
     device = {**_core.cuda_device(0), **_core.cuda_versions()}
     model = Path(gpu_engines.model_name()).name
-    measured = {"device": device, "model": model, "inside": ours, "lookup": found, **results}
+    measured = {"device": device, "model": model, "inside": ours, "lookup": found}
+    measured |= {"half": converted, **results}
     harness.save(f"gpu-{model}", measured)
 
 
