@@ -20,11 +20,9 @@ static int type_of(aimo_dtype dtype)
     return dtype == AIMO_F32 ? CUBLAS_R_32F : dtype == AIMO_F16 ? CUBLAS_R_16F : CUBLAS_R_16BF;
 }
 
-/* cuBLASLt's GELU is the form with tanh, which
- * differs from the exact one by 4.8e-4 at most: about what rounding an operand of 1 to f16 does,
- * and as little of it is left in vectors (tests/embedding/test_gelu_forms.py). f32 is better than
- * that.
- */
+/* cuBLASLt's GELU is the form with tanh, which differs from the exact one by 4.8e-4 at most: about
+ * what rounding an operand of 1 to f16 does, and as little of it is left in vectors
+ * (tests/embedding/test_gelu_forms.py). f32 is better than that. */
 bool cuda_product_may_fuse(const cuda_product_shape *s)
 {
     return s->y_dtype != AIMO_F32 &&
