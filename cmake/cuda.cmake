@@ -1,7 +1,8 @@
 # The CUDA backend: a library that the core opens at run time, so that a wheel built with it works on
 # machines without CUDA. Two ways to build it: with nvcc, and for the host, for tests.
 set(AIMO_CUDA_KERNELS
-  csrc/backend/cuda/activation.cu csrc/backend/cuda/attention.cu csrc/backend/cuda/backend_cuda.cu
+  csrc/backend/cuda/activation.cu csrc/backend/cuda/attention.cu csrc/backend/cuda/attention_f32.cu
+  csrc/backend/cuda/backend_cuda.cu
   csrc/backend/cuda/cuda_arrays.cu csrc/backend/cuda/cuda_device.cu csrc/backend/cuda/cuda_graphs.cu
   csrc/backend/cuda/cuda_workspace.cu csrc/backend/cuda/embed.cu
   csrc/backend/cuda/half_conversion.cu csrc/backend/cuda/layer_norm.cu

@@ -32,10 +32,16 @@ static bool bench_init(bench *b, aimo_dtype dtype, size_t head_dim)
     return made;
 }
 
+/* Frees the device copies but the first `kept`. */
+static void free_constants(bench *b, size_t kept)
+{
+    while (b->constant_count > kept)
+        b->cuda->ops->constant_free(b->cuda, b->constants[--b->constant_count]);
+}
+
 static void bench_clear(bench *b)
 {
-    for (size_t i = 0; i < b->constant_count; i++)
-        b->cuda->ops->constant_free(b->cuda, b->constants[i]);
+    free_constants(b, 0);
     b->cpu->ops->workspace_return(b->cpu, b->cpu_workspace);
     b->cuda->ops->workspace_return(b->cuda, b->workspace);
     b->cpu->ops->free(b->cpu);
@@ -418,39 +424,68 @@ TEST(cuda_activations_match_the_cpu)
         }
 }
 
-static bool attention_matches(aimo_dtype dtype, size_t heads, size_t head_dim,
-                              const size_t lengths[2], uint64_t *random)
+/* out [tokens, hidden] = attention of qkv [tokens, 3 * hidden], both on the host. */
+static bool attend_on_cuda(bench *b, aimo_attention_args args, const float *qkv, float *out)
+{
+    const size_t kept = b->constant_count, n = args.heads * args.head_dim;
+    const size_t tokens = args.offsets[args.batch];
+    int32_t *ids = calloc(tokens, sizeof *ids);
+    aimo_error err = {""};
+    args.qkv = rows_to_device(b, AIMO_ROWS_OPERAND, qkv, tokens, 3 * n);
+    args.out = rows_to_device(b, AIMO_ROWS_OPERAND, NULL, tokens, n);
+    const bool good = hold_sequences(b, ids, args.offsets, args.batch) &&
+                      b->cuda->ops->attention(b->cuda, b->workspace, &args, &err) == AIMO_OK &&
+                      rows_from_device(b, AIMO_ROWS_OPERAND, args.out, tokens, n, out);
+    free_constants(b, kept);
+    free(ids);
+    return good;
+}
+
+enum { MOST_SEQUENCES = 7 };
+
+typedef struct {
+    size_t heads, head_dim, lengths[MOST_SEQUENCES]; /* up to the first 0 */
+} attention_case;
+
+/* What the CPU computes, and the same bits for each sequence alone. */
+static bool attention_matches(aimo_dtype dtype, const attention_case *c, uint64_t *random)
 {
     bench b;
-    if (!bench_init(&b, dtype, head_dim))
+    if (!bench_init(&b, dtype, c->head_dim))
         return false;
-    const size_t n = heads * head_dim, tokens = lengths[0] + lengths[1];
-    const size_t offsets[] = {0, lengths[0], tokens};
+    const size_t n = c->heads * c->head_dim;
+    size_t offsets[MOST_SEQUENCES + 1] = {0}, batch = 0;
+    for (; batch < MOST_SEQUENCES && c->lengths[batch] != 0; batch++)
+        offsets[batch + 1] = offsets[batch] + c->lengths[batch];
+    const size_t tokens = offsets[batch];
     float *qkv = random_rows(&b, tokens * 3 * n, random);
-    float *expected = malloc((tokens * n + 64) * sizeof(float)), *got = malloc(tokens * n * 4);
-    int32_t *ids = calloc(tokens, sizeof *ids);
+    float *expected = malloc((tokens * n + 64) * sizeof(float));
+    float *got = malloc(tokens * n * sizeof(float)), *alone = malloc(tokens * n * sizeof(float));
     float *row = calloc(tokens * 3 * n + 64, sizeof(float)); /* tiles read past the last row */
     memcpy(row, qkv, tokens * 3 * n * sizeof(float));
     aimo_attention_args args = {
         .qkv = row,
         .offsets = offsets,
-        .batch = 2,
-        .heads = heads,
-        .head_dim = head_dim,
+        .batch = batch,
+        .heads = c->heads,
+        .head_dim = c->head_dim,
         .out = expected,
     };
     aimo_error err = {""};
-    bool good = b.cpu->ops->attention(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
-    args.qkv = rows_to_device(&b, AIMO_ROWS_OPERAND, qkv, tokens, 3 * n);
-    args.out = rows_to_device(&b, AIMO_ROWS_OPERAND, NULL, tokens, n);
-    good = good && hold_sequences(&b, ids, offsets, 2) &&
-           b.cuda->ops->attention(b.cuda, b.workspace, &args, &err) == AIMO_OK &&
-           rows_from_device(&b, AIMO_ROWS_OPERAND, args.out, tokens, n, got) &&
-           close_to(got, expected, tokens * n, 4.0f, rounding_of(b.operand));
-    if (!good)
-        printf("    %s\n", err.message);
+    bool good = b.cpu->ops->attention(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK &&
+                attend_on_cuda(&b, args, qkv, got) &&
+                close_to(got, expected, tokens * n, 4.0f, rounding_of(b.operand));
+    for (size_t i = 0; i < batch && batch > 1 && good; i++) {
+        const size_t one[] = {0, c->lengths[i]};
+        args.offsets = one;
+        args.batch = 1;
+        good = attend_on_cuda(&b, args, qkv + offsets[i] * 3 * n, alone) &&
+               memcmp(alone, got + offsets[i] * n, c->lengths[i] * n * sizeof *alone) == 0;
+        if (!good)
+            printf("    sequence %zu alone\n", i);
+    }
     free(row);
-    free(ids);
+    free(alone);
     free(got);
     free(expected);
     free(qkv);
@@ -458,20 +493,27 @@ static bool attention_matches(aimo_dtype dtype, size_t heads, size_t head_dim,
     return good;
 }
 
-TEST(cuda_attention_matches_the_cpu)
+TEST(cuda_attention_matches_the_cpu_and_does_not_depend_on_the_batch)
 {
-    static const struct {
-        size_t heads, head_dim, lengths[2];
-    } cases[] = {{1, 1, {1, 2}},    {3, 4, {5, 16}},   {2, 32, {17, 130}}, {1, 36, {15, 33}},
-                 {1, 128, {2, 20}}, {2, 64, {64, 65}}, {1, 16, {129, 1}},  {1, 32, {1, 530}}};
+    static const attention_case cases[] = {
+        {1, 1, {1, 2}},
+        {3, 4, {5, 16, 70}},
+        {3, 32, {1, 130, 17, 2, 16, 15, 33}}, /* short and long ones take turns */
+        {1, 36, {15, 33, 64}},
+        {1, 128, {2, 20, 65, 31}},
+        {2, 64, {64, 65, 63, 32}},
+        {2, 96, {128, 9}},
+        {1, 80, {48, 3}},
+        {1, 16, {1, 511, 512}},
+        {1, 8, {1027}},
+    };
     uint64_t random = 11;
     if (!cuda_is_here())
         return;
     for (int dtype = 0; dtype <= AIMO_BF16; dtype++)
         for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-            CHECK_MSG(attention_matches((aimo_dtype)dtype, cases[i].heads, cases[i].head_dim,
-                                        cases[i].lengths, &random),
-                      "%s case %zu", aimo_dtype_name((aimo_dtype)dtype), i);
+            CHECK_MSG(attention_matches((aimo_dtype)dtype, &cases[i], &random), "%s case %zu",
+                      aimo_dtype_name((aimo_dtype)dtype), i);
 }
 
 enum { POOL_N = 37, POOL_TOKENS = 23, POOL_MOST = 2 * POOL_N };
@@ -491,8 +533,7 @@ static bool pool_matches(bench *b, aimo_pool_args args, const float *x, const vo
     good = good && b->cuda->ops->pool(b->cuda, b->workspace, &args, &err) == AIMO_OK &&
            rows_from_device(b, AIMO_ROWS_FULL, args.out, args.batch, columns, got) &&
            close_to(got, expected, args.batch * columns, 8.0f, rounding_of(AIMO_F32));
-    while (b->constant_count > kept)
-        b->cuda->ops->constant_free(b->cuda, b->constants[--b->constant_count]);
+    free_constants(b, kept);
     return good;
 }
 

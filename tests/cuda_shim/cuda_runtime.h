@@ -16,6 +16,8 @@
 #define __global__
 #define __device__
 #define __host__
+#define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
     unsigned x, y, z;
@@ -48,6 +50,9 @@ template <typename T> T atomicAdd(T *at, T value)
 float __shfl_xor_sync(unsigned mask, float value, unsigned distance);
 /* Hands the warp's lanes each other's pointers: *of_lanes [32], valid until the next barrier. */
 void cuda_shim_exchange(const void *mine, const void *const **of_lanes);
+/* Copies, or fills with zeros without a source, when the thread finishes its copies. */
+void cuda_shim_copy_later(void *dst, const void *src, size_t bytes);
+void cuda_shim_finish_copies();
 
 enum cudaError_t {
     cudaSuccess = 0,

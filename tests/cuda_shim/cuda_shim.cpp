@@ -25,9 +25,16 @@ namespace
 enum { LANES = 32, STACK_BYTES = 64 * 1024 };
 enum fiber_state { READY, AT_WARP_BARRIER, AT_BLOCK_BARRIER, DONE };
 
+struct late_copy {
+    void *dst;
+    const void *src;
+    size_t bytes;
+};
+
 struct fiber {
     ucontext_t context;
     fiber_state state;
+    std::vector<late_copy> copies;
     std::unique_ptr<char[]> stack;
 };
 
@@ -57,6 +64,8 @@ thread_local running_block block;
 void run_fiber()
 {
     (*block.kernel)();
+    if (!block.fibers[threadIdx.x].copies.empty())
+        die("copies that nobody waited for");
     block.fibers[threadIdx.x].state = DONE;
     swapcontext(&block.fibers[threadIdx.x].context, &block.scheduler);
 }
@@ -164,6 +173,21 @@ void cuda_shim_exchange(const void *mine, const void *const **of_lanes)
     board.pointers[threadIdx.x % LANES] = mine;
     *of_lanes = board.pointers;
     __syncwarp();
+}
+
+void cuda_shim_copy_later(void *dst, const void *src, size_t bytes)
+{
+    block.fibers[threadIdx.x].copies.push_back({dst, src, bytes});
+}
+
+void cuda_shim_finish_copies()
+{
+    for (const late_copy &copy : block.fibers[threadIdx.x].copies)
+        if (copy.src != nullptr)
+            memcpy(copy.dst, copy.src, copy.bytes);
+        else
+            memset(copy.dst, 0, copy.bytes);
+    block.fibers[threadIdx.x].copies.clear();
 }
 
 // --- The runtime ---------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 #ifndef AIMO_CUDA_SHIM_MMA_H
 #define AIMO_CUDA_SHIM_MMA_H
 
-#include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "cuda_runtime.h"
 
@@ -30,9 +29,7 @@ template <typename Use, int M, int N, int K, typename T, typename Layout = void>
 };
 
 inline unsigned element_of_lane(unsigned e) { return 32 * e + threadIdx.x % 32; }
-inline float widen(float x) { return x; }
 inline float widen(__half x) { return __half2float(x); }
-inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 /* As on a device, where less aligned tiles are undefined. */
 template <typename T> void check_tile(const T *tile, unsigned ld)
@@ -58,13 +55,6 @@ void load_matrix_sync(fragment<Use, 16, 16, 16, T, col_major> &f, const T *src, 
 }
 
 typedef fragment<accumulator, 16, 16, 16, float> sums;
-
-inline void load_matrix_sync(sums &f, const float *src, unsigned ld, layout_t)
-{
-    check_tile(src, ld);
-    for (unsigned e = 0; e < 8; e++)
-        f.at[e] = src[element_of_lane(e) / 16 * ld + element_of_lane(e) % 16];
-}
 
 inline void store_matrix_sync(float *dst, const sums &f, unsigned ld, layout_t)
 {

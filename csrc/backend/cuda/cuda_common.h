@@ -1,8 +1,8 @@
 /* What the files of the CUDA backend share: how a kernel is launched and how errors come back.
  *
  * Kernels compile with nvcc, and for the host with a C++ compiler, where tests/cuda_shim plays the
- * parts of cuda_runtime.h and of the device; launch_kernel and SHARED_MEMORY are the only places
- * that know the difference. */
+ * parts of cuda_runtime.h and of the device; launch_kernel, SHARED_MEMORY, UNROLL and warp_mma.h
+ * are the only places that know the difference. */
 #ifndef AIMO_CUDA_COMMON_H
 #define AIMO_CUDA_COMMON_H
 
@@ -31,8 +31,11 @@ aimo_status aimo_cuda_fail(cudaError_t error, const char *call, aimo_error *err)
 #define SHARED_MEMORY(type, name)                                                                  \
     extern __shared__ __align__(128) unsigned char aimo_shared_memory[];                           \
     type *name = reinterpret_cast<type *>(aimo_shared_memory)
+/* Before a loop whose arrays are to be in registers. */
+#define UNROLL _Pragma("unroll")
 #else
 #define SHARED_MEMORY(type, name) type *name = static_cast<type *>(cuda_shim_shared_memory())
+#define UNROLL
 #endif
 
 constexpr unsigned WARP = 32;

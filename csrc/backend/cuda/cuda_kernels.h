@@ -5,19 +5,22 @@
 
 #include "backend/cuda/cuda_rows.h"
 
-/* Queries that one block of attention works on. */
-constexpr unsigned ATTENTION_QUERIES = 64;
-constexpr unsigned ATTENTION_HEAD_DIM_MOST = 128;
+constexpr unsigned ATTENTION_HEAD_DIM_MOST = 128, ATTENTION_WARPS = 4;
+
+/* What one warp of attention works on, see attention_tiles.h: where a sequence begins, its length,
+ * 0 when there is nothing to do, and the first of the warp's queries, which may be beyond the end.
+ * One load. */
+struct alignas(16) attention_tile {
+    uint32_t begin, length, first;
+};
 
 /* The sequences of a chunk. Small ones are padded: then the last sequences of the batch are empty,
  * and tokens behind them are one sequence more, which is not pooled. */
 struct cuda_sequences {
-    const int32_t *ids;     /* [tokens] */
-    const int32_t *places;  /* [tokens], of each token in its sequence */
-    const int32_t *offsets; /* [batch + 2] */
-    /* [blocks][2]: a sequence, and the first of its ATTENTION_QUERIES queries that are one block's;
-     * sequence -1: nothing to do */
-    const int32_t *blocks;
+    const int32_t *ids;          /* [tokens] */
+    const int32_t *places;       /* [tokens], of each token in its sequence */
+    const int32_t *offsets;      /* [batch + 2] */
+    const attention_tile *tiles; /* [blocks][ATTENTION_WARPS] */
     size_t tokens, batch, block_count;
 };
 
@@ -44,6 +47,9 @@ aimo_status cuda_bias_activation(void *y, aimo_rows_kind kind, const float *bias
 template <typename T>
 aimo_status cuda_attention(const aimo_attention_args &args, const cuda_sequences &sequences,
                            cudaStream_t stream, aimo_error *err);
+template <>
+aimo_status cuda_attention<float>(const aimo_attention_args &args, const cuda_sequences &sequences,
+                                  cudaStream_t stream, aimo_error *err);
 
 /* See aimo_pool_args; offsets [batch + 1] or NULL. Vectors of empty sequences are not written. */
 template <typename T>

@@ -1,6 +1,7 @@
 /* Workspaces: streams, their memory, and the copies between host and device. */
 #include "backend/cuda/cuda_workspace.h"
 
+#include "backend/cuda/attention_tiles.h"
 #include "backend/cuda/cuda_device.h"
 
 extern "C" {
@@ -98,57 +99,43 @@ bool is_small(size_t token_rows, size_t vector_rows)
 size_t count_blocks(const aimo_sequences &s)
 {
     if (is_small(s.token_rows, s.vector_rows))
-        return s.vector_rows + 1 + s.token_rows / ATTENTION_QUERIES;
-    size_t blocks = 0;
-    for (size_t i = 0; i < s.batch; i++)
-        blocks += (s.offsets[i + 1] - s.offsets[i] + ATTENTION_QUERIES - 1) / ATTENTION_QUERIES;
-    return blocks;
+        return attention_blocks_most(s.vector_rows + 1, s.token_rows);
+    return attention_block_count(s.offsets, s.batch);
 }
 
-/* Where the parts of the sequences lie, one after another, in memory of the host or the device. */
+/* Where the parts of the sequences lie, one after another, in memory of the host or the device;
+ * attention's tiles, which want the alignment, come first. */
 struct sequence_layout {
-    size_t places, offsets, blocks, end;
+    size_t blocks, ids, places, offsets, end;
 
     sequence_layout(const aimo_sequences &s, size_t block_count)
-        : places(s.token_rows), offsets(2 * s.token_rows), blocks(offsets + s.vector_rows + 2),
-          end(blocks + 2 * block_count)
+        : blocks(block_count),
+          ids(block_count * ATTENTION_WARPS * sizeof(attention_tile) / sizeof(int32_t)),
+          places(ids + s.token_rows), offsets(places + s.token_rows),
+          end(offsets + s.vector_rows + 2)
     {
     }
 };
-
-/* The first of the blocks for sequence i, of which the next one begins where this one returns. */
-int32_t *add_blocks(int32_t *block, size_t i, size_t length)
-{
-    for (size_t query = 0; query < length; query += ATTENTION_QUERIES) {
-        *block++ = static_cast<int32_t>(i);
-        *block++ = static_cast<int32_t>(query);
-    }
-    return block;
-}
 
 /* The sequences as kernels read them; what pads them has valid ids and places. */
 void fill_sequences(const aimo_sequences &s, const sequence_layout &at, int32_t *host)
 {
     const size_t tokens = s.offsets[s.batch], surplus = s.token_rows - tokens;
-    int32_t *places = host + at.places, *offsets = host + at.offsets, *block = host + at.blocks;
-    memcpy(host, s.ids, tokens * sizeof *host);
-    memset(host + tokens, 0, surplus * sizeof *host);
+    int32_t *ids = host + at.ids, *places = host + at.places, *offsets = host + at.offsets;
+    memcpy(ids, s.ids, tokens * sizeof *ids);
+    memset(ids + tokens, 0, surplus * sizeof *ids);
     memset(places + tokens, 0, surplus * sizeof *places);
     for (size_t i = 0; i < s.batch; i++) {
         const size_t begin = s.offsets[i], length = s.offsets[i + 1] - begin;
         offsets[i] = static_cast<int32_t>(begin);
         for (size_t t = 0; t < length; t++)
             places[begin + t] = static_cast<int32_t>(t);
-        block = add_blocks(block, i, length);
     }
     for (size_t i = s.batch; i <= s.vector_rows; i++)
         offsets[i] = static_cast<int32_t>(tokens);
     offsets[s.vector_rows + 1] = static_cast<int32_t>(s.token_rows);
-    block = add_blocks(block, s.vector_rows, surplus);
-    while (block < host + at.end) {
-        *block++ = -1;
-        *block++ = 0;
-    }
+    attention_list_tiles(offsets, s.vector_rows + 1, at.blocks,
+                         reinterpret_cast<attention_tile *>(host));
 }
 
 /* Waiting as the event does gives the core to other threads and costs some 50 us to come back:
@@ -276,10 +263,10 @@ aimo_status cuda_workspace_upload(cuda_workspace *w, const aimo_sequences &s, ai
     int32_t *host = static_cast<int32_t *>(w->pinned_input.at);
     fill_sequences(s, at, host);
     const int32_t *device = static_cast<const int32_t *>(w->input.at);
-    w->sequences = {device,
+    w->sequences = {device + at.ids,
                     device + at.places,
                     device + at.offsets,
-                    device + at.blocks,
+                    reinterpret_cast<const attention_tile *>(device),
                     s.token_rows,
                     s.vector_rows,
                     blocks};

@@ -5,11 +5,13 @@
  * queries alone follow each other, so that rows come from device memory once and then from its
  * cache. */
 #include "backend/cuda/row_screen.h"
-#include "backend/cuda/warp_product.h"
+
+#include <mma.h>
 
 namespace
 {
 
+constexpr unsigned TILE = 16; /* of a warp's products */
 constexpr unsigned THREADS = SCREEN_TILE / TILE * WARP, QUERY_PARTS = SCREEN_TILE / TILE;
 constexpr unsigned CHUNK_TILES = AIMO_SCREEN_ROWS_MOST / SCREEN_TILE;
 

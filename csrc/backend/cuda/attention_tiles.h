@@ -1,0 +1,117 @@
+/* How attention shares out its queries: a tile of 16 for each warp, of one head of one sequence.
+ *
+ * Sequences of more than ATTENTION_SHORT tokens have blocks of their own, whose warps share keys
+ * and values; the tiles of shorter ones lie four to a block, and each warp works for itself. Which
+ * of both depends on the sequence's length alone, and with it the order of every sum. */
+#ifndef AIMO_CUDA_ATTENTION_TILES_H
+#define AIMO_CUDA_ATTENTION_TILES_H
+
+#include "backend/cuda/cuda_kernels.h"
+
+constexpr unsigned ATTENTION_QUERIES = 16, ATTENTION_SHORT = 32;
+constexpr unsigned ATTENTION_THREADS = ATTENTION_WARPS * WARP;
+
+// --- The list of tiles, on the host --------------------------------------------------------------
+
+/* Tiles that the sequence adds to the list of short sequences, or to that of the others. */
+inline size_t attention_tile_count(size_t length, bool list_is_short)
+{
+    const size_t warps = list_is_short ? 1 : ATTENTION_WARPS, queries = warps * ATTENTION_QUERIES;
+    return (length <= ATTENTION_SHORT) == list_is_short ? (length + queries - 1) / queries * warps
+                                                        : 0;
+}
+
+inline size_t attention_block_count(const size_t *offsets, size_t batch)
+{
+    size_t tiles = 0;
+    for (size_t i = 0; i < batch; i++)
+        for (const bool list_is_short : {false, true})
+            tiles += attention_tile_count(offsets[i + 1] - offsets[i], list_is_short);
+    return (tiles + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
+}
+
+/* No batch of as many sequences and tokens has more blocks: one that is not full for each sequence;
+ * two tiles at most of a short one. */
+inline size_t attention_blocks_most(size_t batch, size_t tokens)
+{
+    return batch + tokens / (ATTENTION_WARPS * ATTENTION_QUERIES);
+}
+
+/* out [blocks][ATTENTION_WARPS]; short sequences come behind the others, and then tiles without any
+ * queries. */
+inline void attention_list_tiles(const int32_t *offsets, size_t batch, size_t blocks,
+                                 attention_tile *out)
+{
+    size_t count = 0;
+    for (const bool list_is_short : {false, true})
+        for (size_t i = 0; i < batch; i++) {
+            const size_t length = static_cast<size_t>(offsets[i + 1] - offsets[i]);
+            const size_t mine = attention_tile_count(length, list_is_short);
+            for (size_t tile = 0; tile < mine; tile++)
+                out[count++] = {static_cast<uint32_t>(offsets[i]), static_cast<uint32_t>(length),
+                                static_cast<uint32_t>(tile * ATTENTION_QUERIES)};
+        }
+    for (; count < blocks * ATTENTION_WARPS; count++)
+        out[count] = {0, 0, 0};
+}
+
+// --- What the kernels are given ------------------------------------------------------------------
+
+struct attention_input {
+    const void *qkv;             /* T [tokens, 3 * hidden] */
+    void *out;                   /* T [tokens, hidden] */
+    const attention_tile *tiles; /* [blocks][ATTENTION_WARPS] */
+    unsigned heads, head_dim, hidden;
+    float scale; /* of scores, for powers of 2 */
+};
+
+inline attention_input attention_input_of(const aimo_attention_args &args,
+                                          const cuda_sequences &sequences)
+{
+    const float log2_e = 1.44269504f;
+    return {args.qkv,
+            args.out,
+            sequences.tiles,
+            static_cast<unsigned>(args.heads),
+            static_cast<unsigned>(args.head_dim),
+            static_cast<unsigned>(args.heads * args.head_dim),
+            log2_e / sqrtf(static_cast<float>(args.head_dim))};
+}
+
+/* One block for each head of each block of the list. Heads change first: together they read whole
+ * rows. */
+inline launch_shape attention_shape(const attention_input &in, const cuda_sequences &sequences,
+                                    size_t shared)
+{
+    return {dim3(static_cast<unsigned>(sequences.block_count) * in.heads), ATTENTION_THREADS,
+            shared};
+}
+
+/* A warp's tile and its head's first column. */
+struct attention_place {
+    unsigned begin, length, first, column;
+};
+
+__device__ inline attention_place find_place(const attention_input &in)
+{
+    const unsigned block = blockIdx.x / in.heads, head = blockIdx.x % in.heads;
+    const attention_tile tile = in.tiles[block * ATTENTION_WARPS + threadIdx.x / WARP];
+    return {tile.begin, tile.length, tile.first, head * in.head_dim};
+}
+
+/* The head's part of a token's query; its key is `hidden` further on, its value as much again. */
+template <typename T>
+__device__ inline const T *query_of(const attention_input &in, const attention_place &at,
+                                    unsigned token)
+{
+    return static_cast<const T *>(in.qkv) +
+           static_cast<size_t>(at.begin + token) * (3 * in.hidden) + at.column;
+}
+
+template <typename T>
+__device__ inline T *out_of(const attention_input &in, const attention_place &at, unsigned token)
+{
+    return static_cast<T *>(in.out) + static_cast<size_t>(at.begin + token) * in.hidden + at.column;
+}
+
+#endif
