@@ -78,6 +78,7 @@ template <typename T> struct full_row {
 };
 
 template <typename T> struct full_row_reader {
+    using element = float;
     const float *f32;
 
     __host__ __device__ full_row_reader(const void *rows, size_t row, size_t columns)
@@ -85,7 +86,7 @@ template <typename T> struct full_row_reader {
                                               row * full_row_bytes<T>(columns)))
     {
     }
-    __host__ __device__ float at(size_t column) const { return f32[column]; }
+    __host__ __device__ const element *elements() const { return f32; }
 };
 
 /* What a hidden row is kept in. */
@@ -146,14 +147,15 @@ template <typename T> struct hidden_row {
 };
 
 template <typename T> struct hidden_row_reader {
-    const kept_type<T> *kept;
+    using element = kept_type<T>;
+    const element *kept;
 
     __host__ __device__ hidden_row_reader(const void *rows, size_t row, size_t columns)
         : kept(reinterpret_cast<const kept_type<T> *>(static_cast<const char *>(rows) +
                                                       row * hidden_row_bytes<T>(columns)))
     {
     }
-    __host__ __device__ float at(size_t column) const { return to_float(kept[column]); }
+    __host__ __device__ const element *elements() const { return kept; }
     template <unsigned COUNT> __host__ __device__ void get(size_t column, float (&x)[COUNT]) const
     {
         load_neighbours(kept + column, x);
