@@ -29,6 +29,7 @@ VARIABLES: Mapping[str, str] = {
     "AIMO_CPU": "row of kernels: scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx or neon",
     "AIMO_DISABLE": "comma-separated parts to turn off: batch, cache, guard, hook",
     "AIMO_NUM_THREADS": "threads of the pool",
+    "TOKENIZERS_PARALLELISM": "threads of the tokenizers library; loading sets false if unset",
     "MEMORY_THRESHOLD_MB": "the memory monitor's threshold",
 }
 

@@ -64,19 +64,19 @@ def test_bits_equal_offline_encode_whoever_shares_the_batch(model: EmbeddingMode
     asyncio.run(main())
 
 
-def test_a_batch_of_long_texts_frees_the_interpreter_between_pieces(
+def test_a_batch_of_long_texts_is_tokenized_in_pieces(
     model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
-    encode_batch = EmbeddingModel._encode_batch
+    tokenize = EmbeddingModel._tokenize
 
     def counting(self, texts, *arguments, **options):  # type: ignore[no-untyped-def]
         pieces.append(len(texts))
-        return encode_batch(self, texts, *arguments, **options)
+        return tokenize(self, texts, *arguments, **options)
 
     long = [f"{i} {'some words that go on ' * 40}" for i in range(32)]
     expected = model.encode(long)
-    monkeypatch.setattr(EmbeddingModel, "_encode_batch", counting)
+    monkeypatch.setattr(EmbeddingModel, "_tokenize", counting)
     with BatchEmbeddingProcessor(model=model) as processor:
         assert np.array_equal(processor.process_batch_sync(long), expected)
         assert pieces == [11, 11, 10]

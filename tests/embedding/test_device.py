@@ -16,7 +16,7 @@ from model_folders import BertFolder
 
 from ai_model_optimizations import EmbeddingModel
 from ai_model_optimizations.cli import main
-from ai_model_optimizations.embedding import model as model_module
+from ai_model_optimizations.embedding import token_feed
 from ai_model_optimizations.errors import UnsupportedError
 
 TEXTS = ["read the file", "a list of values (3, 4)", "", "x", "time " * 40, "A server, in a TEST."]
@@ -129,7 +129,7 @@ def test_vectors_on_a_device_do_not_depend_on_how_often(cuda: None, small_path: 
 def test_batches_on_several_threads_come_back_in_order(
     cuda: None, small_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "DEVICE_BATCH_SIZE", 4)
+    monkeypatch.setattr(token_feed, "_FIRST_TOKENS", 8)
     model = EmbeddingModel.load(small_path, device="cuda")
     texts = [f"a{'b' * (i % 3)}" for i in range(22)]
     alone = {text: model.encode(text) for text in set(texts)}

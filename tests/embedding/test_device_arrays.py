@@ -19,7 +19,7 @@ from dlpack_capsules import OnTheHost, Taken, shim_controls
 from model_folders import BertFolder
 
 from ai_model_optimizations import DeviceArray, EmbeddingModel, SmartCache, _core, half
-from ai_model_optimizations.embedding import model as model_module
+from ai_model_optimizations.embedding import token_feed
 from ai_model_optimizations.errors import DeviceError
 
 SHIM = os.environ.get("AIMO_TEST_CUDA_SHIM")
@@ -94,7 +94,7 @@ def test_options_count_for_vectors_that_stay(cuda: None, tmp_path: Path) -> None
 def test_batches_on_several_threads_are_written_in_order(
     model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "DEVICE_BATCH_SIZE", 4)
+    monkeypatch.setattr(token_feed, "_FIRST_TOKENS", 8)
     texts = [f"a{'b' * (i % 3)}" for i in range(22)]
     array = model.encode(texts, batch_size=1, keep_on_device=True)
     np.testing.assert_array_equal(array.numpy(), model.encode(texts))

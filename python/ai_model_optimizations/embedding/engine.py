@@ -23,8 +23,8 @@ class ShapeError(ValueError):
     """The model returned something that is not one vector for each text."""
 
 
-# Tokenizing a text holds the interpreter, so that a batch of long ones would keep an event loop
-# waiting for all of them. A model that pads nothing loses nothing by pieces, here of about 2 ms.
+# One thread tokenizes a batch; with long texts in it the others would wait. A model that pads
+# nothing loses nothing by pieces, here of about 2 ms.
 _CHARACTERS_AT_ONCE: Final = 8192
 
 # Only passed to models that have the parameter: one call is one batch, and it stays silent.
@@ -147,7 +147,7 @@ def _is_ours(model: object) -> bool:
 
 
 def _piece(texts: list[str]) -> int:
-    """Return how many texts to tokenize before the interpreter gets free."""
+    """Return how many texts one thread is to tokenize at a time."""
     characters = sum(map(len, texts))
     pieces = max(1, round(characters / _CHARACTERS_AT_ONCE))
     return -(-len(texts) // pieces)

@@ -26,15 +26,17 @@ from .packed_file import FILE_NAME, find_packed
 from .packed_model import ModelParts, check_target, read_parts, write_parts
 from .progress import with_progress_bar
 from .space import narrowed
-from .tokenization import TextTokenizer
+from .token_feed import TokenFeed
+from .tokenization import PackedTokens, TextTokenizer
 from .truncation import OnTruncate, TruncationLog, TruncationReport, check_policy
 from .weights import copy_encoder, load_encoder
 
 DType = Literal["f32", "f16", "bf16", "int8"]
 DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16", "int8")
 
-#: Texts of a batch that keep a CUDA device busy for longer than starting it takes.
-DEVICE_BATCH_SIZE = 256
+#: Texts that one thread tokenizes for a CUDA device at a time; more would keep it waiting for the
+#: first ones.
+DEVICE_TEXTS = 32
 
 # Their kernels multiply bf16 at several times the rate of f32.
 _FAST_BF16_ROWS = ("avx512_bf16", "amx")
@@ -294,7 +296,7 @@ class EmbeddingModel:
         ----------
         texts : one string, or a sequence of them
         batch_size : texts that are tokenized and computed together; it changes the speed alone.
-            On a CUDA device at least 256
+            A CUDA device computes the batches of several threads together
         show_progress_bar : True or False; None shows one for large inputs on a terminal
         normalize_embeddings : scale the vectors to unit L2 norm even if the model does not
         prompt_name : which of :attr:`prompts` to put before every text; None is
@@ -347,14 +349,15 @@ class EmbeddingModel:
             out = DeviceArray(shape, "float32", self._device)
         else:
             out = np.empty(shape, np.float32)
-        step = batch_size if self._device == CPU else max(batch_size, DEVICE_BATCH_SIZE)
+        on_cpu = self._device == CPU
+        step = batch_size if on_cpu else min(batch_size, DEVICE_TEXTS)
+        feed = None if on_cpu else TokenFeed(len(texts))
 
         def encode_from(start: int) -> None:
-            batch = texts[start : start + step]
-            if isinstance(out, DeviceArray):
-                self._encode_to(out, batch, call, first=start)
-            else:
-                out[start : start + len(batch)] = self._encode_batch(batch, call, first=start)
+            tokens = self._tokenize(texts[start : start + step], call, start)
+            batch = (start, tokens) if feed is None else feed.add(start, tokens)
+            if batch is not None:
+                self._compute(out, *batch, call)
 
         starts = range(0, len(texts), step)
         threads = min(_core.thread_count(), len(starts))
@@ -430,25 +433,32 @@ class EmbeddingModel:
     def _encode_one(
         self, text: str, call: _Call, keep_on_device: bool
     ) -> NDArray[np.float32] | DeviceArray:
+        tokens = self._tokenize([text], call, 0)
         if keep_on_device:
             out = DeviceArray((call.dimension,), "float32", self._device)
-            self._encode_to(out, [text], call, first=0)
+            self._compute(out, 0, tokens, call)
             return out
-        vector: NDArray[np.float32] = self._encode_batch([text], call, first=0)[0]
+        vector: NDArray[np.float32] = self._encoder.encode(*self._core_arguments(tokens, call))[0]
         return vector
 
-    def _encode_batch(self, texts: Sequence[str], call: _Call, first: int) -> NDArray[np.float32]:
-        return self._encoder.encode(*self._core_arguments(texts, call, first))
-
-    def _encode_to(self, out: DeviceArray, texts: Sequence[str], call: _Call, first: int) -> None:
-        arguments = self._core_arguments(texts, call, first)
-        self._encoder.encode_to(*arguments, out.memory, first)
-
-    def _core_arguments(
-        self, texts: Sequence[str], call: _Call, first: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64], bool, int, int]:
+    def _tokenize(self, texts: Sequence[str], call: _Call, first: int) -> PackedTokens:
         tokens = self._tokenizer.pack(texts, first, call.prompt)
         self._truncation.record(len(texts), tokens.cuts, call.on_truncate)
+        return tokens
+
+    def _compute(
+        self, out: NDArray[np.float32] | DeviceArray, first: int, tokens: PackedTokens, call: _Call
+    ) -> None:
+        """Write the vectors of the texts from the ``first`` on."""
+        arguments = self._core_arguments(tokens, call)
+        if isinstance(out, DeviceArray):
+            self._encoder.encode_to(*arguments, out.memory, first)
+        else:
+            out[first : first + len(tokens.offsets) - 1] = self._encoder.encode(*arguments)
+
+    def _core_arguments(
+        self, tokens: PackedTokens, call: _Call
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], bool, int, int]:
         skip = 0
         if not self._folder.head.include_prompt:
             skip = self._tokenizer.prompt_length(call.prompt)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 #: A text is cut early only when it has more characters per token that is kept than this.
 _GENEROUS_CHARACTERS = 32
+
+#: Texts in one call of the library: it keeps kilobytes for each, and while the call's results
+#: become an array, other threads wait for the interpreter.
+_TEXTS_PER_CALL = 64
+
+#: Switches the library's own threads. Texts are shared out among ours, one call on each: the
+#: library's would come on top of them, are not there in a forked child, and know nothing of
+#: AIMO_NUM_THREADS.
+_LIBRARY_THREADS = "TOKENIZERS_PARALLELISM"
+_OFF = ("", "0", "f", "false", "n", "no", "off")
 
 
 class PackedTokens(NamedTuple):
@@ -63,6 +74,7 @@ class TextTokenizer:
         from tokenizers import Tokenizer
 
         self._path = path
+        os.environ.setdefault(_LIBRARY_THREADS, "false")
         try:
             content = path.read_bytes() if packed is None else packed.content
             self._tokenizer = Tokenizer.from_buffer(content)
@@ -84,6 +96,10 @@ class TextTokenizer:
                 f"{path}: {self._special} special tokens leave no place in {max_length} tokens"
             )
         self._max_length = max_length
+        # The fast one, which newer versions have, leaves out the offsets.
+        self._library_encode: Callable[[list[str]], list[Any]] = getattr(
+            self._tokenizer, "encode_batch_fast", self._tokenizer.encode_batch
+        )
         self._cut_pattern = cut_pattern(self._tokenizer)
         if any(sample.type_ids):
             raise UnsupportedError(f"{path}: token types other than 0 are not supported")
@@ -116,14 +132,10 @@ class TextTokenizer:
         ValueError
             If a text contains a lone surrogate, or gives no token at all.
         """
-        cuts: list[Cut] = []
-        rows = [self._token_ids(text, i, prompt, cuts) for i, text in enumerate(texts, first)]
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        np.cumsum(lengths, out=offsets[1:])
-        flat = itertools.chain.from_iterable(rows)
-        token_ids = np.fromiter(flat, dtype=np.int32, count=int(offsets[-1]))
-        return PackedTokens(token_ids, offsets, tuple(cuts))
+        starts = range(0, max(len(texts), 1), _texts_per_call)
+        return join_tokens(
+            [self._pack(texts[i : i + _texts_per_call], first + i, prompt) for i in starts]
+        )
 
     def prompt_length(self, prompt: str) -> int:
         """Return how many tokens of a text belong to the prompt before it, as far as one can tell.
@@ -137,10 +149,43 @@ class TextTokenizer:
         last_is_special = bool(encoding.special_tokens_mask[-1:] == [1])
         return len(encoding.ids) - last_is_special
 
-    def _token_ids(self, text: str, index: int, prompt: str, cuts: list[Cut]) -> list[int]:
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{index}]: expected str, got {type(text).__name__}")
-        encoding, is_whole = self._encode_beginning(prompt + text if prompt else text, index)
+    def _pack(self, texts: Sequence[str], first: int, prompt: str) -> PackedTokens:
+        for index, text in enumerate(texts, first):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{index}]: expected str, got {type(text).__name__}")
+        whole = [prompt + text for text in texts] if prompt else list(texts)
+        read = [self._beginning(text, self._max_length * _GENEROUS_CHARACTERS) for text in whole]
+        encodings = self._encode_all(read, first)
+        rows: list[list[int]] = [encoding.ids for encoding in encodings]
+        cuts: list[Cut] = []
+        for i, row in enumerate(rows):
+            if not 0 < len(row) < self._max_length or read[i] is not whole[i]:
+                rows[i] = self._finish(encodings[i], read[i], whole[i], first + i, cuts)
+        ends = itertools.accumulate(map(len, rows), initial=0)
+        offsets = np.fromiter(ends, dtype=np.int64, count=len(rows) + 1)
+        flat = itertools.chain.from_iterable(rows)
+        token_ids = np.fromiter(flat, dtype=np.int32, count=int(offsets[-1]))
+        return PackedTokens(token_ids, offsets, tuple(cuts))
+
+    def _beginning(self, text: str, length: int) -> str:
+        """Return the first characters of a text that is longer, at least ``length`` of them.
+
+        The tokens of a beginning that ends where :mod:`early_cut` allows are the first tokens of
+        the whole; when they fill the model's limit, the rest is not needed. Where there is no such
+        place it is the text itself.
+        """
+        if len(text) <= length or self._cut_pattern is None:
+            return text
+        place = self._cut_pattern.search(text, length)
+        return text if place is None else text[: place.start()]
+
+    def _finish(
+        self, encoding: Any, read: str, whole: str, index: int, cuts: list[Cut]
+    ) -> list[int]:
+        """Read on until the model's limit is reached, and check and note what is remarkable."""
+        while read is not whole and len(encoding) < self._max_length:
+            read = self._beginning(whole, 4 * len(read))
+            encoding = self._encode(read, index)
         ids: list[int] = encoding.ids
         if not ids:
             raise ValueError(f"texts[{index}]: the tokenizer gives no token for this text")
@@ -150,32 +195,22 @@ class TextTokenizer:
                 f"{len(ids)} tokens, the model reads {self._max_length}"
             )
         if len(ids) == self._max_length:
-            dropped = sum(len(rest.ids) - self._special for rest in encoding.overflowing)
-            if dropped or not is_whole:
-                cuts.append(Cut(index, dropped, is_whole))
+            dropped = sum(len(rest) - self._special for rest in encoding.overflowing)
+            if dropped or read is not whole:
+                cuts.append(Cut(index, dropped, read is whole))
         return ids
 
-    def _encode_beginning(self, text: str, index: int) -> tuple[Any, bool]:
-        """Encode no more of a long text than is kept; False when something was left out.
-
-        The tokens of a beginning that ends where :mod:`early_cut` allows are the first tokens of
-        the whole; when they fill the model's limit, the rest is not needed.
-        """
-        length = self._max_length * _GENEROUS_CHARACTERS
-        while self._cut_pattern is not None and length < len(text):
-            place = self._cut_pattern.search(text, length)
-            if place is None:
-                break
-            encoding = self._encode(text[: place.start()], index)
-            if len(encoding.ids) == self._max_length:
-                return encoding, False
-            length = place.start() * 4
-        return self._encode(text, index), True
+    def _encode_all(self, texts: list[str], first: int) -> list[Any]:
+        """Encode without the GIL; errors name the text."""
+        try:
+            return self._library_encode(texts)
+        except Exception:  # one of them: which?
+            return [self._encode(text, index) for index, text in enumerate(texts, first)]
 
     def _encode(self, text: str, index: int | None) -> Any:
         what = "prompt" if index is None else f"texts[{index}]"
         try:
-            return self._tokenizer.encode(text)
+            return self._library_encode([text])[0]
         except (TypeError, UnicodeEncodeError):
             surrogate = _SURROGATE.search(text)
             if surrogate is None:
@@ -188,6 +223,32 @@ class TextTokenizer:
             raise ModelFormatError(
                 f"{self._path}: the tokenizer failed on {what}: {error}"
             ) from error
+
+
+def join_tokens(parts: Sequence[PackedTokens]) -> PackedTokens:
+    """Return the texts of all parts, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([0, *(len(part.token_ids) for part in parts)])
+    offsets = [part.offsets[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    return PackedTokens(
+        np.concatenate([part.token_ids for part in parts]),
+        np.concatenate([ends[:1], *offsets]),
+        tuple(cut for part in parts for cut in part.cuts),
+    )
+
+
+_texts_per_call = _TEXTS_PER_CALL
+
+
+def _avoid_lost_threads() -> None:
+    # A call with one text never waits for the library's threads.
+    global _texts_per_call
+    if os.environ.get(_LIBRARY_THREADS, "").lower() not in _OFF:
+        _texts_per_call = 1
+
+
+os.register_at_fork(after_in_child=_avoid_lost_threads)
 
 
 def _largest_id(tokenizer: Any) -> int:

@@ -99,10 +99,12 @@ class TruncationLog:
             )
         with self._lock:
             self._texts += texts
+            if not cuts:
+                return
             self._cut += len(cuts)
             self._dropped += sum(cut.dropped for cut in cuts)
             self._exact = self._exact and all(cut.exact for cut in cuts)
-            warn = bool(cuts) and policy == "warn" and self._may_warn()
+            warn = policy == "warn" and self._may_warn()
         if warn:
             logger.warning("%s; on_truncate='ignore' silences this", self.report)
 
