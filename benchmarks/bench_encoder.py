@@ -10,8 +10,11 @@ three lengths of text, the time of one short text, and the memory after loading 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -84,11 +87,11 @@ def serve(load_engine: Callable[[], Any], channel: int, sets_file: str) -> None:
             answer(saved=request["save"])
         elif request["one_by_one"]:
             seconds = []
-            for text in texts[:40]:
+            for i in range(request["one_by_one"]):
                 begin = time.perf_counter()
-                engine.encode([text])
+                engine.encode([texts[i % len(texts)]])
                 seconds.append(time.perf_counter() - begin)
-            answer(seconds=float(np.median(seconds)))
+            answer(seconds=float(np.median(seconds)), p99=float(np.quantile(seconds, 0.99)))
         else:
             begin = time.perf_counter()
             engine.encode(texts)
@@ -96,10 +99,19 @@ def serve(load_engine: Callable[[], Any], channel: int, sets_file: str) -> None:
 
 
 class Worker:
-    """The parent's end of an engine's process."""
+    """The parent's end of an engine's process.
 
-    def __init__(self, name: str, sets_file: Path, script: str = __file__) -> None:
+    Parameters
+    ----------
+    name, sets_file, script : what the process serves
+    limit : seconds that it may take for an answer; it is ended then. None is any time
+    """
+
+    def __init__(
+        self, name: str, sets_file: Path, script: str = __file__, limit: float | None = None
+    ) -> None:
         self.name = name
+        self.limit = limit
         reading, writing = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, script, "--serve", name, str(writing), str(sets_file)],
@@ -112,28 +124,41 @@ class Worker:
         )
         os.close(writing)
         self.answers = os.fdopen(reading)
-        self.loaded = self._read()
+
+    @functools.cached_property
+    def loaded(self) -> dict[str, Any]:
+        """The answer to loading; several workers may load at once, until one is asked."""
+        return self._read()
 
     def _read(self) -> dict[str, Any]:
+        ready, _, _ = select.select([self.answers], [], [], self.limit)
+        if not ready:
+            self.process.kill()
+            return {"error": f"no answer within {self.limit} s"}
         line = self.answers.readline()
         if not line:
             return {"error": f"its process ended with {self.process.wait()}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def ask(self, text_set: str, save: str = "", one_by_one: bool = False) -> float:
-        """Embed a set; returns the seconds it took (0 when saving)."""
+    def request(self, text_set: str, save: str = "", one_by_one: int = 0) -> dict[str, Any]:
+        """Embed a set, or so many of its texts one by one; returns the answer."""
         assert self.process.stdin is not None
         request = {"set": text_set, "save": save, "one_by_one": one_by_one}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = self._read()
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {answer['error']}")
-        return float(answer.get("seconds", 0.0))
+        return answer
+
+    def ask(self, text_set: str, save: str = "", one_by_one: int = 0) -> float:
+        """Embed a set; returns the seconds it took (0 when saving), or one text's median."""
+        return float(self.request(text_set, save, one_by_one).get("seconds", 0.0))
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.answers.close()
 
@@ -188,8 +213,7 @@ def least_cosine(name: str) -> float:
     """The cosine below which an engine computes something else; nothing is timed then."""
     if "int8" in name:
         return 0.9
-    # The reference itself in 16 bits, sums included (bench_gpu.py).
-    return 0.99 if name.startswith("sentence-transformers") and name != REFERENCE else 0.9999
+    return 0.9999
 
 
 def count_tokens(sets: dict[str, list[str]]) -> dict[str, int]:
@@ -205,17 +229,14 @@ def count_tokens(sets: dict[str, list[str]]) -> dict[str, int]:
 
 
 def measure(
-    workers: dict[str, Worker],
-    sets: dict[str, list[str]],
-    rounds: int,
-    tokens: dict[str, int] | None = None,
+    workers: dict[str, Worker], sets: dict[str, list[str]], rounds: int
 ) -> dict[str, Any]:
     """Check, then time; returns what the result file holds."""
     reference, smallest = cosines(workers, sets)
     for name, cosine in smallest.items():
         if cosine < least_cosine(name):
             raise SystemExit(f"{name}: cosine {cosine:.6f} with {reference}: nothing is timed")
-    tokens = count_tokens(sets) if tokens is None else tokens
+    tokens = count_tokens(sets)
     engines: dict[str, Any] = {
         name: {
             "min_cosine": smallest[name],
@@ -237,7 +258,7 @@ def measure(
             }
             print(f"{text_set} {name}: {tokens[text_set] / seconds['median']:.0f} tokens/s")
     one = harness.interleave(
-        {n: (lambda w=w: w.ask("short", one_by_one=True)) for n, w in workers.items()}, rounds
+        {n: (lambda w=w: w.ask("short", one_by_one=40)) for n, w in workers.items()}, rounds
     )
     for name, seconds in one.items():
         engines[name]["one_text_ms"] = {k: 1000 * v for k, v in seconds.items()}

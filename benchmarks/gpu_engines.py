@@ -6,8 +6,11 @@ like length, which is what a GPU wants; the padding-free one gets them without p
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,32 @@ from encoder_engines import Engine, Vectors, model_folder
 BATCH = 256
 
 
+#: Where everything is computed; "cpu" is for trying the scripts (bench_gpu.py --try-on-cpu).
+DEVICE = os.environ.get("AIMO_BENCH_DEVICE", "cuda")
+
+
 def model_name() -> str:
     """What is measured: bench_gpu.py's --model, or the default model."""
-    return os.environ.get("AIMO_BENCH_MODEL") or str(model_folder())
+    return str(model_folder())
+
+
+def save_bert_base(tokenizer: Path, path: Path) -> None:
+    """Write a folder of bert-base's shape with random weights in fp16, and another's tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    shutil.copytree(tokenizer, path)
+    for weights in (*path.rglob("*.safetensors"), *path.rglob("*.bin")):
+        weights.unlink()
+    torch.manual_seed(1)
+    shape = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    config = BertConfig.from_pretrained(tokenizer, intermediate_size=3072, **shape)
+    BertModel(config).half().save_pretrained(path)
+    for file, key, value in (
+        (path / "1_Pooling" / "config.json", "word_embedding_dimension", 768),
+        (path / "sentence_bert_config.json", "max_seq_length", 512),
+    ):
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
 
 
 class Ours:
@@ -31,7 +57,7 @@ class Ours:
     def load(self) -> None:
         from ai_model_optimizations import EmbeddingModel
 
-        self.model = EmbeddingModel.load(model_name(), dtype=self.dtype, device="cuda")
+        self.model = EmbeddingModel.load(model_name(), dtype=self.dtype, device=DEVICE)
 
     def encode(self, texts: list[str]) -> Vectors:
         return _unit(self.model.encode(texts))
@@ -51,7 +77,7 @@ class SentenceTransformers:
             "dtype": getattr(torch, self.dtype),
             "attn_implementation": self.attention,
         }
-        self.model = SentenceTransformer(model_name(), device="cuda", model_kwargs=settings)
+        self.model = SentenceTransformer(model_name(), device=DEVICE, model_kwargs=settings)
         if self.compiled:
             transformer = self.model[0]
             transformer.auto_model = torch.compile(transformer.auto_model, dynamic=True)

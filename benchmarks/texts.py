@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import random
 import re
 import sysconfig
 from pathlib import Path
 
 #: Characters (from, to) of the texts of a set; English has about 4.5 to a token.
+_CHARACTERS_PER_TOKEN = 4.5
 LENGTHS = {"short": (45, 108), "paragraph": (110, 250), "long": (290, 830)}
 
 
@@ -43,16 +45,8 @@ def _is_prose(text: str) -> bool:
 
 
 @functools.cache
-def text_set(name: str, count: int) -> list[str]:
-    """Return ``count`` different texts of a set, always the same on one version of Python.
-
-    ``"mixed"`` takes as many of each set and shuffles them.
-    """
-    if name == "mixed":
-        third = -(-count // len(LENGTHS))
-        mixed = [text for each in LENGTHS for text in text_set(each, third)]
-        random.Random(18).shuffle(mixed)
-        return mixed[:count]
+def _all_texts(name: str) -> list[str]:
+    """Every text of a set that this version of Python has."""
     shortest, longest = LENGTHS[name]
     pieces = set()
     for docstring in _docstrings():
@@ -66,6 +60,38 @@ def text_set(name: str, count: int) -> list[str]:
     texts = [text for text in sorted(pieces) if shortest <= len(text) <= longest]
     texts = [text for text in texts if _is_prose(text)]
     random.Random(18).shuffle(texts)
+    return texts
+
+
+@functools.cache
+def text_set(name: str, count: int) -> list[str]:
+    """Return ``count`` different texts of a set, always the same on one version of Python.
+
+    ``"mixed"`` takes as many of each set and shuffles them.
+    """
+    if name == "mixed":
+        third = -(-count // len(LENGTHS))
+        mixed = [text for each in LENGTHS for text in text_set(each, third)]
+        random.Random(18).shuffle(mixed)
+        return mixed[:count]
+    texts = _all_texts(name)
     if len(texts) < count:
         raise ValueError(f"{name}: this Python has {len(texts)} such texts, {count} were asked for")
     return texts[:count]
+
+
+def enough_texts(name: str, tokens: int) -> list[str]:
+    """Return texts of a set of about so many tokens, from the first again after the last.
+
+    ``"full"`` joins six long ones to a text, which fills a model of 512 tokens.
+    """
+    if name == "full":
+        longs = itertools.cycle(_all_texts("long"))
+        return [" ".join(itertools.islice(longs, 6)) for _ in range(-(-tokens // 512))]
+    texts, characters = [], 0
+    for text in itertools.cycle(_all_texts(name)):
+        texts.append(text)
+        characters += len(text)
+        if characters >= tokens * _CHARACTERS_PER_TOKEN:
+            return texts
+    raise ValueError(f"{name}: this Python has no such texts")
