@@ -36,7 +36,7 @@ enum {
 typedef struct {
     x_tile x[BLOCK_ROWS / TILE_SIDE * PART_STEPS]; /* [rows / 16][steps] of a part */
     /* For int8, of whole rows: */
-    float scale[BLOCK_ROWS], inverse_scale[BLOCK_ROWS];
+    aimo_int8_rounding rounding[BLOCK_ROWS];
     float outliers[BLOCK_ROWS][AIMO_INT8_OUTLIERS];
 } rounded_block;
 
@@ -88,28 +88,26 @@ static void round_to_bf16(const block_part *p, size_t r)
     }
 }
 
-/* The same in 8 bits; the first part finds the row's scale and keeps the outliers, whose bytes may
- * be anything because their weights are 0. */
+/* The same in 8 bits; the first part finds how and keeps the outliers, whose bytes may be anything
+ * because their weights are 0. */
 static void round_to_int8(const block_part *p, size_t r)
 {
     enum { STEP = AIMO_INT8_GROUP * TILE_SIDE };
     const aimo_matrix *w = p->g->w;
     const float *row = p->g->x + (p->row + r) * p->g->ldx;
     if (p->first) {
-        const float largest = largest_kept(row, p->keep, w->k);
-        p->x->scale[r] = aimo_int8_scale(largest);
-        p->x->inverse_scale[r] = aimo_int8_inverse_scale(largest);
+        p->x->rounding[r] = rounding_of(row, p->keep, w->k);
         aimo_int8_gather(w->panels, row, p->x->outliers[r]);
     }
     const size_t begin = p->first_step * STEP, k = smaller(w->k - begin, p->steps * STEP);
-    const __m512 inverse = v_set1(p->x->inverse_scale[r]);
+    const aimo_int8_rounding *rounding = &p->x->rounding[r];
     const float *x = row + begin;
     size_t i = 0;
     for (; i + STEP <= k; i += STEP)
-        _mm512_storeu_si512(rounded_at(p, r, i, STEP), rounded_64(x + i, inverse));
+        _mm512_storeu_si512(rounded_at(p, r, i, STEP), rounded_64(x + i, rounding));
     for (; i < k; i += VF32_LANES)
         _mm_storeu_si128((__m128i *)(void *)rounded_at(p, r, i, STEP),
-                         rounded_part(x + i, smaller(k - i, VF32_LANES), inverse));
+                         rounded_part(x + i, smaller(k - i, VF32_LANES), rounding));
 }
 
 /* ---- sums ---------------------------------------------------------------------------------- */
@@ -120,6 +118,7 @@ typedef struct {
     float bias[PAIR_COLUMNS];
     /* For int8: */
     float scale[PAIR_COLUMNS], outliers[AIMO_INT8_OUTLIERS][PAIR_COLUMNS];
+    int32_t negated_sum[PAIR_COLUMNS]; /* of the weights */
     size_t outlier_count;
 } panel_pair;
 
@@ -142,6 +141,8 @@ static panel_pair pair_at(const aimo_gemm_args *g, size_t panel, size_t panels)
     for (size_t i = 0; i < panels; i++) {
         const aimo_int8_panel from = aimo_int8_panel_at(g->w->panels, g->w->k, panel + i);
         memcpy(pair.scale + i * PANEL_COLUMNS, from.scale, PANEL_COLUMNS * sizeof *from.scale);
+        for (size_t j = 0; j < PANEL_COLUMNS; j++)
+            pair.negated_sum[i * PANEL_COLUMNS + j] = from.correction[j] / -AIMO_INT8_CORRECTION;
         for (size_t o = 0; o < pair.outlier_count; o++)
             v_store(pair.outliers[o] + i * PANEL_COLUMNS,
                     v_load_f16(from.outliers + o * PANEL_COLUMNS));
@@ -175,8 +176,8 @@ static void finish_f32(const panel_pair *pair, const sums_block *b)
         }
 }
 
-/* y = sum * weights' scale * row's scale + bias + outliers @ their weights for `rows` rows, a
- * constant at every call; in the order of gemm_int8_body.h, whose bits these are. */
+/* y = (sum + correction) * weights' scale * row's scale + bias + outliers @ their weights for
+ * `rows` rows, a constant at every call; in the order of gemm_int8_body.h, whose bits these are. */
 AIMO_INLINE void finish_int8_rows(const panel_pair *pair, const sums_block *b,
                                   const rounded_block *x, size_t first, const size_t rows)
 {
@@ -187,9 +188,13 @@ AIMO_INLINE void finish_int8_rows(const panel_pair *pair, const sums_block *b,
     for (size_t v = 0; v < TILE_BLOCK_PANELS; v++) {
         const size_t r = first + i;
         const int32_t *sums = b->sums.i32[r / TILE_SIDE][v][r % TILE_SIDE];
-        const vf32 product = v_mul(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums)),
-                                   v_load(pair->scale + v * VF32_LANES));
-        y[i][v] = v_fma(product, v_set1(x->scale[b->row + r]), v_load(pair->bias + v * VF32_LANES));
+        const aimo_int8_rounding *rounding = &x->rounding[b->row + r];
+        const __m512i correction =
+            _mm512_mullo_epi32(_mm512_set1_epi32(rounding->zero),
+                               _mm512_loadu_si512(pair->negated_sum + v * VF32_LANES));
+        const __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(sums), correction);
+        const vf32 product = v_mul(_mm512_cvtepi32_ps(sum), v_load(pair->scale + v * VF32_LANES));
+        y[i][v] = v_fma(product, v_set1(rounding->scale), v_load(pair->bias + v * VF32_LANES));
     }
     for (size_t o = 0; o < pair->outlier_count; o++) {
         AIMO_UNROLL
@@ -222,7 +227,7 @@ static void multiply_tiles(aimo_dtype dtype, const tile_steps *t, size_t row_til
                            tile_sums *sums)
 {
     if (dtype == AIMO_INT8)
-        tiles_multiply_any(t, TILE_S8_S8, row_tiles, panels, sums);
+        tiles_multiply_any(t, TILE_U8_S8, row_tiles, panels, sums);
     else
         tiles_multiply_any(t, TILE_BF16, row_tiles, panels, sums);
 }

@@ -17,7 +17,6 @@ enum {
     LAID_OUT_UNITS = AIMO_INT8_K_LIMIT / UNIT_K * PANEL_COLUMNS,
 };
 
-AIMO_INLINE vi32 vi32_zero(void) { return (vi32)_mm256_setzero_si256(); }
 AIMO_INLINE vi32 vi32_set1(int32_t x) { return (vi32)_mm256_set1_epi32(x); }
 AIMO_INLINE vi32 vi32_load(const int32_t *p)
 {
@@ -31,16 +30,21 @@ AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
 }
 
 /* units [ceil(k / 2)]: pairs of int16 */
-AIMO_INLINE void round_row(const float *x, size_t k, float scale, uint32_t *units)
+AIMO_INLINE void round_row(const float *x, size_t k, const aimo_int8_rounding *rounding,
+                           uint32_t *units)
 {
     int16_t *to = (int16_t *)units;
     const size_t padded = (k + 1) / 2 * 2;
+    const __m256 inverse = _mm256_set1_ps(rounding->inverse);
+    const __m128i least = _mm_set1_epi16((int16_t)-rounding->zero);
+    const __m128i largest = _mm_set1_epi16((int16_t)(AIMO_INT8_STEPS - rounding->zero));
     for (size_t i = 0; i < k; i += VF32_LANES) {
         const size_t n = k - i < VF32_LANES ? k - i : VF32_LANES;
-        const vf32 scaled = _mm256_mul_ps(v_load_part_or_full(x + i, n), _mm256_set1_ps(scale));
+        const vf32 scaled = _mm256_mul_ps(v_load_part_or_full(x + i, n), inverse);
         const __m256i q = _mm256_cvtps_epi32(scaled);
-        const __m128i narrow =
+        const __m128i pairs =
             _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+        const __m128i narrow = _mm_min_epi16(_mm_max_epi16(pairs, least), largest);
         if (padded - i >= VF32_LANES) {
             _mm_storeu_si128((__m128i *)(to + i), narrow);
         } else {

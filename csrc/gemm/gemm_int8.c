@@ -4,7 +4,6 @@
 #include "half/half_scalar.h"
 
 #include <assert.h>
-#include <math.h>
 
 aimo_status aimo_int8_panels_size(size_t n, size_t k, size_t *bytes, aimo_error *err)
 {
@@ -69,7 +68,7 @@ static void pack_output(const void *panels, size_t k, const aimo_int8_panel *pan
             channel != 0 ? aimo_f32_to_f16_one(w[channel - 1]) : (uint16_t)0;
     }
     ((float *)panel->scale)[column] = aimo_int8_scale(largest);
-    ((int32_t *)panel->correction)[column] = -128 * sum;
+    ((int32_t *)panel->correction)[column] = AIMO_INT8_CORRECTION * sum;
 }
 
 void aimo_int8_panels_pack(size_t k, void *panels, const float *src, size_t first, size_t rows)

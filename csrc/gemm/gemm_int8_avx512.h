@@ -7,21 +7,31 @@ AIMO_INLINE __m512i rounded_16(const float *x, __m512 inverse)
     return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), inverse));
 }
 
-/* 64 values as signed bytes. Packing goes by lanes of 128 bits, four bytes of each vector to a
- * lane; they are put in order at the end. */
-AIMO_INLINE __m512i rounded_64(const float *x, __m512 inverse)
+/* 32 values, zero added, in pairs of four. */
+AIMO_INLINE __m512i rounded_32(const float *x, const aimo_int8_rounding *rounding)
 {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i low = _mm512_packs_epi32(rounded_16(x, inverse), rounded_16(x + 16, inverse));
-    const __m512i high =
-        _mm512_packs_epi32(rounded_16(x + 32, inverse), rounded_16(x + 48, inverse));
-    return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+    const __m512 inverse = _mm512_set1_ps(rounding->inverse);
+    return _mm512_adds_epi16(
+        _mm512_packs_epi32(rounded_16(x, inverse), rounded_16(x + 16, inverse)),
+        _mm512_set1_epi16((int16_t)rounding->zero));
 }
 
-/* The first n of 16 values, then zeros. */
-AIMO_INLINE __m128i rounded_part(const float *x, size_t n, __m512 inverse)
+/* 64 values as unsigned bytes. Packing goes by lanes of 128 bits, four bytes of each vector to a
+ * lane; they are put in order at the end. */
+AIMO_INLINE __m512i rounded_64(const float *x, const aimo_int8_rounding *rounding)
 {
-    return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v_mul(v_load_part(x, n), inverse)));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(
+        order, _mm512_packus_epi16(rounded_32(x, rounding), rounded_32(x + 32, rounding)));
+}
+
+/* The first n of 16 values, then what 0 is. */
+AIMO_INLINE __m128i rounded_part(const float *x, size_t n, const aimo_int8_rounding *rounding)
+{
+    const __m512i q =
+        _mm512_cvtps_epi32(v_mul(v_load_part(x, n), _mm512_set1_ps(rounding->inverse)));
+    const __m512i above = _mm512_add_epi32(q, _mm512_set1_epi32(rounding->zero));
+    return _mm512_cvtusepi32_epi8(_mm512_max_epi32(above, _mm512_setzero_si512()));
 }
 
 #endif

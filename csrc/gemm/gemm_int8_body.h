@@ -3,11 +3,11 @@
  *
  * Rows of x are rounded once for each block of rows; then a tile of int32 sums runs over k. Before
  * the include a row defines, besides a simd_<isa>.h,
- *   UNIT_K, UNSIGNED_X               whether x takes part as x + 128
- *   vi32, vi32_zero, vi32_set1, vi32_load, vi32_to_f32
+ *   UNIT_K, UNSIGNED_X               whether integers of x are u rather than u - zero
+ *   vi32, vi32_set1, vi32_load, vi32_to_f32; + * / of the language
  *   vi32_dot(sums, x, w)             sums + the products of each lane's unit
- *   round_row(x, k, scale, units)    x * scale as integers; outlier channels, whose weights are 0,
- *                                    may come out as anything
+ *   round_row(x, k, rounding, units) x as integers; outlier channels, whose weights are 0, may come
+ *                                    out as anything
  *   LAID_OUT_UNITS, lay_out(weights, groups, out)
  *                                    int8 weights of one panel as units [..][16], maybe in `out` */
 #ifndef AIMO_GEMM_INT8_BODY_H
@@ -24,6 +24,7 @@ enum { ROW_UNITS = 1 << 15, MOST_ROWS = 256 };
 typedef struct {
     uint32_t units[ROW_UNITS]; /* [rows][ld] */
     float scale[MOST_ROWS];
+    int32_t zero[MOST_ROWS];
     float outliers[MOST_ROWS][AIMO_INT8_OUTLIERS];
     size_t ld;
 } rounded_rows;
@@ -48,9 +49,10 @@ static void round_rows(const aimo_gemm_args *g, size_t row, size_t m, const floa
     out->ld = (k + UNIT_K - 1) / UNIT_K;
     for (size_t r = 0; r < m; r++) {
         const float *x = g->x + (row + r) * g->ldx;
-        const float largest = largest_kept(x, keep, k);
-        out->scale[r] = aimo_int8_scale(largest);
-        round_row(x, k, aimo_int8_inverse_scale(largest), out->units + r * out->ld);
+        const aimo_int8_rounding rounding = rounding_of(x, keep, k);
+        out->scale[r] = rounding.scale;
+        out->zero[r] = rounding.zero;
+        round_row(x, k, &rounding, out->units + r * out->ld);
         aimo_int8_gather(g->w->panels, x, out->outliers[r]);
     }
 }
@@ -112,11 +114,12 @@ AIMO_INLINE void sum_tile(const int8_tile *t, size_t row, const size_t rows, con
     vi32 sums[TILE_ROWS][TILE_PANELS * PANEL_VECTORS];
     AIMO_UNROLL
     for (size_t v = 0; v < vectors; v++) {
-        const int32_t *correction =
-            t->panels[v / PANEL_VECTORS].correction + v % PANEL_VECTORS * VF32_LANES;
+        const vi32 negated_sum =
+            vi32_load(t->panels[v / PANEL_VECTORS].correction + v % PANEL_VECTORS * VF32_LANES) /
+            -AIMO_INT8_CORRECTION;
         AIMO_UNROLL
         for (size_t r = 0; r < rows; r++)
-            sums[r][v] = UNSIGNED_X ? vi32_load(correction) : vi32_zero();
+            sums[r][v] = vi32_set1(UNSIGNED_X ? t->x->zero[row + r] : 0) * negated_sum;
     }
     const uint32_t *x_rows[(TILE_ROWS + 2) / 3]; /* every third row of the tile */
     AIMO_UNROLL

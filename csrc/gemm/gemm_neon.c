@@ -15,7 +15,6 @@ enum {
     LAID_OUT_UNITS = AIMO_INT8_K_LIMIT / UNIT_K * PANEL_COLUMNS,
 };
 
-AIMO_INLINE vi32 vi32_zero(void) { return vdupq_n_s32(0); }
 AIMO_INLINE vi32 vi32_set1(int32_t x) { return vdupq_n_s32(x); }
 AIMO_INLINE vi32 vi32_load(const int32_t *p) { return vld1q_s32(p); }
 AIMO_INLINE vf32 vi32_to_f32(vi32 x) { return vcvtq_f32_s32(x); }
@@ -28,16 +27,20 @@ AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
 }
 
 /* units [ceil(k / 2)]: pairs of int16 */
-AIMO_INLINE void round_row(const float *x, size_t k, float scale, uint32_t *units)
+AIMO_INLINE void round_row(const float *x, size_t k, const aimo_int8_rounding *rounding,
+                           uint32_t *units)
 {
     int16_t *to = (int16_t *)units;
+    const int16x4_t least = vdup_n_s16((int16_t)-rounding->zero);
+    const int16x4_t largest = vdup_n_s16((int16_t)(AIMO_INT8_STEPS - rounding->zero));
     if (k % 2 != 0)
         to[k] = 0;
     for (size_t i = 0; i < k; i += VF32_LANES) {
         const size_t n = k - i < VF32_LANES ? k - i : VF32_LANES;
-        const vf32 scaled = v_mul(v_load_part_or_full(x + i, n), v_set1(scale));
+        const vf32 scaled = v_mul(v_load_part_or_full(x + i, n), v_set1(rounding->inverse));
+        const int16x4_t q = vqmovn_s32(vcvtnq_s32_f32(scaled));
         int16_t lanes[VF32_LANES];
-        vst1_s16(lanes, vqmovn_s32(vcvtnq_s32_f32(scaled)));
+        vst1_s16(lanes, vmin_s16(vmax_s16(q, least), largest));
         memcpy(to + i, lanes, n * sizeof *to);
     }
 }

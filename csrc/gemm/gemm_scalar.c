@@ -12,7 +12,6 @@ enum {
     LAID_OUT_UNITS = AIMO_INT8_K_LIMIT / UNIT_K * PANEL_COLUMNS,
 };
 
-AIMO_INLINE vi32 vi32_zero(void) { return 0; }
 AIMO_INLINE vi32 vi32_set1(int32_t x) { return x; }
 AIMO_INLINE vi32 vi32_load(const int32_t *p) { return *p; }
 AIMO_INLINE vf32 vi32_to_f32(vi32 x) { return (float)x; }
@@ -28,19 +27,21 @@ AIMO_INLINE uint32_t pair_of(int32_t low, int32_t high)
     return ((uint32_t)low & 0xffff) | (uint32_t)high << 16;
 }
 
-/* What is not a number has no integer: the row's scale makes NaN of it again. Only outliers are
- * beyond 127. */
-AIMO_INLINE int32_t round_one(float x)
+/* What is not a number has no integer: the row's scale makes NaN of it again. */
+AIMO_INLINE int32_t round_one(float x, const aimo_int8_rounding *rounding)
 {
-    return isnan(x) ? 0 : (int32_t)rintf(v_min(v_max(x, -128.0f), 127.0f));
+    const float q = rintf(x * rounding->inverse);
+    const float least = (float)-rounding->zero, largest = least + (float)AIMO_INT8_STEPS;
+    return isnan(q) ? 0 : (int32_t)v_min(v_max(q, least), largest);
 }
 
 /* units [ceil(k / 2)]: pairs of int16 */
-AIMO_INLINE void round_row(const float *x, size_t k, float scale, uint32_t *units)
+AIMO_INLINE void round_row(const float *x, size_t k, const aimo_int8_rounding *rounding,
+                           uint32_t *units)
 {
     for (size_t i = 0; i < k; i += UNIT_K) {
-        const int32_t low = round_one(x[i] * scale);
-        units[i / UNIT_K] = pair_of(low, i + 1 < k ? round_one(x[i + 1] * scale) : 0);
+        const int32_t low = round_one(x[i], rounding);
+        units[i / UNIT_K] = pair_of(low, i + 1 < k ? round_one(x[i + 1], rounding) : 0);
     }
 }
 

@@ -81,14 +81,14 @@ AIMO_INLINE void tiles_configure(size_t rows, size_t units)
 }
 
 /* The element types of x and the weights. */
-typedef enum { TILE_BF16, TILE_S8_S8, TILE_S8_U8 } tile_factors;
+typedef enum { TILE_BF16, TILE_U8_S8, TILE_S8_U8 } tile_factors;
 
 #define TILE_DOT(factors, sums, x, w)                                                              \
     do {                                                                                           \
         if ((factors) == TILE_BF16)                                                                \
             _tile_dpbf16ps(sums, x, w);                                                            \
-        else if ((factors) == TILE_S8_S8)                                                          \
-            _tile_dpbssd(sums, x, w);                                                              \
+        else if ((factors) == TILE_U8_S8)                                                          \
+            _tile_dpbusd(sums, x, w);                                                              \
         else                                                                                       \
             _tile_dpbsud(sums, x, w);                                                              \
     } while (0)

@@ -82,6 +82,9 @@ static bool product_new(product *p, shape s, aimo_dtype dtype, uint64_t *random)
     p->s = s;
     p->dtype = dtype;
     p->x = random_floats(s.m * s.k, random);
+    /* Some rows without negative numbers, and some without others. */
+    for (size_t i = 0; i < s.m * s.k; i++)
+        p->x[i] = i / s.k % 4 == 1 ? fabsf(p->x[i]) : i / s.k % 4 == 3 ? -fabsf(p->x[i]) : p->x[i];
     p->w = random_floats(s.n * s.k, random);
     p->bias = random_floats(s.n, random);
     p->y = malloc((s.m * s.n + 1) * sizeof *p->y);
@@ -120,17 +123,21 @@ static bool is_outlier(const product *p, size_t channel)
     return p->s.k > 4 && (channel == 0 || channel == 3);
 }
 
-/* One row of x for int8 weights: 127 steps to the largest that is no outlier. */
+/* One row of x for int8 weights: 255 steps from the least to the largest that is no outlier, of
+ * which one is 0. */
 static void round_to_int8(const product *p, const float *x, float *out)
 {
-    float largest = 0.0f;
+    float least = 0.0f, largest = 0.0f;
     for (size_t k = 0; k < p->s.k; k++)
-        if (!is_outlier(p, k))
-            largest = fmaxf(largest, fabsf(x[k]));
-    for (size_t k = 0; k < p->s.k; k++)
-        out[k] = is_outlier(p, k)
-                     ? x[k]
-                     : rintf(x[k] * aimo_int8_inverse_scale(largest)) * aimo_int8_scale(largest);
+        if (!is_outlier(p, k)) {
+            least = fminf(least, x[k]);
+            largest = fmaxf(largest, x[k]);
+        }
+    const aimo_int8_rounding r = aimo_int8_rounding_of(least, largest);
+    for (size_t k = 0; k < p->s.k; k++) {
+        const float u = fminf(fmaxf(rintf(x[k] * r.inverse) + (float)r.zero, 0.0f), 255.0f);
+        out[k] = is_outlier(p, k) ? x[k] : (u - (float)r.zero) * r.scale;
+    }
 }
 
 /* x as the row's instructions take it. */

@@ -1,7 +1,7 @@
 """Input channels that int8 weights must not share a scale with.
 
 A few channels of a transformer's activations are tens of times larger than the rest, whatever the
-text: rounding a row to 127 steps of its largest value would leave the others two or three steps.
+text: rounding a row to 255 steps of its range would leave the others a handful of steps.
 They show on any input, so random words find them, once, when a model is packed. The choice is part
 of the model and never depends on the texts that are embedded later. Outlier channels of this kind:
 Dettmers et al., LLM.int8(), 2022.
@@ -19,7 +19,8 @@ Outliers = list[list[NDArray[np.int32]]]
 
 # The weights whose matrices share each input, in the order of Encoder.input_peaks.
 _MATRICES = ("query.weight", "attention_output.weight", "up.weight", "down.weight")
-_CHANNELS = 12  # more would not show in the cosines, and each takes 1% of a product
+_CHANNELS = 8  # at most, because each takes 1% of a product
+_STANDS_OUT = 2.0  # times the largest of the other channels; less would not show in the cosines
 _LENGTHS = (4, 16, 64, 128)
 _SEQUENCES = 8  # of each length
 
@@ -27,7 +28,7 @@ _SEQUENCES = 8  # of each length
 def find_outliers(
     encoder: _core.Encoder, vocabulary: int, frame: NDArray[np.int32]
 ) -> Outliers:
-    """Return the input channels with the largest peaks over sequences of random words.
+    """Return the input channels whose peaks over sequences of random words stand out.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def find_outliers(
 
     Returns
     -------
-    For each layer, and in it for the inputs of query, attention output, up and down: at most 12
+    For each layer, and in it for the inputs of query, attention output, up and down: at most 8
     channels, int32, rising
     """
     random = np.random.default_rng(0)
@@ -50,13 +51,14 @@ def find_outliers(
     ]
     offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
     peaks = encoder.input_peaks(np.concatenate(sequences), offsets)
-    return [[_largest(matrix) for matrix in layer] for layer in peaks]
+    return [[_outstanding(matrix) for matrix in layer] for layer in peaks]
 
 
-def _largest(peaks: NDArray[np.float32]) -> NDArray[np.int32]:
-    channels = np.argsort(peaks)[-_CHANNELS:]
-    # Behind a matrix's inputs, and in channels that are always off, there is nothing to keep.
-    return np.sort(channels[peaks[channels] > 0]).astype(np.int32)
+def _outstanding(peaks: NDArray[np.float32]) -> NDArray[np.int32]:
+    order = np.argsort(peaks)
+    others = peaks[order[:-_CHANNELS]].max(initial=0.0)
+    channels = order[-_CHANNELS:]
+    return np.sort(channels[peaks[channels] > _STANDS_OUT * others]).astype(np.int32)
 
 
 def set_outliers(encoder: _core.Encoder, outliers: Outliers) -> None:
