@@ -37,6 +37,9 @@ typedef struct {
     size_t ld, pairs;
     const uint32_t *panels; /* [pairs][16], the next panel panel_stride further */
     size_t panel_stride;
+    /* Weights that are multiplied after these, as in gemm_int8_body.h. */
+    const char *next;
+    size_t next_step;
     size_t columns;
     float *y;
     size_t ldy;
@@ -69,7 +72,9 @@ AIMO_INLINE void multiply_tile(const pair_tile *t, size_t row, const size_t rows
     AIMO_UNROLL
     for (size_t r = 0; r < rows; r += 3)
         x_rows[r / 3] = x + r * t->ld;
+    const char *next = t->next + row / TILE_ROWS * t->pairs * t->next_step;
     for (size_t k = 0; k < t->pairs; k++) {
+        __builtin_prefetch(next + k * t->next_step, 0, 2);
         size_t ld = t->ld;
         AIMO_OPAQUE(ld);
         __m512bh w[TILE_PANELS];
@@ -131,7 +136,7 @@ static void multiply_block(const aimo_gemm_args *g, size_t row, size_t m)
         for (size_t panel = g->panel_begin; panel < g->panel_end; panel += TILE_PANELS) {
             const size_t panels = g->panel_end - panel < TILE_PANELS ? 1 : TILE_PANELS;
             const size_t column = panel * PANEL_COLUMNS, wide = panels * PANEL_COLUMNS;
-            const pair_tile t = {
+            pair_tile t = {
                 .x = x,
                 .ld = pairs,
                 .pairs = pairs,
@@ -145,6 +150,13 @@ static void multiply_block(const aimo_gemm_args *g, size_t row, size_t m)
                 .bias = last && g->bias != NULL ? g->bias + column : NULL,
                 .activation = last ? g->activation : AIMO_ACT_NONE,
             };
+            t.next = (const char *)t.panels;
+            if (panel + panels < g->panel_end) {
+                t.next += panels * all_pairs * PANEL_COLUMNS * sizeof *t.panels;
+                t.next_step =
+                    panels * PANEL_COLUMNS * sizeof *t.panels / ((m + TILE_ROWS - 1) / TILE_ROWS) +
+                    1;
+            }
             if (t.columns == TILE_PANELS * PANEL_COLUMNS)
                 multiply_rows(&t, m, TILE_PANELS, true);
             else if (panels == TILE_PANELS)

@@ -35,6 +35,52 @@ static void widen_panel(aimo_dtype dtype, const uint16_t *panel, size_t k_begin,
         }
 }
 
+/* The part of each panel that is multiplied after the current one. */
+typedef struct {
+    const char *panels; /* of the first; the next panel_bytes further */
+    size_t panel_bytes, bytes;
+} next_part;
+
+static next_part next_part_at(const aimo_gemm_args *g, aimo_dtype dtype, size_t panel, size_t k)
+{
+    const size_t row_bytes = PANEL_COLUMNS * aimo_dtype_size(dtype), left = g->w->k - k;
+    const size_t padded_k = dtype == AIMO_BF16 ? g->w->k + g->w->k % 2 : g->w->k;
+    const char *panels = g->w->panels;
+    return (next_part){
+        .panels = panels + (panel * padded_k + k) * row_bytes,
+        .panel_bytes = padded_k * row_bytes,
+        .bytes = panel < g->panel_end ? (left < KC ? left : KC) * row_bytes : 0,
+    };
+}
+
+/* Share `index` of `count`, on its way to L2: widening would wait for each of its lines. */
+static void prefetch_share(const next_part *next, size_t panels, size_t index, size_t count)
+{
+    enum { LINE = 64 };
+    const size_t lines = next->bytes / LINE;
+    for (size_t p = 0; p < panels; p++)
+        for (size_t line = lines * index / count; line < lines * (index + 1) / count; line++)
+            __builtin_prefetch(next->panels + p * next->panel_bytes + line * LINE, 0, 2);
+}
+
+/* run_tiles by strips of rows, between which the next part is asked for. */
+static void run_strips(const tile_args *t, size_t panels, const next_part *next)
+{
+    const size_t strips = (t->m + TILE_ROWS - 1) / TILE_ROWS;
+    for (size_t strip = 0; strip < strips; strip++) {
+        const size_t row = strip * TILE_ROWS;
+        tile_args rows = *t;
+        rows.m = strip + 1 < strips ? TILE_ROWS : t->m - row;
+        rows.x += row * t->ldx;
+        rows.y += row * t->ldy;
+        prefetch_share(next, panels, strip, strips);
+        if (panels == TILE_PANELS)
+            run_tiles(&rows, TILE_PANELS * PANEL_VECTORS, 1, PANEL_COLUMNS);
+        else
+            run_tiles(&rows, PANEL_VECTORS, 1, PANEL_COLUMNS);
+    }
+}
+
 /* One group of panels, TILE_PANELS or 1, against rows [row, row + m) of x. */
 static void multiply_group(const aimo_gemm_args *g, aimo_dtype dtype, size_t first_panel,
                            size_t panels, size_t row, size_t m)
@@ -68,10 +114,9 @@ static void multiply_group(const aimo_gemm_args *g, aimo_dtype dtype, size_t fir
             t.panels = widened[0];
             t.panel_stride = KC * PANEL_COLUMNS;
         }
-        if (panels == TILE_PANELS)
-            run_tiles(&t, TILE_PANELS * PANEL_VECTORS, 1, PANEL_COLUMNS);
-        else
-            run_tiles(&t, PANEL_VECTORS, 1, PANEL_COLUMNS);
+        const next_part next = last ? next_part_at(g, dtype, first_panel + panels, 0)
+                                    : next_part_at(g, dtype, first_panel, k_begin + KC);
+        run_strips(&t, panels, &next);
     }
 }
 

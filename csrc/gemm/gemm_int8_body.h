@@ -40,6 +40,10 @@ typedef struct {
     size_t columns;
     float *y;
     size_t ldy;
+    /* Weights that are multiplied after these, on their way to L2 meanwhile: of a whole tile each
+     * step of k asks for next_step bytes. */
+    const char *next;
+    size_t next_step;
 } int8_tile;
 
 static void round_rows(const aimo_gemm_args *g, size_t row, size_t m, const float *keep,
@@ -125,7 +129,9 @@ AIMO_INLINE void sum_tile(const int8_tile *t, size_t row, const size_t rows, con
     AIMO_UNROLL
     for (size_t r = 0; r < rows; r += 3)
         x_rows[r / 3] = x + r * ld;
+    const char *next = t->next + row / TILE_ROWS * ld * t->next_step;
     for (size_t k = 0; k < ld; k++) {
+        __builtin_prefetch(next + k * t->next_step, 0, 2);
         size_t step = ld;
         AIMO_OPAQUE(step);
         vi32 w[TILE_PANELS * PANEL_VECTORS];
@@ -179,7 +185,13 @@ static void multiply_int8_group(const aimo_gemm_args *g, const rounded_rows *x, 
         .columns = g->w->n - column < all ? g->w->n - column : all,
         .y = g->y + row * g->ldy + column,
         .ldy = g->ldy,
+        .next = (const char *)aimo_int8_panel_at(g->w->panels, g->w->k, first_panel).weights,
     };
+    if (first_panel + panels < g->panel_end) {
+        const size_t bytes = panels * aimo_int8_panel_bytes(g->w->k);
+        t.next += bytes;
+        t.next_step = bytes / ((m + TILE_ROWS - 1) / TILE_ROWS * x->ld) + 1;
+    }
     if (g->bias != NULL)
         memcpy(bias, g->bias + column, t.columns * sizeof *bias);
     for (size_t p = 0; p < panels; p++) {
