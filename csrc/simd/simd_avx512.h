@@ -42,12 +42,11 @@ AIMO_INLINE vf32 v_pow2(vf32 n)
     const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
 }
-/* table[entry] of a table that fits two registers, for integral entries in range. */
-#define SIMD_LOOKUP_ENTRIES 32
+/* table[entry] of a table that fits a register, for integral entries in range. */
+#define SIMD_LOOKUP_ENTRIES 16
 AIMO_INLINE vf32 v_lookup(const float *table, vf32 entry)
 {
-    return _mm512_permutex2var_ps(_mm512_loadu_ps(table), _mm512_cvtps_epi32(entry),
-                                  _mm512_loadu_ps(table + 16));
+    return _mm512_permutexvar_ps(_mm512_cvtps_epi32(entry), _mm512_loadu_ps(table));
 }
 /* rows [16] = the transpose of rows; first of 4 x 4 blocks within lanes of 128 bits, then of lanes.
  */

@@ -33,7 +33,7 @@ AIMO_INLINE vf32 activate(vf32 x, aimo_activation activation)
     case AIMO_ACT_NONE:
         return x;
     case AIMO_ACT_GELU:
-        return v_mul(x, v_normal_cdf(x));
+        return v_gelu(x);
     case AIMO_ACT_GELU_TANH: { /* 0.5 x (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715
                                   x^3) */
         const vf32 cubic = v_fma(v_mul(x, x), v_set1(0.044715f), v_set1(1.0f));
