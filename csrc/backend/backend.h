@@ -109,9 +109,9 @@ typedef struct {
     const float *qkv; /* device, operand, [tokens, 3 * hidden]: queries, keys, values, by head */
     const size_t *offsets; /* host, [batch + 1] */
     size_t batch, heads, head_dim;
-    float *out; /* device, operand, [tokens, heads * head_dim] */
-    bool bf16;  /* whether the products' factors may be rounded to bf16: the weights' products
-                 * round theirs as well */
+    float *out;       /* device, operand, [tokens, heads * head_dim] */
+    aimo_dtype dtype; /* of the weights: where it is bf16 or int8 the products' factors may be
+                       * rounded, as those of the weights' products are */
 } aimo_attention_args;
 
 /* One vector per sequence: the first `columns` elements of its pooled vectors, one after another.

@@ -225,7 +225,7 @@ static aimo_status run_attention(const aimo_encoder *e, const aimo_layer_weights
         .heads = heads,
         .head_dim = e->config.hidden / heads,
         .out = w->attended,
-        .bf16 = e->config.dtype == AIMO_BF16 || e->config.dtype == AIMO_INT8,
+        .dtype = e->config.dtype,
     };
     const aimo_linear_args output = {
         .w = l->attention.matrix,

@@ -99,11 +99,24 @@ static double attention_exactly(const aimo_attention_args *a, bool rounded, size
     return sum / total;
 }
 
-/* rounding: of the sums in f32; of each probability to bf16, after a coarse exponential. */
+/* Rows that round the factors of attention, as products with such weights do. */
+static bool rounds_to_bf16(const aimo_cpu_kernels *row, const aimo_attention_args *args)
+{
+    return strcmp(row->isa, "amx") == 0 && args->dtype != AIMO_F32 && args->head_dim <= 128;
+}
+
+static bool rounds_to_integers(const aimo_cpu_kernels *row, const aimo_attention_args *args)
+{
+    return strcmp(row->isa, "avx512_vnni") == 0 && args->dtype == AIMO_INT8 &&
+           args->head_dim <= 128;
+}
+
+/* rounding: of the sums in f32; of each probability to bf16, after a coarse exponential; of values,
+ * which are normal and below 5, to 127 steps of the largest, and of probabilities to 255. */
 static bool attends_exactly(const aimo_cpu_kernels *row, const aimo_attention_args *args)
 {
     const size_t *offsets = args->offsets, hidden = args->heads * args->head_dim;
-    const bool rounded = args->bf16 && args->head_dim <= 128 && strcmp(row->isa, "amx") == 0;
+    const bool bf16 = rounds_to_bf16(row, args), integers = rounds_to_integers(row, args);
     for (size_t i = 0; i < 2 * args->heads; i++)
         row->attention(args, i / args->heads, i % args->heads);
     for (size_t t = 0; t < offsets[2]; t++) {
@@ -111,8 +124,9 @@ static bool attends_exactly(const aimo_cpu_kernels *row, const aimo_attention_ar
         for (size_t i = 0; i < hidden; i++) {
             double size;
             const double expected = attention_exactly(
-                args, rounded, offsets[s], offsets[s + 1] - offsets[s], t - offsets[s], i, &size);
-            const double bound = 2e-5 + (rounded ? (0x1p-8 + 2.2e-4) * size : 0.0);
+                args, bf16, offsets[s], offsets[s + 1] - offsets[s], t - offsets[s], i, &size);
+            const double bound =
+                2e-5 + (bf16 ? (0x1p-8 + 2.2e-4) * size : 0.0) + (integers ? 5.0 / 254 : 0.0);
             if (!(fabs((double)args->out[t * hidden + i] - expected) <= bound))
                 return false;
         }
@@ -127,14 +141,15 @@ TEST(backend_attention_matches_its_definition)
     } cases[] = {{1, 1, {1, 2}},    {3, 4, {5, 16}},     {2, 32, {17, 130}}, {1, 36, {15, 33}},
                  {1, 150, {2, 20}}, {2, 64, {128, 129}}, {5, 16, {257, 1}}};
     enum { CASES = sizeof cases / sizeof cases[0] };
+    static const aimo_dtype dtypes[] = {AIMO_F32, AIMO_BF16, AIMO_INT8};
     uint64_t random = 5;
     for (size_t r = 0; aimo_cpu_kernels_row(r) != NULL; r++) {
         const aimo_cpu_kernels *row = aimo_cpu_kernels_row(r);
         if (!row_runs(row))
             continue;
-        for (size_t c = 0; c < 2 * CASES; c++) {
-            const size_t heads = cases[c / 2].heads, head_dim = cases[c / 2].head_dim;
-            const size_t *lengths = cases[c / 2].lengths, hidden = heads * head_dim;
+        for (size_t c = 0; c < 3 * CASES; c++) {
+            const size_t heads = cases[c / 3].heads, head_dim = cases[c / 3].head_dim;
+            const size_t *lengths = cases[c / 3].lengths, hidden = heads * head_dim;
             const size_t offsets[] = {0, lengths[0], lengths[0] + lengths[1]};
             const size_t tokens = offsets[2], padding = 64;
             float *qkv = malloc((tokens * 3 * hidden + padding) * sizeof *qkv);
@@ -143,11 +158,12 @@ TEST(backend_attention_matches_its_definition)
             for (size_t i = 0; i < padding; i++)
                 qkv[tokens * 3 * hidden + i] = NAN;
             out[tokens * hidden] = 12345.0f;
-            const aimo_attention_args args = {qkv, offsets, 2, heads, head_dim, out, c % 2 != 0};
+            const aimo_attention_args args = {qkv, offsets, 2, heads, head_dim, out, dtypes[c % 3]};
             const bool right = attends_exactly(row, &args) && out[tokens * hidden] == 12345.0f;
             free(qkv);
             free(out);
-            CHECK_MSG(right, "%s %zu heads of %zu, bf16 %d", row->isa, heads, head_dim, args.bf16);
+            CHECK_MSG(right, "%s %zu heads of %zu, %s", row->isa, heads, head_dim,
+                      aimo_dtype_name(args.dtype));
         }
     }
 }

@@ -278,7 +278,8 @@ static void attend(attention_tiles *t)
 
 void aimo_attention_amx(const aimo_attention_args *args, size_t sequence, size_t head)
 {
-    if (!args->bf16 || args->head_dim > DIMS) {
+    const bool rounded = args->dtype == AIMO_BF16 || args->dtype == AIMO_INT8;
+    if (!rounded || args->head_dim > DIMS) {
         aimo_attention_avx512(args, sequence, head);
         return;
     }
