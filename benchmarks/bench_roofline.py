@@ -1,12 +1,12 @@
 """Where the encoder's time goes: each operation's share, and how near it is to the limit.
 
-    python benchmarks/bench_roofline.py [--seconds S] [--core-hour-price P]
+    python benchmarks/bench_roofline.py [--seconds S] [--batches N] [--core-hour-price P]
 
 One thread. Times are the best of many passes over one chunk of tokens, read between operations in
 the core; limits are what the row's multiplying instruction does with everything in registers
 (c/bench_peak.c, compiled here with cc). Products include what follows them: activation, residual,
 layer norm. Then, without peers: other models' shapes with random weights, time against tokens, two
-threads beside one.
+threads beside one, and by how much the process grows over many batches of random shape.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ harness.set_threads(1)
 
 import encoder_engines  # noqa: E402  after the number of threads
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 import texts as text_sets  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -120,15 +121,20 @@ def peaks() -> dict[str, float]:
 
 
 def limit_of(limits: dict[str, float], dtype: str, operation: str) -> float | None:
-    """The limit of an operation on this machine's row; attention is f32 whatever the weights."""
-    rows = _core.cpu_info()["available"]
-    kinds = {"int8": ("avx512_vnni", "avx2"), "bf16": ("avx512_bf16",)}
-    strongest = ("avx512_bf16", "avx512_vnni", "avx512", "avx2")
+    """The limit of an operation on this machine's row."""
+    kinds = {"int8": ("amx", "avx512_vnni", "avx2"), "bf16": ("amx", "avx512_bf16")}
+    strongest = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2")
     here = _core.cpu_info()["row"]
     enabled = strongest[strongest.index(here) :] if here in strongest else ()
-    if operation != "attention":
+    if operation == "attention":
+        if "amx" in enabled and dtype in kinds:
+            return limits.get("bf16 amx")
+        if "avx512_vnni" in enabled and dtype == "int8" and "int8 avx512_vnni" in limits:
+            # One product by 16-bit integers, at half the rate of the other's 8.
+            return limits["int8 avx512_vnni"] * 2 / 3
+    else:
         for row in kinds.get(dtype, ()):
-            if row in enabled and row in rows:
+            if row in enabled:
                 return limits.get(f"{dtype} {row}")
     for row in ("avx512", "avx2"):
         if row in enabled:
@@ -234,6 +240,19 @@ def threads_scaling(encoder: _core.Encoder, budget: float) -> float:
     return best[1] / best[2]
 
 
+def resident_growth(encoder: _core.Encoder, batches: int) -> float:
+    """Bytes by which the process grows over batches of random shape, after the first fiftieth."""
+    process, random = psutil.Process(), np.random.default_rng(2)
+    before = process.memory_info().rss
+    for i in range(batches):
+        lengths = random.integers(1, 13, random.integers(1, 9))
+        rows = [list(random.integers(0, MINILM.vocabulary, length)) for length in lengths]
+        encoder.encode(*pack(rows), True, 0, encoder.dimension)
+        if i == batches // 50:
+            before = process.memory_info().rss
+    return float(process.memory_info().rss - before)
+
+
 def print_roofline(title: str, result: dict[str, Any]) -> None:
     print(f"{title}: {result['us_per_token']:.1f} us per token")
     for name, entry in result["operations"].items():
@@ -247,6 +266,7 @@ def main() -> None:
     parser.add_argument(
         "--core-hour-price", type=float, default=0.04, help="for the cost per million tokens"
     )
+    parser.add_argument("--batches", type=int, default=10_000, help="of random shape, for growth")
     arguments = parser.parse_args()
     from ai_model_optimizations.embedding.model import EmbeddingModel
 
@@ -276,6 +296,9 @@ def main() -> None:
             f"within {line['largest_deviation']:.0%}; two threads "
             f"{results['two_threads'][dtype]:.2f} times one; 1M tokens cost {per_million:.4f}"
         )
+    growth = resident_growth(encoder, arguments.batches)  # of the last type, int8
+    results["resident_growth"] = {"batches": arguments.batches, "mb": growth / 1e6}
+    print(f"{arguments.batches} batches of random shape: {growth / 1e6:+.2f} MB resident")
     for name, shape in OTHERS.items():
         for dtype in DTYPES:
             encoder = random_encoder(shape, dtype)

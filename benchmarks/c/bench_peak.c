@@ -4,12 +4,16 @@
  *   cc -O3 benchmarks/c/bench_peak.c -o bench_peak && ./bench_peak
  *
  * Stands alone, so that bench_roofline.py can compile it anywhere. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 enum { STEPS = 4000, ROUNDS = 200 };
 
@@ -60,6 +64,58 @@ PEAK(dot8_avx512, "avx512f,avx512vnni", 24, 128, vi512, (vi512){0}, (vi512)_mm51
 PEAK(bf16_avx512, "avx512f,avx512bf16", 24, 64, __m512, _mm512_setzero_ps(), _mm512_set1_ps(0.5f),
      _mm512_dpbf16_ps(s[i], (__m512bh)a, (__m512bh)b))
 
+/* Products of four pairs of whole tiles, which share their factors; one ends 52 cycles after its
+ * start and four are on their way. */
+#define TILE_PEAK(name, isa, operations, instruction)                                              \
+    __attribute__((target("amx-tile," isa))) static double name(void)                              \
+    {                                                                                              \
+        double best = 1e9;                                                                         \
+        for (int round = 0; round < ROUNDS; round++) {                                             \
+            const double begin = seconds();                                                        \
+            for (int step = 0; step < STEPS; step++) {                                             \
+                instruction(0, 4, 6);                                                              \
+                instruction(1, 4, 7);                                                              \
+                instruction(2, 5, 6);                                                              \
+                instruction(3, 5, 7);                                                              \
+            }                                                                                      \
+            const double took = seconds() - begin;                                                 \
+            best = took < best ? took : best;                                                      \
+        }                                                                                          \
+        return (double)STEPS * 4 * operations / best;                                              \
+    }
+
+TILE_PEAK(bf16_amx, "amx-bf16", 16 * 16 * 32 * 2, _tile_dpbf16ps)
+TILE_PEAK(int8_amx, "amx-int8", 16 * 16 * 64 * 2, _tile_dpbusd)
+
+/* Whether there are tiles and the system lets us have them; all eight are then whole and zero. */
+__attribute__((target("amx-tile"))) static int tiles_begin(void)
+{
+    enum {
+        LEAF = 7,
+        TILE_BITS = 1 << 24 | 1 << 22 | 1 << 25,
+        REQUEST_PERMISSION = 0x1023,
+        DATA = 18
+    };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(LEAF, 0, &a, &b, &c, &d) || (d & TILE_BITS) != TILE_BITS ||
+        syscall(SYS_arch_prctl, REQUEST_PERMISSION, DATA) != 0)
+        return 0;
+    struct {
+        unsigned char palette, start, reserved[14];
+        unsigned short row_bytes[16];
+        unsigned char rows[16];
+    } shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shapes.row_bytes[i] = 64;
+        shapes.rows[i] = 16;
+    }
+    __asm__ volatile("" : : "r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+    return 1;
+}
+
+__attribute__((target("amx-tile"))) static void tiles_end(void) { _tile_release(); }
+
 int main(void)
 {
     printf("{\"f32 avx2\": %.4g", fma_avx2());
@@ -70,6 +126,11 @@ int main(void)
         printf(", \"int8 avx512_vnni\": %.4g", dot8_avx512());
     if (__builtin_cpu_supports("avx512bf16"))
         printf(", \"bf16 avx512_bf16\": %.4g", bf16_avx512());
+    if (tiles_begin()) {
+        printf(", \"bf16 amx\": %.4g", bf16_amx());
+        printf(", \"int8 amx\": %.4g", int8_amx());
+        tiles_end();
+    }
     printf("}\n");
     return 0;
 }
