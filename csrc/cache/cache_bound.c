@@ -1,21 +1,23 @@
 /* Bounds on cosines; cache_bound.h has the proof and the names. */
 #include "cache/cache_bound.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
 static const double SLACK = 1e-9;
-static const double HEAD_STEPS = 127.0;
-static const double REST_STEPS = 32768.0;
-/* A tail whose codes are so wrong (a coordinate out of range) would spoil its chunk's bound. */
-static const double WORST_TAIL_ERROR = 0.05;
-/* The most that a query's head may be scaled: cosines and rests up to 1.05 fit 16 bits. */
-static const double MAX_QUERY_SCALE = 240.0;
-/* |query codes| |row codes| < 2^15, the latter at most 127 (sqrt(1 + d) + error) < 132.3: a
- * head code is off by half a step, and more only by the 0.0005 that h may exceed 1. */
-static const double MAX_QUERY_NORM = 247.0;
-/* Roundings of aimo_tail_query's f32 arithmetic: six operations on numbers below 4. */
-static const double TAIL_ROUNDING = 4e-6;
+/* Rests and errors in bytes: the largest, 1 and 1.055, fit. */
+static const double BYTE_STEPS = 240.0;
+static const double REST_STEPS = 32768.0; /* of a tail */
+/* What codes 0 to 15 stand for lies 7.5 on both sides of 0. */
+static const double HEAD_RANGE = 7.5;
+/* The most that a query's head may be scaled. Its codes are at most twice what they round, so
+ * rest and error come to at most |u| + 1.0625 * 2 |g|, below 2.4 in cosines and 2^15 in units. */
+static const double MAX_QUERY_SCALE = 13000.0;
+/* The most that a query's codes may add up to: times HEAD_RANGE, that is below 2^15. */
+static const double MAX_QUERY_SUM = 4300.0;
+/* Roundings of aimo_tail_query's f32 arithmetic: eight operations on numbers below 4. */
+static const double TAIL_ROUNDING = 6e-6;
 
 double aimo_dot_noise(size_t n) { return (double)(n + 8) * 0x1p-24 * 1.01; }
 
@@ -41,12 +43,19 @@ void aimo_basis_measure(aimo_basis *basis)
     basis->noise = (aimo_dot_noise(dim) + 0x1p-23) * sqrt((double)n * (1.0 + basis->skew));
 }
 
-/* (2): the norm of what the coded directions leave of a vector of norm 1. */
-static double rest_norm(const aimo_basis *basis, double exact_norm, double code_norm, double error)
+bool aimo_basis_is_usable(const aimo_basis *basis)
 {
-    const double sure = fmax(exact_norm - basis->noise, 0.0);
-    const double square = 1.0 + error * error - sure * sure + basis->skew * code_norm * code_norm;
-    return sqrt(fmax(square, 0.0)) + SLACK;
+    double squares = (double)basis->tail * basis->tail_step * basis->tail_step;
+    for (size_t i = 0; i < basis->head; i++)
+        squares += basis->steps[i] * basis->steps[i];
+    return basis->skew <= AIMO_MAX_SKEW && squares <= AIMO_MAX_STEPS;
+}
+
+/* (2): the norm of what the directions leave of a vector of norm 1. */
+static double rest_of(const aimo_basis *basis, const aimo_code_sums *s)
+{
+    const double sure = fmax(sqrt(s->exact) - basis->noise, 0.0);
+    return sqrt(fmax(1.0 - (1.0 - basis->skew) * sure * sure, 0.0)) + SLACK;
 }
 
 static void add_code(aimo_code_sums *s, double exact, double code)
@@ -61,34 +70,40 @@ static double error_of(const aimo_basis *basis, const aimo_code_sums *s)
     return sqrt(s->difference) + basis->noise + SLACK;
 }
 
-static double rest_of(const aimo_basis *basis, const aimo_code_sums *s)
+static double cut(double value, double limit)
 {
-    return rest_norm(basis, sqrt(s->exact), sqrt(s->code), error_of(basis, s));
+    return value < -limit ? -limit : value > limit ? limit : value;
 }
 
-/* Rounded and cut to [-limit, limit], limit < 2^51. Adding 1.5 * 2^52 leaves no bits for a
- * fraction; nearbyint, fmin and fmax would be calls, a hundred for each query. */
-static double code_of(double value, double limit)
+/* Of values within 2^51. Adding 1.5 * 2^52 leaves no bits for a fraction; nearbyint would be a
+ * call, a hundred for each query. */
+static double nearest(double value) { return value + 0x1.8p52 - 0x1.8p52; }
+
+unsigned aimo_head_code(double coordinate, double step)
 {
-    const double cut = value < -limit ? -limit : value > limit ? limit : value;
-    return cut + 0x1.8p52 - 0x1.8p52;
+    return (unsigned)(nearest(cut(coordinate / step, HEAD_RANGE) - 0.5) + 8.0);
 }
 
-/* The next f32 that is not below x. */
-static float round_up(double x) { return nextafterf((float)x, INFINITY); }
+double aimo_head_value(unsigned code) { return (double)code - HEAD_RANGE; }
+
+static uint8_t byte_of(double norm)
+{
+    const double steps = ceil(norm * BYTE_STEPS);
+    assert(steps <= 255.0);
+    return (uint8_t)steps;
+}
 
 static void encode_tail(const aimo_basis *basis, const double *exact, aimo_code_sums *s,
-                        aimo_tail *tail, float *error)
+                        aimo_tail *tail)
 {
     memset(tail, 0, sizeof *tail);
     for (size_t i = 0; i < basis->tail; i++) {
-        const double code = code_of(exact[i] / basis->tail_step, 127.0);
+        const double code = nearest(cut(exact[i] / basis->tail_step, 127.0));
         tail->codes[i] = (int8_t)code;
         add_code(s, exact[i], code * basis->tail_step);
     }
-    const bool wrong = error_of(basis, s) > WORST_TAIL_ERROR;
-    tail->rest = wrong ? AIMO_REST_ALWAYS : (uint16_t)ceil(rest_of(basis, s) * REST_STEPS);
-    *error = wrong ? 0.0f : round_up(error_of(basis, s));
+    tail->error = byte_of(error_of(basis, s));
+    tail->rest = (uint16_t)ceil(rest_of(basis, s) * REST_STEPS);
 }
 
 void aimo_basis_encode(const aimo_basis *basis, const aimo_similarity_kernels *kernels,
@@ -102,13 +117,12 @@ void aimo_basis_encode(const aimo_basis *basis, const aimo_similarity_kernels *k
         exact[i] = (double)projection[i] * inverse_norm;
     aimo_code_sums s = {0};
     for (size_t i = 0; i < basis->head; i++) {
-        const double code = code_of(exact[i] * HEAD_STEPS, HEAD_STEPS);
-        codes->head[i] = (int8_t)code;
-        add_code(&s, exact[i], code / HEAD_STEPS);
+        const unsigned code = aimo_head_code(exact[i], basis->steps[i]);
+        codes->head[i] = (uint8_t)code;
+        add_code(&s, exact[i], aimo_head_value(code) * basis->steps[i]);
     }
-    codes->head_error = round_up(error_of(basis, &s));
-    codes->head_rest = (uint16_t)ceil(rest_of(basis, &s) * REST_STEPS);
-    encode_tail(basis, exact + basis->head, &s, &codes->tail, &codes->tail_error);
+    codes->head_rest = (uint16_t)(byte_of(rest_of(basis, &s)) << 8 | byte_of(error_of(basis, &s)));
+    encode_tail(basis, exact + basis->head, &s, &codes->tail);
 }
 
 double aimo_squared_norm(const float *x, size_t n)
@@ -133,29 +147,52 @@ double aimo_largest(const float *x, size_t n)
     return (double)max;
 }
 
+/* The terms of (1) and (3) that are the same for every row. */
+static double margin_of(const aimo_basis *basis, const aimo_code_sums *s)
+{
+    const double square = 1.0 + basis->skew;
+    return error_of(basis, s) * sqrt(square) + basis->skew * square + SLACK;
+}
+
+/* Codes per cosine and step, as many as the limits allow. */
+static double choose_scale(const double *weighted, size_t n)
+{
+    double largest = SLACK, sum = SLACK;
+    for (size_t i = 0; i < n; i++) {
+        largest = fmax(largest, fabs(weighted[i]));
+        sum += fabs(weighted[i]);
+    }
+    const double most =
+        fmin((double)AIMO_QUERY_LIMIT / largest, (MAX_QUERY_SUM - 0.5 * (double)n) / sum);
+    return fmin(MAX_QUERY_SCALE, most);
+}
+
+/* `norm` as it scales bytes: by how many units of the head's dot, times 2^8, one step counts. */
+static uint16_t byte_scale(double norm, double scale)
+{
+    return (uint16_t)ceil(norm * scale * 256.0 / BYTE_STEPS);
+}
+
 static void prepare_head(const aimo_basis *basis, const float *g, aimo_code_sums *s,
                          aimo_query_codes *codes)
 {
-    const double norm = sqrt(dot_f64(g, g, basis->head));
-    const double half_step = 0.5 * sqrt((double)basis->head);
-    const double scale =
-        fmin(MAX_QUERY_SCALE, fmin(AIMO_HEAD_LIMIT / (aimo_largest(g, basis->head) + SLACK),
-                                   (MAX_QUERY_NORM - half_step) / (norm + SLACK)));
+    double weighted[AIMO_MAX_HEAD];
+    for (size_t i = 0; i < basis->head; i++)
+        weighted[i] = (double)g[i] * basis->steps[i];
+    const double scale = choose_scale(weighted, basis->head);
     int sum = 0;
     for (size_t i = 0; i < basis->head; i++) {
-        const double code = code_of((double)g[i] * scale, AIMO_HEAD_LIMIT);
+        const double code = nearest(weighted[i] * scale);
         codes->head_codes[i] = (int8_t)code;
         sum += (int)code;
-        add_code(s, (double)g[i], code / scale);
+        add_code(s, (double)g[i], code / (scale * basis->steps[i]));
     }
-    codes->head_scale = 1.0 / (scale * HEAD_STEPS);
-    codes->head_norm = sqrt(s->code) + SLACK;
-    codes->head_error = error_of(basis, s);
-    codes->head_rest = rest_of(basis, s);
+    codes->head_scale = 1.0 / scale;
+    codes->head_margin = margin_of(basis, s);
     codes->head.codes = codes->head_codes;
-    codes->head.bias = (int16_t)(uint16_t)(-128 * sum);
-    /* Rests come in 2^-15; the screen divides by 2^16. */
-    codes->head.rest_scale = (uint16_t)ceil(codes->head_rest * 2.0 / codes->head_scale);
+    codes->head.bias = (int16_t)ceil(-HEAD_RANGE * (double)sum);
+    codes->head.rest_scale = byte_scale(rest_of(basis, s), scale);
+    codes->head.error_scale = byte_scale(sqrt(s->code) + SLACK, scale);
 }
 
 static void prepare_tail(const aimo_basis *basis, const float *g, aimo_code_sums *s,
@@ -165,16 +202,15 @@ static void prepare_tail(const aimo_basis *basis, const float *g, aimo_code_sums
     const double scale = max > 0.0 ? 32767.0 / max : 1.0;
     memset(codes->tail.codes, 0, sizeof codes->tail.codes);
     for (size_t i = 0; i < basis->tail; i++) {
-        const double code = code_of((double)g[i] * scale, 32767.0);
+        const double code = nearest(cut((double)g[i] * scale, 32767.0));
         codes->tail.codes[i] = (int16_t)code;
         add_code(s, (double)g[i], code / scale);
     }
-    codes->norm = sqrt(s->code) + SLACK;
-    codes->error = error_of(basis, s);
-    codes->rest = rest_of(basis, s);
+    codes->margin = margin_of(basis, s);
     codes->tail.head_scale = (float)codes->head_scale;
     codes->tail.tail_scale = (float)(basis->tail_step / scale);
-    codes->tail.rest_scale = (float)(codes->rest / REST_STEPS);
+    codes->tail.rest_scale = (float)(rest_of(basis, s) / REST_STEPS);
+    codes->tail.error_scale = (float)((sqrt(s->code) + SLACK) / BYTE_STEPS);
 }
 
 void aimo_query_prepare(const aimo_basis *basis, const aimo_similarity_kernels *kernels,
@@ -199,26 +235,14 @@ void aimo_query_prepare_tail(const aimo_basis *basis, const aimo_similarity_kern
     codes->has_tail = true;
 }
 
-/* The terms of (1) after |u||v|. */
-static double margin(const aimo_basis *basis, double query_norm, double query_error,
-                     double row_error)
+/* Rest and error of a row are rounded down one by one: together they lose less than two units. */
+void aimo_query_set_head_bar(aimo_query_codes *codes, double bar)
 {
-    const double row_norm = sqrt(1.0 + basis->skew) + row_error;
-    return query_norm * row_error + row_norm * query_error +
-           3.0 * basis->skew * query_norm * row_norm;
+    const double units = floor((bar - codes->head_margin) / codes->head_scale) - 1.0;
+    codes->head.bar = (int16_t)fmax(-32768.0, fmin(32767.0, units));
 }
 
-void aimo_query_set_head_bar(const aimo_basis *basis, aimo_query_codes *codes, double bar,
-                             double head_error)
+void aimo_query_set_tail_bar(aimo_query_codes *codes, double bar)
 {
-    const double head_bar =
-        bar - margin(basis, codes->head_norm, codes->head_error, head_error) - SLACK;
-    codes->head.bar = (int16_t)fmax(-32768.0, fmin(32767.0, floor(head_bar / codes->head_scale)));
-}
-
-void aimo_query_set_tail_bar(const aimo_basis *basis, aimo_query_codes *codes, double bar,
-                             double tail_error)
-{
-    const double tail_bar = bar - margin(basis, codes->norm, codes->error, tail_error);
-    codes->tail.bar = (float)(tail_bar - TAIL_ROUNDING);
+    codes->tail.bar = (float)(bar - codes->margin - TAIL_ROUNDING);
 }

@@ -16,6 +16,9 @@ static size_t position_bytes(uint32_t capacity)
     return capacity * (sizeof(uint64_t) + sizeof(_Atomic uint64_t) + sizeof(uint32_t));
 }
 
+/* Two codes a byte. */
+static size_t head_bytes(const aimo_basis *basis) { return basis->head / 2; }
+
 size_t aimo_chunk_bytes(uint32_t capacity, const aimo_basis *basis)
 {
     const size_t positions = sizeof(chunk) + position_bytes(capacity);
@@ -23,7 +26,7 @@ size_t aimo_chunk_bytes(uint32_t capacity, const aimo_basis *basis)
     if (basis == NULL)
         return positions + copy;
     return round_to_line(positions) +
-           capacity * (basis->head + sizeof(uint16_t) + sizeof(aimo_tail)) + copy;
+           capacity * (head_bytes(basis) + sizeof(uint16_t) + sizeof(aimo_tail)) + copy;
 }
 
 chunk *aimo_chunk_init(void *block, uint32_t capacity, aimo_basis *basis)
@@ -43,7 +46,7 @@ chunk *aimo_chunk_init(void *block, uint32_t capacity, aimo_basis *basis)
         c->tails =
             (aimo_tail *)((char *)block + round_to_line(sizeof(chunk) + position_bytes(capacity)));
         c->codes = (uint8_t *)(c->tails + capacity);
-        c->rests = (uint16_t *)(c->codes + capacity * basis->head);
+        c->rests = (uint16_t *)(c->codes + capacity * head_bytes(basis));
     }
     return c;
 }
@@ -53,17 +56,12 @@ aimo_basis *aimo_chunk_basis(const aimo_cache *cache, uint32_t capacity)
     return capacity >= SMALLEST_CODED ? cache->basis : NULL;
 }
 
-static uint8_t *head_group(const chunk *c, size_t position, size_t group)
+/* The four bytes of a position in a line of its block. */
+static uint8_t *head_part(const chunk *c, size_t position, size_t line)
 {
     const size_t block = position / AIMO_HEAD_BLOCK, row = position % AIMO_HEAD_BLOCK;
-    const size_t groups = c->basis->head / AIMO_HEAD_GROUP;
-    return c->codes + ((block * groups + group) * AIMO_HEAD_BLOCK + row) * AIMO_HEAD_GROUP;
-}
-
-static void raise_to(_Atomic float *maximum, float value)
-{
-    if (value > atomic_load_explicit(maximum, memory_order_relaxed))
-        atomic_store_explicit(maximum, value, memory_order_relaxed);
+    const size_t lines = c->basis->head / AIMO_HEAD_LINE;
+    return c->codes + ((block * lines + line) * AIMO_HEAD_BLOCK + row) * AIMO_HEAD_GROUP;
 }
 
 static void encode_position(const aimo_cache *cache, chunk *c, size_t position, float *widened)
@@ -74,13 +72,14 @@ static void encode_position(const aimo_cache *cache, chunk *c, size_t position, 
     aimo_cache_widen(cache, aimo_store_row(cache, store, slot), widened);
     aimo_basis_encode(c->basis, cache->kernels, widened, aimo_store_inverse_norm(store, slot),
                       &codes);
-    for (size_t g = 0; g < c->basis->head / AIMO_HEAD_GROUP; g++)
+    for (size_t l = 0; l < c->basis->head / AIMO_HEAD_LINE; l++) {
+        const uint8_t *head = codes.head + l * AIMO_HEAD_LINE;
+        uint8_t *part = head_part(c, position, l);
         for (size_t i = 0; i < AIMO_HEAD_GROUP; i++)
-            head_group(c, position, g)[i] = (uint8_t)(codes.head[g * AIMO_HEAD_GROUP + i] + 128);
+            part[i] = (uint8_t)(head[i] | head[i + AIMO_HEAD_GROUP] << 4);
+    }
     c->rests[position] = codes.head_rest;
     c->tails[position] = codes.tail;
-    raise_to(&c->head_error, codes.head_error);
-    raise_to(&c->tail_error, codes.tail_error);
 }
 
 static uint32_t append_position(chunk *c, uint32_t slot, uint64_t birth)
@@ -112,8 +111,8 @@ uint32_t aimo_chunk_append(const aimo_cache *cache, chunk *c, uint32_t slot, uin
 
 static void copy_codes(const chunk *from, size_t source, chunk *to, size_t target)
 {
-    for (size_t g = 0; g < to->basis->head / AIMO_HEAD_GROUP; g++)
-        memcpy(head_group(to, target, g), head_group(from, source, g), AIMO_HEAD_GROUP);
+    for (size_t l = 0; l < to->basis->head / AIMO_HEAD_LINE; l++)
+        memcpy(head_part(to, target, l), head_part(from, source, l), AIMO_HEAD_GROUP);
     to->rests[target] = from->rests[source];
     to->tails[target] = from->tails[source];
 }
@@ -122,10 +121,6 @@ uint32_t aimo_chunk_copy_live(const aimo_cache *cache, const chunk *from, chunk 
 {
     const uint32_t count = atomic_load_explicit(&from->count, memory_order_acquire);
     const bool same_codes = to->basis != NULL && from->basis == to->basis;
-    if (same_codes) {
-        raise_to(&to->head_error, atomic_load_explicit(&from->head_error, memory_order_relaxed));
-        raise_to(&to->tail_error, atomic_load_explicit(&from->tail_error, memory_order_relaxed));
-    }
     for (uint32_t i = 0; i < count; i++) {
         if (atomic_load_explicit(&from->deaths[i], memory_order_relaxed) != AIMO_ALIVE)
             continue;

@@ -41,12 +41,10 @@ typedef struct {
     uint32_t dead;            /* protected by lock */
     _Atomic uint32_t count;   /* positions that are published */
     _Atomic uint32_t blocks;  /* of AIMO_HEAD_BLOCK positions, coded */
-    _Atomic float head_error; /* the largest of the coded rows; raised before blocks is */
-    _Atomic float tail_error;
     uint64_t *births;         /* [capacity] */
     _Atomic uint64_t *deaths; /* [capacity] */
     uint32_t *slots;          /* [capacity] */
-    uint8_t *codes;           /* [capacity / 16, head / 4, 16, 4], as aimo_heads has it */
+    uint8_t *codes;           /* [capacity / 16, head / 8, 16, 4], as aimo_heads has it */
     uint16_t *rests;          /* [capacity] */
     aimo_tail *tails;         /* [capacity] */
 } chunk;

@@ -29,6 +29,8 @@ typedef struct {
     float *sample;     /* [rows, dim], norm 1 */
     float *directions; /* [n, dim] */
     float *products;   /* [rows, n] */
+    float *coded;      /* [rows, AIMO_MAX_HEAD]: the products that a head's codes stand for */
+    double steps[AIMO_MAX_HEAD];
 } learner;
 
 static void add_scaled(float *y, const float *x, float scale, size_t n)
@@ -96,21 +98,57 @@ static void find_directions(const learner *l)
 
 /* ---- how many directions --------------------------------------------------------------------- */
 
+/* Steps of the directions' codes: codes reach to 2.25 times a coordinate's root mean square, so
+ * that their squares add up to 0.08 at most. Few rows have much beyond, and those have it as an
+ * error. */
+static void choose_steps(learner *l)
+{
+    for (size_t j = 0; j < l->n && j < AIMO_MAX_HEAD; j++) {
+        double square = 1e-8 * (double)l->rows;
+        for (size_t r = 0; r < l->rows; r++)
+            square += (double)l->products[r * l->n + j] * (double)l->products[r * l->n + j];
+        l->steps[j] = 2.25 / 8.0 * sqrt(square / (double)l->rows);
+    }
+}
+
+/* coded [rows, AIMO_MAX_HEAD] = what the codes of the sample's heads stand for. */
+static void code_sample(const learner *l)
+{
+    for (size_t r = 0; r < l->rows; r++)
+        for (size_t j = 0; j < l->n && j < AIMO_MAX_HEAD; j++) {
+            const unsigned code = aimo_head_code((double)l->products[r * l->n + j], l->steps[j]);
+            l->coded[r * AIMO_MAX_HEAD + j] = (float)(aimo_head_value(code) * l->steps[j]);
+        }
+}
+
+static double distance(const float *a, const float *b, size_t n)
+{
+    double square = 0.0;
+    for (size_t i = 0; i < n; i++)
+        square += (double)(a[i] - b[i]) * (double)(a[i] - b[i]);
+    return sqrt(square);
+}
+
 /* The share of sample rows that a head of k directions leaves at the usual threshold. */
 static double share_left(const learner *l, size_t k)
 {
-    const double threshold = 0.85, rounding = 0.03;
-    size_t left = 0;
+    const double threshold = 0.85, rounding = 0.015;
+    const size_t stride = l->rows / PROBES * l->n;
+    double norms[PROBES], rests[PROBES];
     for (size_t a = 0; a < PROBES; a++) {
-        const float *g = l->products + a * (l->rows / PROBES) * l->n;
-        const double rest = sqrt(fmax(0.0, 1.0 - aimo_squared_norm(g, k)));
-        for (size_t r = 0; r < l->rows; r++) {
-            const float *h = l->products + r * l->n;
+        const double square = aimo_squared_norm(l->products + a * stride, k);
+        norms[a] = sqrt(square);
+        rests[a] = sqrt(fmax(0.0, 1.0 - square));
+    }
+    size_t left = 0;
+    for (size_t r = 0; r < l->rows; r++) {
+        const float *h = l->products + r * l->n, *coded = l->coded + r * AIMO_MAX_HEAD;
+        const double rest = sqrt(fmax(0.0, 1.0 - aimo_squared_norm(h, k)));
+        const double error = distance(h, coded, k);
+        for (size_t a = 0; a < PROBES; a++) {
             float dot;
-            l->kernels->project(g, 1, h, k, &dot);
-            left +=
-                (double)dot + rest * sqrt(fmax(0.0, 1.0 - aimo_squared_norm(h, k))) + rounding >=
-                threshold;
+            l->kernels->project(l->products + a * stride, 1, coded, k, &dot);
+            left += (double)dot + rests[a] * rest + norms[a] * error + rounding >= threshold;
         }
     }
     return (double)left / ((double)l->rows * PROBES);
@@ -124,15 +162,15 @@ static double share_left(const learner *l, size_t k)
  * for memory's sake. */
 static size_t choose_head(const learner *l, size_t row_bytes, size_t rows)
 {
-    static const size_t heads[] = {16, 24, 32, 40, 48, 64, 80, AIMO_MAX_HEAD};
-    const double tail_cost = rows <= ROWS_IN_CACHE ? 1300.0 : 160.0;
+    static const size_t heads[] = {16, 24, 32, 40, 48, 56, 64, 80, AIMO_MAX_HEAD};
+    const double tail_cost = rows <= ROWS_IN_CACHE ? 1300.0 : 500.0;
     const double direction_cost = (double)(l->dim * sizeof(float)) / (double)rows;
     size_t best = 0;
     double best_cost = (double)row_bytes;
     for (size_t i = 0;
-         i < sizeof heads / sizeof heads[0] && heads[i] <= l->n && heads[i] * 8 <= row_bytes; i++) {
+         i < sizeof heads / sizeof heads[0] && heads[i] <= l->n && heads[i] * 4 <= row_bytes; i++) {
         const double cost =
-            (double)heads[i] * (1.0 + direction_cost) + tail_cost * share_left(l, heads[i]);
+            (double)heads[i] * (0.5 + direction_cost) + tail_cost * share_left(l, heads[i]);
         if (cost < best_cost) {
             best = heads[i];
             best_cost = cost;
@@ -183,11 +221,12 @@ static aimo_status basis_new(aimo_cache *cache, const learner *l, size_t head, a
     basis->dim = l->dim;
     basis->head = head;
     basis->tail = tail;
+    memcpy(basis->steps, l->steps, sizeof basis->steps);
     basis->tail_step = choose_tail_step(l, head, tail);
     basis->users = 0;
     memcpy(basis->directions, l->directions, floats * sizeof(float));
     aimo_basis_measure(basis);
-    if (!(basis->skew <= AIMO_MAX_SKEW)) {
+    if (!aimo_basis_is_usable(basis)) {
         aimo_cache_block_free(cache, &basis->link);
         *out = NULL;
     }
@@ -203,11 +242,12 @@ static aimo_status learn(aimo_cache *cache, aimo_basis **out, aimo_error *err)
                  .dim = dim,
                  .n = dim < AIMO_MAX_DIRECTIONS ? dim : AIMO_MAX_DIRECTIONS};
     float *memory;
-    const size_t floats = SAMPLE_ROWS * dim + l.n * dim + SAMPLE_ROWS * l.n;
+    const size_t floats = SAMPLE_ROWS * (dim + l.n + AIMO_MAX_HEAD) + l.n * dim;
     AIMO_TRY(aimo_memory_new((void **)&memory, floats, sizeof(float), "sample", err));
     l.sample = memory;
     l.directions = l.sample + SAMPLE_ROWS * dim;
     l.products = l.directions + l.n * dim;
+    l.coded = l.products + SAMPLE_ROWS * l.n;
     pthread_mutex_lock(&cache->lock);
     take_sample(cache, &l);
     pthread_mutex_unlock(&cache->lock);
@@ -215,6 +255,8 @@ static aimo_status learn(aimo_cache *cache, aimo_basis **out, aimo_error *err)
     if (l.rows >= FEWEST_ROWS) {
         const size_t rows = aimo_cache_count(cache);
         find_directions(&l);
+        choose_steps(&l);
+        code_sample(&l);
         const size_t head = choose_head(&l, cache->row_bytes, rows > l.rows ? rows : l.rows);
         if (head != 0)
             status = basis_new(cache, &l, head, out, err);

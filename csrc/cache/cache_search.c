@@ -160,13 +160,13 @@ static void fetch_row(const tile *t, uint32_t slot)
 
 /* Compares the candidates whose tails may still reach the bar, or outright those that are few. */
 static void consider_candidates(tile *t, const chunk *c, seeker *s, const int16_t *dots,
-                                double tail_error, size_t count)
+                                size_t count)
 {
     if (!s->codes.has_tail && s->outright + count <= OUTRIGHT_ROWS) {
         s->outright += count;
     } else {
         aimo_query_prepare_tail(c->basis, t->cache->kernels, s->unit, &s->codes);
-        aimo_query_set_tail_bar(c->basis, &s->codes, s->bar, tail_error);
+        aimo_query_set_tail_bar(&s->codes, s->bar);
         count = t->cache->kernels->refine(c->tails, dots, &s->codes.tail, t->candidates, count);
     }
     for (size_t i = 0; i < count; i++) {
@@ -179,10 +179,8 @@ static void consider_candidates(tile *t, const chunk *c, seeker *s, const int16_
 static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeker *group,
                          size_t count)
 {
-    const double head_error = atomic_load_explicit(&c->head_error, memory_order_relaxed);
-    const double tail_error = atomic_load_explicit(&c->tail_error, memory_order_relaxed);
     for (size_t j = 0; j < count; j++) {
-        aimo_query_set_head_bar(c->basis, &group[j].codes, group[j].bar, head_error);
+        aimo_query_set_head_bar(&group[j].codes, group[j].bar);
         t->heads[j] = group[j].codes.head;
     }
     const aimo_similarity_kernels *kernels = t->cache->kernels;
@@ -192,7 +190,7 @@ static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeke
             list_candidates(t->masks + j * heads->blocks, heads->blocks, t->candidates);
         if (left != 0)
             consider_candidates(t, c, &group[j], t->dots + j * heads->blocks * AIMO_HEAD_BLOCK,
-                                tail_error, left);
+                                left);
     }
 }
 
@@ -203,7 +201,7 @@ static size_t screen_blocks(tile *t, const chunk *c)
         .codes = c->codes,
         .rests = c->rests,
         .blocks = atomic_load_explicit(&c->blocks, memory_order_acquire),
-        .groups = c->basis->head / AIMO_HEAD_GROUP,
+        .lines = c->basis->head / AIMO_HEAD_LINE,
     };
     if (heads.blocks == 0)
         return 0;

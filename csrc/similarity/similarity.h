@@ -7,43 +7,48 @@
 #include <stdint.h>
 
 enum {
-    AIMO_HEAD_BLOCK = 16,     /* rows of a block of heads */
-    AIMO_HEAD_GROUP = 4,      /* directions that lie side by side */
-    AIMO_HEAD_LIMIT = 64,     /* a query's head codes lie in [-64, 64] */
-    AIMO_TAIL_CODES = 62,     /* directions of a tail */
-    AIMO_REST_ALWAYS = 65535, /* the rest of a tail whose row always survives */
+    AIMO_HEAD_BLOCK = 16,   /* rows of a block of heads */
+    AIMO_HEAD_GROUP = 4,    /* directions that lie side by side */
+    AIMO_HEAD_LINE = 8,     /* directions of a line: two groups */
+    AIMO_HEAD_CODES = 16,   /* a row's head codes are 0 to 15 */
+    AIMO_QUERY_LIMIT = 127, /* a query's head codes lie in [-127, 127] */
+    AIMO_TAIL_CODES = 61,   /* directions of a tail */
+    AIMO_TAIL_QUERY = 64,   /* codes of a query's tail, zeros at the end */
 };
 
-/* Heads of rows, 16 rows a block, so that one load holds the same directions of several rows:
+/* Heads of rows, 16 rows a block, so that a line holds the same eight directions of 16 rows:
  *
- *   codes [blocks, groups, 16 rows, 4 directions] u8, the code c in [-127, 127] as c + 128
- *   rests [blocks, 16] u16
+ *   codes [blocks, lines, 16 rows, 4] u8: the code of direction i in the low four bits, that of
+ *         direction i + 4 in the high ones
+ *   rests [blocks, 16] u16: a row's rest * 256 + its error, each a byte
  *
- * For every query and row, |sum code * query code| < 2^15 and rest * rest_scale < (2^15 - 1) * 2^16
- * must hold. Both arrays are aligned to 32 bytes, the codes to a cache line. */
+ * Both arrays are aligned to 32 bytes, the codes to a cache line. */
 typedef struct {
     const uint8_t *codes;
     const uint16_t *rests;
     size_t blocks;
-    size_t groups;
+    size_t lines;
 } aimo_heads;
 
+/* For every row, |sum code * query code + bias| < 2^15 and
+ * (rest * rest_scale + error * error_scale) / 2^8 < 2^15 must hold. */
 typedef struct {
-    const int8_t *codes; /* [groups, 4] in [-AIMO_HEAD_LIMIT, AIMO_HEAD_LIMIT] */
-    int16_t bias;        /* -128 * sum of the codes, modulo 2^16 */
-    uint16_t rest_scale;
+    const int8_t *codes; /* [lines, 8] in [-AIMO_QUERY_LIMIT, AIMO_QUERY_LIMIT] */
+    int16_t bias;        /* modulo 2^16 */
+    uint16_t rest_scale, error_scale;
     int16_t bar;
 } aimo_head_query;
 
 /* One cache line per row: the codes of the directions that follow the head's. */
 typedef struct {
     int8_t codes[AIMO_TAIL_CODES];
+    uint8_t error;
     uint16_t rest;
 } aimo_tail;
 
 typedef struct {
-    int16_t codes[AIMO_TAIL_CODES + 2]; /* the last two are 0 */
-    float head_scale, tail_scale, rest_scale;
+    int16_t codes[AIMO_TAIL_QUERY]; /* 0 from AIMO_TAIL_CODES on */
+    float head_scale, tail_scale, rest_scale, error_scale;
     float bar;
 } aimo_tail_query;
 
@@ -62,16 +67,18 @@ typedef struct {
     void (*project)(const float *p, size_t k, const float *x, size_t n, float *out);
 
     /* For each query j and row i:
-     *   dots[j, i] = sum code * query code
-     *   bit i % 16 of masks[j, i / 16] = dots[j, i] + rest + 1 >= bar, where
-     *   rest = rests[i] * rest_scale / 2^16, rounded down, and the sum is cut at 2^15 - 1
+     *   dots[j, i] = sum code * query code + bias
+     *   bit i % 16 of masks[j, i / 16] = dots[j, i] + rest * rest_scale / 2^8
+     *                                    + error * error_scale / 2^8 >= bar,
+     * where each quotient is rounded down, and the sum is cut at 2^15 - 1.
      * dots [query_count, blocks * 16], masks [query_count, blocks]. */
     void (*screen)(const aimo_heads *heads, const aimo_head_query *queries, size_t query_count,
                    int16_t *dots, uint16_t *masks);
 
     /* Keeps the candidates i (row numbers, rising) with
-     *   dots[i] * head_scale + (sum code * query code) * tail_scale + rest * rest_scale >= bar
-     * or rest == AIMO_REST_ALWAYS, in place; returns how many are left. Sums in f32. */
+     *   dots[i] * head_scale + (sum code * query code) * tail_scale
+     *   + rest * rest_scale + error * error_scale >= bar
+     * in place; returns how many are left. Sums in f32. */
     size_t (*refine)(const aimo_tail *tails, const int16_t *dots, const aimo_tail_query *query,
                      uint16_t *candidates, size_t count);
 } aimo_similarity_kernels;

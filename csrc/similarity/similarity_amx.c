@@ -1,7 +1,7 @@
-/* Similarity with AMX: many queries screen at once. A block of heads is a tile as it lies, and
- * sixteen queries are another, so one instruction brings 64 directions of 16 rows to 16 queries.
- * The sums are integers and exact; so a few queries, which would leave most of a tile empty, are
- * left to VNNI without a difference in any bit. */
+/* Similarity with AMX: many queries screen at once. A block of heads, its codes widened to bytes,
+ * is a tile, and sixteen queries are another, so one instruction brings 64 directions of 16 rows to
+ * 16 queries. The sums are integers and exact; so a few queries, which would leave most of a tile
+ * empty, are left to VNNI without a difference in any bit. */
 #include "similarity/similarity_kernels.h"
 
 #include "simd/intrinsics.h"
@@ -41,11 +41,13 @@ size_t aimo_refine_amx(const aimo_tail *tails, const int16_t *dots, const aimo_t
 }
 
 AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8,amx-bf16")
+#include "similarity/similarity_finish_avx512.h"
 #include "simd/simd_amx.h"
 
 enum {
     LEAST_QUERIES = 8, /* that are worth a tile */
-    MOST_STEPS = 8,    /* 512 directions */
+    MOST_STEPS = 8,    /* of queries */
+    MOST_GROUPS = 32,  /* of rows: 128 directions */
 };
 
 /* Codes of up to 16 queries, in steps of `units` groups. */
@@ -79,29 +81,36 @@ static inline void finish_blocks(const int32_t *first, const int32_t *second, co
     const __mmask32 lanes = blocks == 2 ? 0xffffffff : 0xffff;
     const __m256i low = _mm512_cvtepi32_epi16(_mm512_loadu_si512(first));
     const __m256i high = _mm512_cvtepi32_epi16(_mm512_loadu_si512(second));
-    const __m512i sums = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    const __m512i dot = _mm512_add_epi16(sums, _mm512_set1_epi16(query->bias));
-    const __m512i rest = _mm512_mulhi_epu16(_mm512_maskz_loadu_epi16(lanes, rests),
-                                            _mm512_set1_epi16((int16_t)query->rest_scale));
-    const __m512i bound = _mm512_adds_epi16(dot, _mm512_add_epi16(rest, _mm512_set1_epi16(1)));
-    const uint32_t mask = _mm512_cmple_epi16_mask(_mm512_set1_epi16(query->bar), bound);
+    __m512i dot = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    const uint32_t mask = finish_rows(&dot, _mm512_maskz_loadu_epi16(lanes, rests), query);
     _mm512_mask_storeu_epi16(dots, lanes, dot);
     memcpy(masks, &mask, blocks * sizeof *masks);
+}
+
+/* to [lines, 2, 64] = the codes of a block, a byte each. */
+static inline void widen_block(const uint8_t *codes, size_t lines, uint32_t *to)
+{
+    for (size_t l = 0; l < lines; l++, to += 2 * TILE_SIDE) {
+        const __m512i line = _mm512_loadu_si512(codes + l * TILE_LINE);
+        _mm512_storeu_si512(to, low_codes(line));
+        _mm512_storeu_si512(to + TILE_SIDE, high_codes(line));
+    }
 }
 
 /* Up to 16 queries; the tiles are configured for as many. */
 static void screen_some(const aimo_heads *heads, const aimo_head_query *queries, size_t count,
                         const query_tiles *x, int16_t *dots, uint16_t *masks)
 {
-    const size_t block_units = heads->groups * AIMO_HEAD_BLOCK;
-    const uint32_t *codes = (const uint32_t *)(const void *)heads->codes;
+    const size_t block_bytes = heads->lines * TILE_LINE;
     _Alignas(64) tile_sums sums;
-    tile_steps t = {.x = {x->tiles}, .steps = x->steps, .units = x->units};
+    _Alignas(64) uint32_t wide[2][MOST_GROUPS * TILE_SIDE];
+    const tile_steps t = {
+        .x = {x->tiles}, .weights = {wide[0], wide[1]}, .steps = x->steps, .units = x->units};
     for (size_t b = 0; b < heads->blocks; b += TILE_BLOCK_PANELS) {
         const size_t blocks = heads->blocks - b < 2 ? 1 : 2;
         const uint16_t *rests = heads->rests + b * AIMO_HEAD_BLOCK;
-        t.weights[0] = codes + b * block_units;
-        t.weights[1] = t.weights[0] + block_units;
+        for (size_t i = 0; i < blocks; i++)
+            widen_block(heads->codes + (b + i) * block_bytes, heads->lines, wide[i]);
         tiles_multiply_any(&t, TILE_S8_U8, 1, blocks, &sums);
         for (size_t j = 0; j < count; j++) {
             const size_t at = j * heads->blocks + b;
@@ -115,8 +124,9 @@ static void screen_some(const aimo_heads *heads, const aimo_head_query *queries,
 void aimo_screen_amx(const aimo_heads *heads, const aimo_head_query *queries, size_t query_count,
                      int16_t *dots, uint16_t *masks)
 {
-    query_tiles x = {.steps = steps_of(heads->groups)};
-    x.units = x.steps != 0 ? heads->groups / x.steps : 0;
+    const size_t groups = 2 * heads->lines;
+    query_tiles x = {.steps = groups <= MOST_GROUPS ? steps_of(groups) : 0};
+    x.units = x.steps != 0 ? groups / x.steps : 0;
     size_t first = 0, count;
     for (; x.steps != 0 && query_count - first >= LEAST_QUERIES; first += count) {
         count = query_count - first < TILE_SIDE ? query_count - first : TILE_SIDE;

@@ -1,8 +1,8 @@
 /* Similarity with AVX2, FMA and F16C.
  *
- * The screen multiplies unsigned by signed bytes. VPMADDUBSW saturates, so the query's codes stay
- * within 64: 2 * 255 * 64 < 2^15. The 16-bit sums that follow may wrap; the true sum does not, by
- * the caller's promise, and comes out right modulo 2^16. */
+ * The screen multiplies unsigned by signed bytes. VPMADDUBSW saturates at 2^15, which two products
+ * of 15 and 127 never reach. The 16-bit sums that follow may wrap; the sum with the bias does not,
+ * by the caller's promise, and comes out right modulo 2^16. */
 #include "similarity/similarity_kernels.h"
 
 #include "half/half_scalar.h"
@@ -154,9 +154,13 @@ static inline uint16_t finish_block(__m256i low, __m256i high, const uint16_t *r
 {
     const __m256i pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi16(low, high), 0xd8);
     const __m256i dot = _mm256_add_epi16(pairs, _mm256_set1_epi16(query->bias));
-    const __m256i rest = _mm256_mulhi_epu16(_mm256_load_si256((const __m256i *)rests),
-                                            _mm256_set1_epi16((int16_t)query->rest_scale));
-    const __m256i bound = _mm256_adds_epi16(dot, _mm256_add_epi16(rest, _mm256_set1_epi16(1)));
+    const __m256i both = _mm256_load_si256((const __m256i *)rests);
+    const __m256i rest =
+        _mm256_mulhi_epu16(_mm256_and_si256(both, _mm256_set1_epi16((int16_t)0xff00)),
+                           _mm256_set1_epi16((int16_t)query->rest_scale));
+    const __m256i error = _mm256_mulhi_epu16(_mm256_slli_epi16(both, 8),
+                                             _mm256_set1_epi16((int16_t)query->error_scale));
+    const __m256i bound = _mm256_adds_epi16(dot, _mm256_add_epi16(rest, error));
     const __m256i below = _mm256_cmpgt_epi16(_mm256_set1_epi16(query->bar), bound);
     _mm256_storeu_si256((__m256i *)dots, dot);
     const __m128i bytes =
@@ -164,7 +168,19 @@ static inline uint16_t finish_block(__m256i low, __m256i high, const uint16_t *r
     return (uint16_t)~_mm_movemask_epi8(bytes);
 }
 
-/* `count` queries (1 or 4) at once: each load of 16 rows serves them all. */
+/* sums + the products of eight rows' codes of a line with the query's. */
+static inline __m256i add_line(__m256i sums, const uint8_t *codes, __m256i low_query,
+                               __m256i high_query)
+{
+    const __m256i nibbles = _mm256_set1_epi8(15);
+    const __m256i both = _mm256_load_si256((const __m256i *)codes);
+    const __m256i low = _mm256_and_si256(both, nibbles);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibbles);
+    return _mm256_add_epi16(sums, _mm256_add_epi16(_mm256_maddubs_epi16(low, low_query),
+                                                   _mm256_maddubs_epi16(high, high_query)));
+}
+
+/* `count` queries (1 or 4) at once: each line of 16 rows serves them all. */
 static inline __attribute__((always_inline)) void screen_some(const aimo_heads *heads,
                                                               const aimo_head_query *queries,
                                                               int16_t *dots, uint16_t *masks,
@@ -175,13 +191,12 @@ static inline __attribute__((always_inline)) void screen_some(const aimo_heads *
         __m256i low[4], high[4];
         for (size_t j = 0; j < count; j++)
             low[j] = high[j] = _mm256_setzero_si256();
-        for (size_t g = 0; g < heads->groups; g++, codes += 64) {
-            const __m256i rows0 = _mm256_load_si256((const __m256i *)codes);
-            const __m256i rows8 = _mm256_load_si256((const __m256i *)(codes + 32));
+        for (size_t l = 0; l < heads->lines; l++, codes += 64) {
             for (size_t j = 0; j < count; j++) {
-                const __m256i q = query_group(queries[j].codes, g);
-                low[j] = _mm256_add_epi16(low[j], _mm256_maddubs_epi16(rows0, q));
-                high[j] = _mm256_add_epi16(high[j], _mm256_maddubs_epi16(rows8, q));
+                const __m256i q0 = query_group(queries[j].codes, 2 * l);
+                const __m256i q1 = query_group(queries[j].codes, 2 * l + 1);
+                low[j] = add_line(low[j], codes, q0, q1);
+                high[j] = add_line(high[j], codes + 32, q0, q1);
             }
         }
         for (size_t j = 0; j < count; j++) {
@@ -204,7 +219,7 @@ void aimo_screen_avx2(const aimo_heads *heads, const aimo_head_query *queries, s
                     masks + j * heads->blocks, 1);
 }
 
-/* The query's last two codes are 0, so the rest at the end of the line may take part. */
+/* The query's last three codes are 0, so error and rest at the end of the line may take part. */
 static inline int32_t tail_dot(const aimo_tail *tail, const int16_t *query)
 {
     const __m128i *codes = (const __m128i *)tail->codes;
@@ -233,9 +248,10 @@ size_t aimo_refine_avx2(const aimo_tail *tails, const int16_t *dots, const aimo_
         const aimo_tail *tail = &tails[row];
         const float bound = (float)dots[row] * query->head_scale +
                             (float)tail_dot(tail, query->codes) * query->tail_scale +
-                            (float)tail->rest * query->rest_scale;
+                            (float)tail->rest * query->rest_scale +
+                            (float)tail->error * query->error_scale;
         candidates[kept] = (uint16_t)row;
-        kept += (size_t)((bound >= query->bar) | (tail->rest == AIMO_REST_ALWAYS));
+        kept += bound >= query->bar;
     }
     return kept;
 }

@@ -1,8 +1,10 @@
-/* Similarity with AVX-512 F, BW, DQ and VL: one line of codes, 16 rows by 4 directions, per load.
- * The sums wrap as in similarity_avx2.c. Tails of loops are masked. */
+/* Similarity with AVX-512 F, BW, DQ and VL: one line of codes, 16 rows by 8 directions, per load.
+ * Tails of loops are masked. */
 #include "similarity/similarity_kernels.h"
 
 #include "simd/intrinsics.h"
+
+#include <stdbool.h>
 
 #if AIMO_X86_64
 AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -108,64 +110,23 @@ void aimo_project_avx512(const float *p, size_t k, const float *x, size_t n, flo
         project_some(p + j * n, x, n, out + j, 1);
 }
 
-static inline __m512i query_group(const int8_t *codes, size_t g)
+/* Two partial sums for each of 16 rows. They wrap as in similarity_avx2.c. */
+static inline __m512i sums_add(__m512i sums, __m512i codes, __m512i query)
 {
-    int32_t four;
-    memcpy(&four, codes + g * AIMO_HEAD_GROUP, sizeof four);
-    return _mm512_set1_epi32(four);
+    return _mm512_add_epi16(sums, _mm512_maddubs_epi16(codes, query));
 }
 
-/* `sums` holds two partial sums for each of 16 rows. */
-static inline uint16_t finish_block(__m512i sums, const uint16_t *rests,
-                                    const aimo_head_query *query, int16_t *dots)
+static inline __m512i sums_total(__m512i sums)
 {
-    const __m512i pairs = _mm512_madd_epi16(sums, _mm512_set1_epi16(1));
-    const __m256i dot =
-        _mm256_add_epi16(_mm512_cvtepi32_epi16(pairs), _mm256_set1_epi16(query->bias));
-    const __m256i rest = _mm256_mulhi_epu16(_mm256_loadu_si256((const __m256i *)rests),
-                                            _mm256_set1_epi16((int16_t)query->rest_scale));
-    const __m256i bound = _mm256_adds_epi16(dot, _mm256_add_epi16(rest, _mm256_set1_epi16(1)));
-    const __m256i below = _mm256_cmpgt_epi16(_mm256_set1_epi16(query->bar), bound);
-    _mm256_storeu_si256((__m256i *)dots, dot);
-    const __m128i bytes =
-        _mm_packs_epi16(_mm256_castsi256_si128(below), _mm256_extracti128_si256(below, 1));
-    return (uint16_t)~_mm_movemask_epi8(bytes);
+    return _mm512_madd_epi16(sums, _mm512_set1_epi16(1));
 }
 
-static inline __attribute__((always_inline)) void screen_some(const aimo_heads *heads,
-                                                              const aimo_head_query *queries,
-                                                              int16_t *dots, uint16_t *masks,
-                                                              size_t count)
-{
-    const uint8_t *codes = heads->codes;
-    for (size_t b = 0; b < heads->blocks; b++) {
-        __m512i sums[4];
-        for (size_t j = 0; j < count; j++)
-            sums[j] = _mm512_setzero_si512();
-        for (size_t g = 0; g < heads->groups; g++, codes += 64) {
-            const __m512i rows = _mm512_loadu_si512(codes);
-            for (size_t j = 0; j < count; j++)
-                sums[j] = _mm512_add_epi16(
-                    sums[j], _mm512_maddubs_epi16(rows, query_group(queries[j].codes, g)));
-        }
-        for (size_t j = 0; j < count; j++) {
-            const size_t block = j * heads->blocks + b;
-            masks[block] = finish_block(sums[j], heads->rests + b * AIMO_HEAD_BLOCK, &queries[j],
-                                        dots + block * AIMO_HEAD_BLOCK);
-        }
-    }
-}
+#include "similarity/similarity_screen_avx512.h"
 
 void aimo_screen_avx512(const aimo_heads *heads, const aimo_head_query *queries, size_t query_count,
                         int16_t *dots, uint16_t *masks)
 {
-    size_t j = 0;
-    for (; j + 4 <= query_count; j += 4)
-        screen_some(heads, queries + j, dots + j * heads->blocks * AIMO_HEAD_BLOCK,
-                    masks + j * heads->blocks, 4);
-    for (; j < query_count; j++)
-        screen_some(heads, queries + j, dots + j * heads->blocks * AIMO_HEAD_BLOCK,
-                    masks + j * heads->blocks, 1);
+    screen_all(heads, queries, query_count, dots, masks);
 }
 
 AIMO_TARGET_END

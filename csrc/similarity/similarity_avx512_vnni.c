@@ -4,6 +4,8 @@
 
 #include "simd/intrinsics.h"
 
+#include <stdbool.h>
+
 #if AIMO_X86_64
 float aimo_dot_f16_avx512_vnni(const float *q, const uint16_t *x, size_t n)
 {
@@ -38,63 +40,19 @@ size_t aimo_refine_avx512_vnni(const aimo_tail *tails, const int16_t *dots,
 
 AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 
-static inline __m512i query_group(const int8_t *codes, size_t g)
+static inline __m512i sums_add(__m512i sums, __m512i codes, __m512i query)
 {
-    int32_t four;
-    memcpy(&four, codes + g * AIMO_HEAD_GROUP, sizeof four);
-    return _mm512_set1_epi32(four);
+    return _mm512_dpbusd_epi32(sums, codes, query);
 }
 
-/* `sums` holds the sum of each of 16 rows, before the bias. */
-static inline uint16_t finish_block(__m512i sums, const uint16_t *rests,
-                                    const aimo_head_query *query, int16_t *dots)
-{
-    const __m256i dot =
-        _mm256_add_epi16(_mm512_cvtepi32_epi16(sums), _mm256_set1_epi16(query->bias));
-    const __m256i rest = _mm256_mulhi_epu16(_mm256_loadu_si256((const __m256i *)rests),
-                                            _mm256_set1_epi16((int16_t)query->rest_scale));
-    const __m256i bound = _mm256_adds_epi16(dot, _mm256_add_epi16(rest, _mm256_set1_epi16(1)));
-    const __m256i below = _mm256_cmpgt_epi16(_mm256_set1_epi16(query->bar), bound);
-    _mm256_storeu_si256((__m256i *)dots, dot);
-    const __m128i bytes =
-        _mm_packs_epi16(_mm256_castsi256_si128(below), _mm256_extracti128_si256(below, 1));
-    return (uint16_t)~_mm_movemask_epi8(bytes);
-}
+static inline __m512i sums_total(__m512i sums) { return sums; }
 
-/* `count` queries (1 or 4) at once. */
-static inline __attribute__((always_inline)) void screen_some(const aimo_heads *heads,
-                                                              const aimo_head_query *queries,
-                                                              int16_t *dots, uint16_t *masks,
-                                                              size_t count)
-{
-    const uint8_t *codes = heads->codes;
-    for (size_t b = 0; b < heads->blocks; b++) {
-        __m512i sums[4];
-        for (size_t j = 0; j < count; j++)
-            sums[j] = _mm512_setzero_si512();
-        for (size_t g = 0; g < heads->groups; g++, codes += 64) {
-            const __m512i rows = _mm512_loadu_si512(codes);
-            for (size_t j = 0; j < count; j++)
-                sums[j] = _mm512_dpbusd_epi32(sums[j], rows, query_group(queries[j].codes, g));
-        }
-        for (size_t j = 0; j < count; j++) {
-            const size_t block = j * heads->blocks + b;
-            masks[block] = finish_block(sums[j], heads->rests + b * AIMO_HEAD_BLOCK, &queries[j],
-                                        dots + block * AIMO_HEAD_BLOCK);
-        }
-    }
-}
+#include "similarity/similarity_screen_avx512.h"
 
 void aimo_screen_avx512_vnni(const aimo_heads *heads, const aimo_head_query *queries,
                              size_t query_count, int16_t *dots, uint16_t *masks)
 {
-    size_t j = 0;
-    for (; j + 4 <= query_count; j += 4)
-        screen_some(heads, queries + j, dots + j * heads->blocks * AIMO_HEAD_BLOCK,
-                    masks + j * heads->blocks, 4);
-    for (; j < query_count; j++)
-        screen_some(heads, queries + j, dots + j * heads->blocks * AIMO_HEAD_BLOCK,
-                    masks + j * heads->blocks, 1);
+    screen_all(heads, queries, query_count, dots, masks);
 }
 
 AIMO_TARGET_END

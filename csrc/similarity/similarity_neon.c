@@ -111,23 +111,38 @@ void aimo_project_neon(const float *p, size_t k, const float *x, size_t n, float
         project_some(p + j * n, x, n, out + j, 1);
 }
 
-/* Two partial sums for each of four rows. */
-static inline int16x8_t four_rows(const uint8_t *codes, int8x16_t query)
+/* Two partial sums for each of four rows, of a line's low codes or its high ones. */
+static inline int16x8_t four_rows(uint8x16_t codes, int8x16_t query)
 {
-    const int8x16_t signed_codes = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes), vdupq_n_u8(0x80)));
-    return vpaddq_s16(vmull_s8(vget_low_s8(signed_codes), vget_low_s8(query)),
-                      vmull_high_s8(signed_codes, query));
+    const int8x16_t x = vreinterpretq_s8_u8(codes);
+    return vpaddq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(query)), vmull_high_s8(x, query));
+}
+
+static inline int8x16_t query_group(const int8_t *codes)
+{
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+
+/* `bytes` in the high halves, times scale, divided by 2^16. */
+static inline uint16x8_t scaled(uint16x8_t bytes, uint16x8_t scale)
+{
+    const uint16x4_t low = vshrn_n_u32(vmull_u16(vget_low_u16(bytes), vget_low_u16(scale)), 16);
+    return vcombine_u16(low, vshrn_n_u32(vmull_high_u16(bytes, scale), 16));
 }
 
 /* Bound of eight rows against the bar; stores their dots. */
-static inline unsigned finish_rows(int16x8_t dot, const uint16_t *rests,
+static inline unsigned finish_rows(int16x8_t sums, const uint16_t *rests,
                                    const aimo_head_query *query, int16_t *dots)
 {
     static const uint16_t bits[8] = {1, 2, 4, 8, 16, 32, 64, 128};
-    const uint16x8_t rest = vld1q_u16(rests), scale = vdupq_n_u16(query->rest_scale);
-    const uint16x4_t low = vshrn_n_u32(vmull_u16(vget_low_u16(rest), vget_low_u16(scale)), 16);
-    const uint16x8_t scaled = vcombine_u16(low, vshrn_n_u32(vmull_high_u16(rest, scale), 16));
-    const int16x8_t above = vaddq_s16(vreinterpretq_s16_u16(scaled), vdupq_n_s16(1));
+    const int16x8_t dot = vaddq_s16(sums, vdupq_n_s16(query->bias));
+    const uint16x8_t both = vld1q_u16(rests);
+    const uint16x8_t rest =
+        scaled(vandq_u16(both, vdupq_n_u16(0xff00)), vdupq_n_u16(query->rest_scale));
+    const uint16x8_t error = scaled(vshlq_n_u16(both, 8), vdupq_n_u16(query->error_scale));
+    const int16x8_t above = vreinterpretq_s16_u16(vaddq_u16(rest, error));
     const uint16x8_t reaches = vcgeq_s16(vqaddq_s16(dot, above), vdupq_n_s16(query->bar));
     vst1q_s16(dots, dot);
     return vaddvq_u16(vandq_u16(reaches, vld1q_u16(bits)));
@@ -139,12 +154,14 @@ static void screen_one(const aimo_heads *heads, const aimo_head_query *query, in
     const uint8_t *codes = heads->codes;
     for (size_t b = 0; b < heads->blocks; b++, dots += AIMO_HEAD_BLOCK) {
         int16x8_t sums[4] = {vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0)};
-        for (size_t g = 0; g < heads->groups; g++, codes += 64) {
-            int32_t four;
-            memcpy(&four, query->codes + g * AIMO_HEAD_GROUP, sizeof four);
-            const int8x16_t q = vreinterpretq_s8_s32(vdupq_n_s32(four));
-            for (size_t r = 0; r < 4; r++)
-                sums[r] = vaddq_s16(sums[r], four_rows(codes + 16 * r, q));
+        for (size_t l = 0; l < heads->lines; l++, codes += 64) {
+            const int8x16_t low = query_group(query->codes + l * AIMO_HEAD_LINE);
+            const int8x16_t high = query_group(query->codes + l * AIMO_HEAD_LINE + AIMO_HEAD_GROUP);
+            for (size_t r = 0; r < 4; r++) {
+                const uint8x16_t both = vld1q_u8(codes + 16 * r);
+                sums[r] = vaddq_s16(sums[r], four_rows(vandq_u8(both, vdupq_n_u8(15)), low));
+                sums[r] = vaddq_s16(sums[r], four_rows(vshrq_n_u8(both, 4), high));
+            }
         }
         const uint16_t *rests = heads->rests + b * AIMO_HEAD_BLOCK;
         const unsigned low = finish_rows(vpaddq_s16(sums[0], sums[1]), rests, query, dots);
@@ -161,7 +178,7 @@ void aimo_screen_neon(const aimo_heads *heads, const aimo_head_query *queries, s
                    masks + j * heads->blocks);
 }
 
-/* The query's last two codes are 0, so the rest at the end of the line may take part. */
+/* The query's last three codes are 0, so error and rest at the end of the line may take part. */
 static inline int32_t tail_dot(const aimo_tail *tail, const int16_t *query)
 {
     const int8_t *codes = (const int8_t *)tail;
@@ -183,9 +200,10 @@ size_t aimo_refine_neon(const aimo_tail *tails, const int16_t *dots, const aimo_
         const aimo_tail *tail = &tails[row];
         const float bound = (float)dots[row] * query->head_scale +
                             (float)tail_dot(tail, query->codes) * query->tail_scale +
-                            (float)tail->rest * query->rest_scale;
+                            (float)tail->rest * query->rest_scale +
+                            (float)tail->error * query->error_scale;
         candidates[kept] = (uint16_t)row;
-        kept += (size_t)((bound >= query->bar) | (tail->rest == AIMO_REST_ALWAYS));
+        kept += bound >= query->bar;
     }
     return kept;
 }

@@ -48,12 +48,13 @@ void aimo_project_scalar(const float *p, size_t k, const float *x, size_t n, flo
 static int head_dot(const aimo_heads *heads, const int8_t *query, size_t block, size_t row)
 {
     const uint8_t *codes =
-        heads->codes + (block * heads->groups * AIMO_HEAD_BLOCK + row) * AIMO_HEAD_GROUP;
+        heads->codes + (block * heads->lines * AIMO_HEAD_BLOCK + row) * AIMO_HEAD_GROUP;
     int sum = 0;
-    for (size_t g = 0; g < heads->groups; g++)
-        for (size_t i = 0; i < AIMO_HEAD_GROUP; i++)
-            sum += (codes[g * AIMO_HEAD_BLOCK * AIMO_HEAD_GROUP + i] - 128) *
-                   query[g * AIMO_HEAD_GROUP + i];
+    for (size_t l = 0; l < heads->lines; l++, query += AIMO_HEAD_LINE)
+        for (size_t i = 0; i < AIMO_HEAD_GROUP; i++) {
+            const uint8_t pair = codes[l * AIMO_HEAD_BLOCK * AIMO_HEAD_GROUP + i];
+            sum += (pair & 15) * query[i] + (pair >> 4) * query[i + AIMO_HEAD_GROUP];
+        }
     return sum;
 }
 
@@ -65,11 +66,11 @@ void aimo_screen_scalar(const aimo_heads *heads, const aimo_head_query *queries,
         for (size_t b = 0; b < heads->blocks; b++) {
             unsigned mask = 0;
             for (size_t r = 0; r < AIMO_HEAD_BLOCK; r++) {
-                const size_t i = b * AIMO_HEAD_BLOCK + r;
-                const int dot = head_dot(heads, query->codes, b, r);
-                const uint32_t rest = (uint32_t)heads->rests[i] * query->rest_scale >> 16;
-                const int bound = dot + (int)rest + 1;
-                *dots++ = (int16_t)dot;
+                const uint32_t rest = heads->rests[b * AIMO_HEAD_BLOCK + r];
+                const int16_t dot = (int16_t)(head_dot(heads, query->codes, b, r) + query->bias);
+                const int bound = dot + (int)((rest >> 8) * query->rest_scale >> 8) +
+                                  (int)((rest & 255) * query->error_scale >> 8);
+                *dots++ = dot;
                 mask |= (unsigned)((bound < 32767 ? bound : 32767) >= query->bar) << r;
             }
             *masks++ = (uint16_t)mask;
@@ -88,9 +89,10 @@ size_t aimo_refine_scalar(const aimo_tail *tails, const int16_t *dots, const aim
         for (size_t i = 0; i < AIMO_TAIL_CODES; i++)
             dot += tail->codes[i] * query->codes[i];
         const float bound = (float)dots[row] * query->head_scale + (float)dot * query->tail_scale +
-                            (float)tail->rest * query->rest_scale;
+                            (float)tail->rest * query->rest_scale +
+                            (float)tail->error * query->error_scale;
         candidates[kept] = (uint16_t)row;
-        kept += bound >= query->bar || tail->rest == AIMO_REST_ALWAYS;
+        kept += bound >= query->bar;
     }
     return kept;
 }

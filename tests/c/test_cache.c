@@ -255,7 +255,7 @@ TEST(cache_answers_are_exact_for_every_kind_of_vector)
 }
 
 /* (1) of cache_bound.h, against cosines: for good directions, skewed ones and useless ones. */
-static double random_directions(aimo_basis *basis, double skew, uint64_t *random)
+static void random_directions(aimo_basis *basis, double skew, uint64_t *random)
 {
     const size_t n = basis->head + basis->tail, dim = basis->dim;
     for (size_t j = 0; j < n; j++) {
@@ -269,7 +269,6 @@ static double random_directions(aimo_basis *basis, double skew, uint64_t *random
             p[i] = (float)((double)p[i] / sqrt(square));
     }
     aimo_basis_measure(basis);
-    return basis->skew;
 }
 
 static bool bounds_hold(const aimo_basis *basis, const aimo_similarity_kernels *kernels,
@@ -289,18 +288,18 @@ static bool bounds_hold(const aimo_basis *basis, const aimo_similarity_kernels *
     aimo_basis_encode(basis, kernels, x, 1.0 / sqrt(xx), &row);
     aimo_query_prepare(basis, kernels, unit, &query);
     aimo_query_prepare_tail(basis, kernels, unit, &query);
-    _Alignas(64) uint8_t codes[AIMO_MAX_HEAD * AIMO_HEAD_BLOCK];
+    _Alignas(64) uint8_t codes[AIMO_MAX_HEAD / 2 * AIMO_HEAD_BLOCK];
     _Alignas(64) uint16_t rests[AIMO_HEAD_BLOCK] = {row.head_rest};
-    memset(codes, 128, sizeof codes);
+    memset(codes, 0, sizeof codes);
     for (size_t i = 0; i < basis->head; i++)
-        codes[i / 4 * 64 + i % 4] = (uint8_t)(row.head[i] + 128);
-    const aimo_heads heads = {codes, rests, 1, basis->head / 4};
+        codes[i / 8 * 64 + i % 4] |= (uint8_t)(row.head[i] << (i % 8 / 4 * 4));
+    const aimo_heads heads = {codes, rests, 1, basis->head / AIMO_HEAD_LINE};
     int16_t dots[AIMO_HEAD_BLOCK];
     uint16_t mask, candidate = 0;
     /* The row's own cosine is the highest bar that it must pass. */
     const double bar = dot / sqrt(xx * qq) - 1e-13;
-    aimo_query_set_head_bar(basis, &query, bar, (double)row.head_error);
-    aimo_query_set_tail_bar(basis, &query, bar, (double)row.tail_error);
+    aimo_query_set_head_bar(&query, bar);
+    aimo_query_set_tail_bar(&query, bar);
     kernels->screen(&heads, &query.head, 1, dots, &mask);
     return (mask & 1) != 0 && kernels->refine(&row.tail, dots, &query.tail, &candidate, 1) == 1;
 }
@@ -318,7 +317,10 @@ TEST(cache_bounds_never_fall_below_the_cosine)
                               .head = 16 + (size_t)(round % 6) * 8,
                               .tail = (size_t)round % 40,
                               .tail_step = round % 2 ? 1.0 / 127 : 0.002};
-        bool hold = random_directions(basis, skews[round % 5], &random) <= AIMO_MAX_SKEW;
+        for (size_t j = 0; j < basis->head; j++)
+            basis->steps[j] = round % 3 == 0 ? 0.03 : round % 3 == 1 ? 1e-5 : 0.2 / (double)(j + 1);
+        random_directions(basis, skews[round % 5], &random);
+        bool hold = aimo_basis_is_usable(basis);
         for (int i = 0; i < 200 && hold; i++) {
             float x[MAX_DIM], q[MAX_DIM];
             make_vector((kind)(i % ALIKE), x, basis->dim, &random);

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCKS = 13, ROWS = BLOCKS * AIMO_HEAD_BLOCK, MAX_GROUPS = 24, QUERIES = 35 };
+enum { BLOCKS = 13, ROWS = BLOCKS * AIMO_HEAD_BLOCK, MAX_LINES = 18, QUERIES = 35 };
 
 static bool row_runs(const aimo_similarity_kernels *row)
 {
@@ -95,41 +95,43 @@ TEST(similarity_projection_is_one_dot_per_direction)
 }
 
 typedef struct {
-    _Alignas(64) uint8_t codes[ROWS * MAX_GROUPS * AIMO_HEAD_GROUP];
+    _Alignas(64) uint8_t codes[ROWS * MAX_LINES * AIMO_HEAD_GROUP];
     _Alignas(64) uint16_t rests[ROWS];
-    int8_t query_codes[QUERIES][MAX_GROUPS * AIMO_HEAD_GROUP];
+    int8_t query_codes[QUERIES][MAX_LINES * AIMO_HEAD_LINE];
     aimo_head_query queries[QUERIES];
 } screen_case;
 
-/* Codes at the limits of what is promised: |sum| just below 2^15, single codes at 0, 255 and 64. */
-static void fill_screen(screen_case *c, size_t groups, uint64_t *random)
+/* Codes at the limits of what is promised: |sum| just below 2^15, single codes at 0, 15 and 127. */
+static void fill_screen(screen_case *c, size_t lines, uint64_t *random)
 {
-    const size_t width = groups * AIMO_HEAD_GROUP;
-    for (size_t i = 0; i < ROWS * width; i++)
-        c->codes[i] = (uint8_t)(1 + test_random(random) % 255);
+    const size_t width = lines * AIMO_HEAD_LINE;
+    for (size_t i = 0; i < ROWS * lines * AIMO_HEAD_GROUP; i++)
+        c->codes[i] = (uint8_t)test_random(random);
     for (size_t i = 0; i < ROWS; i++)
-        c->rests[i] = (uint16_t)(test_random(random) % 33400);
+        c->rests[i] = (uint16_t)test_random(random);
     for (size_t j = 0; j < QUERIES; j++) {
-        int sum = 0, budget = 32767;
+        int sum = 0, budget = 4368; /* times 7.5, the bias taken off: below 2^15 */
         for (size_t i = 0; i < width; i++) {
-            const int most = budget / 127 < AIMO_HEAD_LIMIT ? budget / 127 : AIMO_HEAD_LIMIT;
+            const int most = budget < AIMO_QUERY_LIMIT ? budget : AIMO_QUERY_LIMIT;
             int code = j == 0 ? most : (int)(test_random(random) % (2 * (unsigned)most + 1)) - most;
             code = j == 1 ? -most : code;
             c->query_codes[j][i] = (int8_t)code;
             sum += code;
-            budget -= 127 * (code < 0 ? -code : code);
+            budget -= code < 0 ? -code : code;
         }
+        const unsigned rest_scale = test_random(random) % 32767;
         c->queries[j] = (aimo_head_query){
             .codes = c->query_codes[j],
-            .bias = (int16_t)(uint16_t)(-128 * sum),
-            .rest_scale = (uint16_t)(test_random(random) % 63000),
+            .bias = (int16_t)ceil(-7.5 * sum),
+            .rest_scale = (uint16_t)rest_scale,
+            .error_scale = (uint16_t)(test_random(random) % (32767 - rest_scale)),
             .bar = (int16_t)(j == 2   ? 32767
                              : j == 3 ? -32768
                                       : (int)(test_random(random) % 40000) - 10000),
         };
     }
     memset(c->codes, 255, 64);
-    memset(c->codes + 64 * groups, 1, 64);
+    memset(c->codes + 64 * lines, 0, 64);
 }
 
 TEST(similarity_screen_rows_give_the_scalar_bits)
@@ -138,10 +140,10 @@ TEST(similarity_screen_rows_give_the_scalar_bits)
     static int16_t expected_dots[QUERIES * ROWS + 1], dots[QUERIES * ROWS + 1];
     uint16_t expected_masks[QUERIES * BLOCKS + 1], masks[QUERIES * BLOCKS + 1];
     uint64_t random = 3;
-    for (size_t groups = 1; groups <= MAX_GROUPS; groups++) {
-        fill_screen(&c, groups, &random);
-        const aimo_heads heads = {c.codes, c.rests, BLOCKS, groups};
-        for (size_t count = 1; count <= QUERIES; count += count < 9 ? 1 : 6 + groups % 3) {
+    for (size_t lines = 1; lines <= MAX_LINES; lines++) {
+        fill_screen(&c, lines, &random);
+        const aimo_heads heads = {c.codes, c.rests, BLOCKS, lines};
+        for (size_t count = 1; count <= QUERIES; count += count < 9 ? 1 : 6 + lines % 3) {
             aimo_screen_scalar(&heads, c.queries, count, expected_dots, expected_masks);
             for (size_t r = 1; aimo_similarity_row(r) != NULL; r++) {
                 const aimo_similarity_kernels *row = aimo_similarity_row(r);
@@ -152,7 +154,7 @@ TEST(similarity_screen_rows_give_the_scalar_bits)
                 row->screen(&heads, c.queries, count, dots, masks);
                 CHECK_MSG(memcmp(dots, expected_dots, count * ROWS * sizeof *dots) == 0 &&
                               memcmp(masks, expected_masks, count * BLOCKS * sizeof *masks) == 0,
-                          "%s: %zu groups, %zu queries", row->isa, groups, count);
+                          "%s: %zu lines, %zu queries", row->isa, lines, count);
                 CHECK((uint16_t)dots[count * ROWS] == 0xaaaa && masks[count * BLOCKS] == 0xaaaa);
             }
         }
@@ -168,13 +170,14 @@ TEST(similarity_refine_rows_keep_the_scalar_candidates)
         for (size_t i = 0; i < ROWS; i++) {
             for (size_t j = 0; j < AIMO_TAIL_CODES; j++)
                 tails[i].codes[j] = (int8_t)(test_random(&random) % 255 - 127);
-            tails[i].rest =
-                i % 29 == 0 ? AIMO_REST_ALWAYS : (uint16_t)(test_random(&random) % 33000);
+            tails[i].error = (uint8_t)test_random(&random);
+            tails[i].rest = (uint16_t)(test_random(&random) % 33000);
             dots[i] = (int16_t)(test_random(&random) % 65535 - 32767);
         }
         aimo_tail_query query = {.head_scale = 0x1p-15f,
                                  .tail_scale = 0x1p-28f,
                                  .rest_scale = 0x1p-15f,
+                                 .error_scale = 0x1p-8f,
                                  .bar = test_random_float(&random)};
         for (size_t j = 0; j < AIMO_TAIL_CODES; j++)
             query.codes[j] = (int16_t)(test_random(&random) % 65535 - 32767);
