@@ -16,6 +16,16 @@ def test_the_best_entry_at_or_above_the_threshold_answers():
     assert cache.get_semantic_similar(at_angle(1.0, plane=1)) is None
 
 
+def test_an_emptied_cache_keeps_its_index_and_what_that_has_learned():
+    cache = SmartCache(threshold=0.85)
+    entry = cache.put(at_angle(0.9), "first")
+    index = cache._table.index
+    assert cache.invalidate(entry=entry) == 1 and len(cache) == 0
+    cache.put(at_angle(0.9), "second")
+    assert cache._table.index is index
+    assert cache.get_semantic_similar(at_angle(1.0)).value == "second"
+
+
 @pytest.mark.parametrize("threshold", [0, 0.0, -1.0])
 def test_a_threshold_that_is_zero_or_negative_counts(threshold):
     """Pain 6: threshold=0 was dropped by truthiness."""

@@ -231,7 +231,9 @@ class EntryTable:
             has changed then.
         """
         weight = self.weight_of(record, vector.shape[0])
-        index = self.index or self._device.new_index(vector.shape[0], self.row_dtype)
+        index = self.index
+        if index is None:
+            index = self._device.new_index(vector.shape[0], self.row_dtype)
         context = self._require_context(record.context)
         try:
             # Raised before the row can be seen: a reader that finds a serial above the one it
