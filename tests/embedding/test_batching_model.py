@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ai_model_optimizations import (
     AdaptiveModelSelector,
     BatchEmbeddingProcessor,
+    ClosedError,
     Embedding,
     EmbeddingModel,
 )
@@ -62,6 +64,33 @@ def test_bits_equal_offline_encode_whoever_shares_the_batch(model: EmbeddingMode
         assert np.array_equal(reverse, offline[::-1])
 
     asyncio.run(main())
+
+
+def test_a_text_that_may_not_wait_is_computed_here_with_the_same_bits(
+    model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = model.encode("at once")
+    threads = []
+    encode = EmbeddingModel.encode
+
+    def noting(self, texts, *arguments, **options):  # type: ignore[no-untyped-def]
+        threads.append(threading.current_thread())
+        return encode(self, texts, *arguments, **options)
+
+    monkeypatch.setattr(EmbeddingModel, "encode", noting)
+    processor = BatchEmbeddingProcessor(model=model)
+    here = processor.embed_here("at once")
+    assert np.array_equal(here, offline)
+    assert threads == [threading.current_thread()]
+    assert here is not None
+    here[:] = 0  # the caller's own
+    assert np.array_equal(processor.embed_sync("at once"), offline)  # from the cache
+    assert len(threads) == 1
+    counted = processor.metrics()
+    assert (counted["requests"], counted["successes"], counted["batches"]) == (2, 2, 1)
+    processor.close()
+    with pytest.raises(ClosedError):
+        processor.embed_here("late")
 
 
 def test_a_batch_of_long_texts_is_tokenized_in_pieces(

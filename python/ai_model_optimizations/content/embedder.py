@@ -120,10 +120,12 @@ class SharedEmbedder:
         TimeoutError
             If the vector is not there in time; while a call hangs, at once.
         """
-        if isinstance(self.model, EmbeddingModel):
-            # Ours, loaded: one text takes it milliseconds and it waits for nobody, so that a lane
-            # would only add two changes of threads.
-            return self.model.encode(text)
+        if self.ready:
+            # One text takes ours milliseconds and it waits for nobody, so that a lane would only
+            # add changes of threads.
+            vector = self.processor.embed_here(text)
+            if vector is not None:
+                return vector
         if self._lane.busy_for() > seconds:
             raise TimeoutError("an earlier call of the model has not returned")
         future = self._lane.submit(lambda: self._embed_one(text))
@@ -134,12 +136,10 @@ class SharedEmbedder:
             raise TimeoutError(f"no vector within {seconds} s") from None
 
     def _embed_one(self, text: str) -> NDArray[np.float32]:
-        if self._loader is not None:
-            model = self._loader()
-            # Any number of threads may call ours; another's tokenizer may forbid a second one.
-            if isinstance(model, EmbeddingModel):
-                return model.encode(text)
-        return self.processor.embed_sync(text, priority="high")
+        vector = self.processor.embed_here(text)
+        if vector is None:  # another's tokenizer may forbid a second thread
+            vector = self.processor.embed_sync(text, priority="high")
+        return vector
 
 
 _sharing = threading.Lock()

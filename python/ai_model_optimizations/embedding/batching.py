@@ -201,6 +201,25 @@ class BatchEmbeddingProcessor:
         vectors = self._embed_all_sync([text], priority)
         return cast("NDArray[np.float32]", vectors[0])
 
+    def embed_here(self, text: str) -> NDArray[np.float32] | None:
+        """Embed one text in the calling thread, at once, whatever else is under way.
+
+        For a caller inside an event loop that cannot await: it waits for this text alone. The
+        model is loaded by it if nobody has yet.
+
+        Returns
+        -------
+        (dim,) float32; None when the model cannot be called from several threads at a time, as an
+        EmbeddingModel can
+
+        Raises
+        ------
+        TypeError, ClosedError, Exception
+            As :meth:`embed`.
+        """
+        self._check_text(text)
+        return self._direct.encode_one(text)
+
     def process_batch_sync(
         self,
         texts: Sequence[str],

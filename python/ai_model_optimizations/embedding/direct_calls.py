@@ -1,8 +1,9 @@
-"""What the batch processor does under ``AIMO_DISABLE=batch``: texts go to the model directly."""
+"""Texts that pass by the queue: one that may not wait, and all under ``AIMO_DISABLE=batch``."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final, cast
 
 import numpy as np
@@ -38,6 +39,34 @@ class DirectCalls:
             raise TimeoutError(f"no vector within {timeout} s")
         return running.result()
 
+    def encode_one(self, text: str) -> NDArray[np.float32] | None:
+        """Embed a text without waiting for anybody's batch; (dim,) float32.
+
+        None when the model cannot be called while a batch runs. It is loaded if nobody has yet.
+        """
+        dispatcher = self._dispatcher
+        began = time.perf_counter()
+        if dispatcher.closing:
+            raise ClosedError("the batch processor is closed")
+        known = dispatcher.cache.get_many([text])[0]
+        if known is not None:
+            dispatcher.metrics.served_from_cache()
+            return cast("NDArray[np.float32]", known.copy())
+        engine = dispatcher.load()
+        if not engine.is_ours:
+            return None
+        dispatcher.metrics.accepted(joined=0)
+        try:
+            vectors = _finite(engine.encode([text]))
+        except BaseException:
+            dispatcher.metrics.failed("inference")
+            raise
+        took = time.perf_counter() - began
+        dispatcher.cache.put_many([text], vectors)
+        dispatcher.metrics.ran(1, dispatcher.tokens.estimate(text), took)
+        dispatcher.metrics.answered([(0.0, took)])
+        return cast("NDArray[np.float32]", vectors[0])
+
     def encode_sync(self, texts: list[str]) -> NDArray[np.float32]:
         """Embed `texts`; (len(texts), dim) float32."""
         if self._dispatcher.closing:
@@ -51,6 +80,10 @@ class DirectCalls:
                 for start in range(0, len(texts), self._batch_size)
             ]
         vectors = np.concatenate(parts) if parts else np.empty((0, cast(int, engine.dimension)))
-        if not np.isfinite(vectors).all():
-            raise ValueError("the model returned NaN or infinity")
-        return vectors.astype(np.float32, copy=False)
+        return _finite(vectors.astype(np.float32, copy=False))
+
+
+def _finite(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(vectors).all():
+        raise ValueError("the model returned NaN or infinity")
+    return vectors

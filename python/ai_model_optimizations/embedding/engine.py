@@ -53,7 +53,8 @@ class Engine:
         parameters = _keyword_names(self._encode)
         self._options = {k: v for k, v in _QUIET.items() if k in parameters}
         self._takes_batch_size = "batch_size" in parameters
-        self._pads = not _is_ours(model)
+        #: Whether it pads nothing and any number of threads may call it at a time.
+        self.is_ours = _is_ours(model)
         self.dimension = _dimension_of(model)
 
     @property
@@ -90,7 +91,7 @@ class Engine:
         """
         options: dict[str, Any] = self._options
         if self._takes_batch_size:
-            options = {**options, "batch_size": len(texts) if self._pads else _piece(texts)}
+            options = {**options, "batch_size": _piece(texts) if self.is_ours else len(texts)}
         vectors = np.asarray(self._encode(texts, **options), dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[0] != len(texts) or vectors.shape[1] == 0:
             raise ShapeError(
