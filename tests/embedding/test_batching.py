@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from ai_model_optimizations import BatchEmbeddingProcessor, ClosedError, QueueFull
+from ai_model_optimizations.embedding.metrics import BatchMetrics
 from ai_model_optimizations.testing import FakeEmbedder
 
 
@@ -709,6 +711,53 @@ def test_a_loop_that_closes_early_does_not_stop_the_others() -> None:
     task.get_coro().close()  # type: ignore[union-attr]
 
 
+def test_a_task_that_ends_the_loop_leaves_no_other_caller_without_an_answer() -> None:
+    model = FakeEmbedder()
+    loop = asyncio.new_event_loop()
+    model.gate.clear()
+
+    async def leave() -> None:
+        await processor.embed("first")
+        raise SystemExit(3)
+
+    async def stay() -> Any:
+        return await processor.embed("second")
+
+    with BatchEmbeddingProcessor(model=model) as processor:
+        try:
+            tasks = [loop.create_task(stay()), loop.create_task(leave()), loop.create_task(stay())]
+            loop.call_later(0.05, model.gate.set)
+            with pytest.raises(SystemExit):
+                loop.run_until_complete(asyncio.gather(*tasks))
+            for task in (tasks[0], tasks[2]):
+                vector = loop.run_until_complete(asyncio.wait_for(task, 10))
+                assert np.array_equal(vector, model.vector("second"))
+        finally:
+            loop.close()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_caller_goes_on_as_its_own_task_in_its_own_context(debug: bool) -> None:
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
+    seen = []
+
+    async def caller(text: str, processor: BatchEmbeddingProcessor) -> None:
+        name.set(text)
+        for turn in range(3):
+            await processor.embed(f"{text} {turn}")
+            seen.append((name.get(), asyncio.current_task().get_name()))  # type: ignore[union-attr]
+
+    async def main() -> None:
+        async with BatchEmbeddingProcessor(model=FakeEmbedder(delay=0.001)) as processor:
+            tasks = [
+                asyncio.create_task(caller(text, processor), name=text) for text in "abcdefgh"
+            ]
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main(), debug=debug)
+    assert sorted(seen) == sorted((text, text) for text in "abcdefgh" for _ in range(3))
+
+
 def test_a_dropped_processor_ends_its_threads() -> None:
     def names() -> list[str]:
         return [t.name for t in threading.enumerate() if t.name.startswith("aimo-batch")]
@@ -721,6 +770,12 @@ def test_a_dropped_processor_ends_its_threads() -> None:
         await until(lambda: not names())
 
     run(main())
+
+
+def test_a_model_that_allows_one_thread_is_not_called_beside_its_worker() -> None:
+    with BatchEmbeddingProcessor(model=FakeEmbedder()) as processor:
+        assert processor.embed_here("now") is None
+        assert processor.metrics()["requests"] == 0
 
 
 def test_the_kill_switch_calls_the_model_directly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -768,6 +823,24 @@ def test_metrics_count_what_happened() -> None:
             json.dumps(metrics, allow_nan=False)
 
     run(main())
+
+
+def test_metrics_lose_no_event_however_many_come_at_a_time() -> None:
+    metrics = BatchMetrics()
+
+    def many() -> None:
+        for i in range(2000):
+            metrics.accepted(joined=i % 2)
+            metrics.answered([(0.001, 0.002)])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(many) for _ in range(4)]:
+            future.result()
+    found = metrics.snapshot()
+    assert found["requests"] == found["successes"] == 8000
+    assert found["deduplicated_texts"] == 4000
+    assert found["request_seconds"]["count"] == 8000
+    assert metrics.snapshot() == found
 
 
 def test_prometheus_reads_the_metrics_under_text_embeddings_inference_like_names() -> None:

@@ -12,7 +12,9 @@ import atexit
 import copy
 import itertools
 import logging
+import math
 import os
+import queue
 import threading
 import time
 import weakref
@@ -100,7 +102,9 @@ class Dispatcher:
         self._load_lock = threading.Lock()
         self.direct_turns = threading.BoundedSemaphore(self._worker_count)  # AIMO_DISABLE=batch
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)  # parked workers wait here
+        # One entry calls one parked worker. A condition would do the same in Python, where the
+        # caller and the worker both pay for it before the model can start.
+        self._work: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._company = threading.Condition(self._lock)  # a worker waits for more callers
         self._over = threading.Condition(self._lock)  # close() waits for the last answer
         self._alarm = threading.Condition(self._lock)  # the watchdog
@@ -109,7 +113,7 @@ class Dispatcher:
         self._workers: list[Worker] = []
         self._watchdog: threading.Thread | None = None
         self._watchdog_sleeps = False
-        self._parked = 0
+        self._parked = 0  # workers that wait for work and were not called yet
         self._gathering = False
         self._expected = 0  # calls answered by the last batch, who may well come back
         self._arrived = 0  # calls that came since
@@ -163,14 +167,13 @@ class Dispatcher:
             self._queue.add(call, texts, tokens, positions, priority, beyond_limit=beyond_limit)
             joined = len(positions) - (len(self._queue.in_flight) - known)
             self._arrived += 1
-            if self._gathering:
-                if self._patience() <= 0:
-                    self._company.notify()
-            elif self._parked:
-                self._work.notify()
+            if self._gathering and self._patience() <= 0:
+                self._company.notify()
             if self._watchdog_sleeps:
                 self._alarm.notify()
-        self.metrics.accepted(joined)
+            self.metrics.accepted(joined)
+            if self._parked and not self._gathering:
+                self._call_worker()  # last: it can only wait for the lock and the interpreter
 
     def abandon(self, call: Call) -> None:
         """Forget a call whose caller no longer waits, unless it had its outcome already."""
@@ -190,7 +193,8 @@ class Dispatcher:
             if drain:
                 self._over.wait_for(lambda: not self._queue.in_flight, timeout)
             lost = self._fail(self._queue.waiting_calls(), ClosedError("closed before its turn"))
-            self._work.notify_all()
+            while self._parked:
+                self._call_worker()
             self._alarm.notify_all()
             threads = [worker.thread for worker in self._workers]
             threads.append(self._watchdog)
@@ -228,6 +232,11 @@ class Dispatcher:
             )  # fmt: skip
             self._watchdog.start()
 
+    def _call_worker(self) -> None:
+        """Wake a parked worker; the caller holds the lock."""
+        self._work.put(None)
+        self._parked -= 1
+
     def _work_loop(self, worker: Worker) -> None:
         while self._take_batch(worker):
             try:
@@ -247,8 +256,11 @@ class Dispatcher:
                     if self._closing:
                         break
                     self._parked += 1
-                    self._work.wait()
-                    self._parked -= 1
+                    self._lock.release()
+                    try:
+                        self._work.get()
+                    finally:
+                        self._lock.acquire()
                 elif (patience := self._patience()) > 0 and not self._gathering:
                     self._gathering = True
                     came = self._company.wait(patience)
@@ -262,7 +274,7 @@ class Dispatcher:
                         for call, _ in item.waiters:
                             call.started = call.started or now
                     if self._queue.texts and self._parked:
-                        self._work.notify()
+                        self._call_worker()
                     return True
             return False
 
@@ -313,7 +325,8 @@ class Dispatcher:
 
     def _settle(self, worker: Worker, batch: list[Item], vectors: NDArray[np.float32]) -> None:
         """Give the rows to their callers and keep them in the cache."""
-        if not np.isfinite(vectors.sum()):  # cheap, and never finite when a number is not
+        # Cheap, and never finite when a number is not. `sum` is a method in Python around this.
+        if not math.isfinite(np.add.reduce(vectors, axis=None)):
             finite = np.isfinite(vectors).all(axis=1)
             bad = [batch[i] for i in np.flatnonzero(~finite)]
             batch = [batch[i] for i in np.flatnonzero(finite)]
@@ -328,13 +341,13 @@ class Dispatcher:
             worker.since = 0.0
             if worker.abandoned:
                 return
-            for item, vector in zip(batch, vectors, strict=True):
+            for row, item in enumerate(batch):
                 if item.state is State.OVER:
                     continue
                 self._queue.finish(item)
                 for call, position in item.waiters:
                     if call.is_open:
-                        call.place(position, vector)
+                        call.place(position, vectors[row])
                         if call.progressed < now:
                             call.progressed = now
                         if not call.left:
@@ -455,8 +468,14 @@ class Dispatcher:
 
 
 def _resolve_all(calls: list[Call]) -> None:
-    for call in calls:
-        call.resolve()
+    """Resolve calls of one loop, in a callback of it; runs what waits for them."""
+    for i, call in enumerate(calls):
+        try:
+            call.resolve()
+        except BaseException:  # a task that ends the loop, or is interrupted: not the others' fault
+            if call.loop is not None and i + 1 < len(calls):
+                call.loop.call_soon(_resolve_all, calls[i + 1 :])
+            raise
 
 
 def _for_one_caller(error: BaseException) -> BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -25,6 +26,7 @@ FAILURES: Final[tuple[Failure, ...]] = (
 )
 _SECONDS = tuple(0.0001 * 1.5**i for i in range(34))  # 0.1 ms to 65 s
 _COUNTS = tuple(float(2**i) for i in range(17))  # 1 to 65,536
+_MOST_UNCOUNTED: Final = 512  # events
 
 
 class Histogram:
@@ -82,10 +84,16 @@ class Histogram:
 
 
 class BatchMetrics:
-    """What a processor did since it started."""
+    """What a processor did since it started.
+
+    An event is noted when it happens and counted later, by whoever reads the metrics or notes one
+    too many: between a caller and its vector every microsecond of Python is waited for, and many
+    more of them after a model has emptied the processor's caches.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._uncounted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._requests = 0
         self._successes = 0
         self._failures: dict[Failure, int] = dict.fromkeys(FAILURES, 0)
@@ -104,60 +112,40 @@ class BatchMetrics:
 
     def accepted(self, joined: int) -> None:
         """One call was queued; `joined` of its texts were in flight already."""
-        with self._lock:
-            self._requests += 1
-            self._deduplicated += joined
+        self._note(self._count_accepted, joined)
 
     def served_from_cache(self) -> None:
         """One call needed no model."""
-        with self._lock:
-            self._requests += 1
-            self._successes += 1
-            self._duration.observe(0.0)
+        self._note(self._count_served_from_cache)
 
     def refused(self, kind: Failure) -> None:
         """One call failed before it was queued."""
-        with self._lock:
-            self._requests += 1
-            self._failures[kind] += 1
+        self._note(self._count_refused, kind)
 
     def failed(self, kind: Failure, calls: int = 1) -> None:
         """Calls that had been queued ended without an answer."""
-        with self._lock:
-            self._failures[kind] += calls
+        self._note(self._count_failed, kind, calls)
 
     def ran(self, texts: int, tokens: int, seconds: float) -> None:
         """One batch went through the model."""
-        with self._lock:
-            self._batches += 1
-            self._texts += texts
-            self._tokens += tokens
-            self._busy_seconds += seconds
-            self._inference_duration.observe(seconds)
-            self._batch_texts.observe(texts)
-            self._batch_tokens.observe(tokens)
+        self._note(self._count_batch, texts, tokens, seconds)
 
     def answered(self, waits: Sequence[tuple[float, float]]) -> None:
         """Calls got their vectors; (seconds in the queue, seconds in all) for each."""
-        with self._lock:
-            self._successes += len(waits)
-            for queued, total in waits:
-                self._queue_duration.observe(queued)
-                self._duration.observe(total)
+        self._note(self._count_answered, waits)
 
     def undelivered(self, calls: int) -> None:
         """Calls were done after their event loop had closed."""
-        with self._lock:
-            self._undelivered += calls
+        self._note(self._count_undelivered, calls)
 
     def replaced_worker(self) -> None:
         """A worker thread was given up because the model hung."""
-        with self._lock:
-            self._replaced_workers += 1
+        self._note(self._count_replaced_worker)
 
     def snapshot(self) -> dict[str, Any]:
         """Return everything as plain numbers in plain dicts, ready for JSON."""
         with self._lock:
+            self._count()
             busy = self._busy_seconds
             return {
                 "requests": self._requests,
@@ -203,6 +191,7 @@ class BatchMetrics:
             gauge.add_metric(values, value)
             families.append(gauge)
         with self._lock:
+            self._count()
             counter("request_count", "Calls received", self._requests)
             counter("request_success", "Calls answered with vectors", self._successes)
             failure = core.CounterMetricFamily(
@@ -222,6 +211,57 @@ class BatchMetrics:
             histogram("batch_next_size", "Texts in a batch", self._batch_texts)
             histogram("batch_next_tokens", "Tokens in a batch", self._batch_tokens)
         return families
+
+    # ---- events, counted ----
+
+    def _note(self, count: Callable[..., None], *what: Any) -> None:
+        self._uncounted.append((count, what))
+        if len(self._uncounted) > _MOST_UNCOUNTED:
+            with self._lock:
+                self._count()
+
+    def _count(self) -> None:
+        """Count what was noted; the caller holds the lock, as for all below."""
+        while self._uncounted:
+            count, what = self._uncounted.popleft()
+            count(*what)
+
+    def _count_accepted(self, joined: int) -> None:
+        self._requests += 1
+        self._deduplicated += joined
+
+    def _count_served_from_cache(self) -> None:
+        self._requests += 1
+        self._successes += 1
+        self._duration.observe(0.0)
+
+    def _count_refused(self, kind: Failure) -> None:
+        self._requests += 1
+        self._failures[kind] += 1
+
+    def _count_failed(self, kind: Failure, calls: int) -> None:
+        self._failures[kind] += calls
+
+    def _count_batch(self, texts: int, tokens: int, seconds: float) -> None:
+        self._batches += 1
+        self._texts += texts
+        self._tokens += tokens
+        self._busy_seconds += seconds
+        self._inference_duration.observe(seconds)
+        self._batch_texts.observe(texts)
+        self._batch_tokens.observe(tokens)
+
+    def _count_answered(self, waits: Sequence[tuple[float, float]]) -> None:
+        self._successes += len(waits)
+        for queued, total in waits:
+            self._queue_duration.observe(queued)
+            self._duration.observe(total)
+
+    def _count_undelivered(self, calls: int) -> None:
+        self._undelivered += calls
+
+    def _count_replaced_worker(self) -> None:
+        self._replaced_workers += 1
 
 
 class PrometheusCollector:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import QueueFull
+from .outcome import LoopOutcome
 
 Priority = Literal["high", "normal", "low"]
 Answer = NDArray[np.float32]
@@ -54,8 +55,8 @@ class Call:
         self.answer: Answer | None = None  # (size, dim), from the first vector on
         self.error: BaseException | None = None
         self.items: list[Item] = []
-        self.future: asyncio.Future[Answer] | concurrent.futures.Future[Answer] = (
-            concurrent.futures.Future() if loop is None else loop.create_future()
+        self.future: LoopOutcome | concurrent.futures.Future[Answer] = (
+            concurrent.futures.Future() if loop is None else LoopOutcome(loop=loop)
         )
 
     @property
@@ -94,12 +95,17 @@ class Call:
     def resolve(self) -> None:
         """Hand the outcome to the caller; on its loop's thread, or anywhere for a plain thread."""
         self.items.clear()
-        if self.future.done():
+        future = self.future
+        if future.done():
             return
         if self.error is not None:
-            self.future.set_exception(self.error)
-        elif self.answer is not None:
-            self.future.set_result(self.answer)
+            future.set_exception(self.error)
+        elif self.answer is None:
+            return
+        elif isinstance(future, LoopOutcome):
+            future.settle(self.answer)
+        else:
+            future.set_result(self.answer)
 
 
 class State(enum.Enum):

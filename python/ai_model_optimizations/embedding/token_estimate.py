@@ -46,7 +46,7 @@ class TokenEstimator:
 
     def estimate(self, text: str) -> int:
         """Return the estimated number of tokens, special tokens included, up to the limit."""
-        tokens = self.correct(guess_tokens(text), text.isascii())
+        tokens = int(guess_tokens(text) * self._scales[text.isascii()])
         return tokens if self._limit is None or tokens < self._limit else self._limit
 
     def correct(self, guess: float, is_ascii: bool) -> int:

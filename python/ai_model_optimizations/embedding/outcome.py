@@ -1,0 +1,44 @@
+"""The future of a coroutine that waits for vectors; its task goes on in the wake-up itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class LoopOutcome(asyncio.Future[NDArray[np.float32]]):
+    """A future that a batch's wake-up of the loop resolves.
+
+    ``set_result`` lets the loop call the waiting task in its next round, behind another look at
+    its selector and whatever else is ready. :meth:`settle` calls it at once.
+    """
+
+    _waiter: tuple[Callable[..., object], contextvars.Context | None] | None = None
+
+    def add_done_callback(
+        self, fn: Callable[..., object], /, *, context: contextvars.Context | None = None
+    ) -> None:
+        """As in ``asyncio.Future``; a task does so when it begins to wait."""
+        super().add_done_callback(fn, context=context)
+        self._waiter = (fn, context)
+
+    def settle(self, vectors: NDArray[np.float32]) -> None:
+        """Set the result and run who waits for it; only in a callback of the loop.
+
+        In a task the loop would find another one running.
+        """
+        waiter, self._waiter = self._waiter, None
+        if waiter is None:
+            self.set_result(vectors)
+            return
+        wake, context = waiter
+        self.remove_done_callback(wake)
+        self.set_result(vectors)
+        if context is None:
+            wake(self)
+        else:
+            context.run(wake, self)
