@@ -11,6 +11,9 @@ message's label: it is never wrong, so that every wrong answer is a wrong hit of
 repeat of one. Texts that had not come before are reported apart: they alone say what meaning
 brings. Of the 77 intents those are left out whose answer depends on a word of the question.
 
+The plain service takes as long for each message of a stream, so it is asked one turn in
+--plain-every of the same messages, in between; the optimized one is asked all of them.
+
 The texts of each intent are halved. The threshold is the lowest of a ladder at which wrong answers
 stay within --limit on each of six streams of the one half; what is reported comes from streams of
 the other. Wrong answers of a stream depend on each other, as popular texts come again and again, so
@@ -27,6 +30,7 @@ import argparse
 import asyncio
 import csv
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -50,6 +54,7 @@ WITH_SLOTS = (
 LADDER = [round(0.88 - 0.02 * step, 2) for step in range(20)]
 STREAMS = 6  # to tune on, and to judge by
 WORKER_MESSAGES = 200
+PARTS = ("quality", "shared", "walls", "loop_lag", "two_workers_pss_mb")
 
 
 class Message(NamedTuple):
@@ -218,16 +223,21 @@ class Services:
         )
 
 
-def run_stream(stream: Sequence[Message], services: Services, walls: bool) -> dict[str, Any]:
+def run_stream(
+    stream: Sequence[Message], services: Services, walls: bool, plain_every: int
+) -> dict[str, Any]:
     """Ask both services and judge the answers."""
     from ai_model_optimizations import report
 
     manager = services.optimized()
     contexts = [("user", message.user) if walls else "" for message in stream]
-    a, b = report.measure(services.plain, manager, [m.text for m in stream], contexts)
+    a, b = report.measure(
+        services.plain, manager, [m.text for m in stream], contexts, plain_every=plain_every
+    )
     counted = manager.get_optimization_statistics()["optimization_stats"]
     right = [answer_of(message.intent) for message in stream]
-    assert [answer for answer, _ in a.answers] == right, "the plain service is not always right"
+    asked = [name for i, name in enumerate(right) if i // report.TURN % plain_every == 0]
+    assert [answer for answer, _ in a.answers] == asked, "the plain service is not always right"
     wrong = sum(answer != name for (answer, _), name in zip(b.answers, right, strict=True))
     plain, optimized = a.to_dict(), b.to_dict()
     return {
@@ -388,20 +398,28 @@ def _short(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def recorded() -> dict[str, Any]:
+    """The results of an earlier run on this row, by part."""
+    path = harness.RESULTS / f"content-{harness.machine()['row']}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    return {name: kept[name] for name in PARTS if name in kept}
+
+
 def main() -> None:
     """Measure and write results/content-<row>.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--banking77", type=Path, required=True)
     parser.add_argument("--length", type=int, default=4000)
     parser.add_argument("--long", type=int, default=16_000)
-    parser.add_argument("--timed", type=int, default=2000, help="messages asked of both services")
+    parser.add_argument("--timed", type=int, default=16_000, help="messages of the timed stream")
+    parser.add_argument("--plain-every", type=int, default=8)
     parser.add_argument("--users", type=int, default=64)
     parser.add_argument("--zipf", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=0.02, help="wrong answers, of all answers")
     parser.add_argument("--plain", default="auto")
-    parser.add_argument("--quality-only", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="the others keep their results")
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--worker", choices=("plain", "optimized"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -410,26 +428,29 @@ def main() -> None:
         work(options.worker, options)
         return
     intents = read_intents(options.banking77)
-    results: dict[str, Any] = {"quality": measure_quality(intents, options)}
-    if options.quality_only:
-        return
+    chosen = options.only or PARTS
+    results = recorded()
+    if "quality" in chosen:
+        results["quality"] = measure_quality(intents, options)
     threshold = results["quality"]["agreement"]["threshold"]
     services = Services(intents, threshold, options.plain)
     results["plain_engine"] = services.engine
     ask = {name: texts[len(texts) // 2 :] for name, texts in intents.items()}
-    stream = draw_stream(ask, options.length, options.users, options.zipf, options.seed)
-    # The plain service takes as long for each message: a part of the stream tells how long.
-    timed = stream[: options.timed]
-    for kind, part in (("shared", timed), ("walls", timed[: len(timed) // 4])):
-        results[kind] = run_stream(part, services, kind == "walls")
+    stream = draw_stream(ask, options.timed, options.users, options.zipf, options.seed)
+    for kind, part in (("shared", stream), ("walls", stream[: len(stream) // 4])):
+        if kind not in chosen:
+            continue
+        results[kind] = run_stream(part, services, kind == "walls", options.plain_every)
         print(kind, _short(results[kind]), flush=True)
         print("   plain    ", _short(results[kind]["plain"]))
         print("   optimized", _short(results[kind]["optimized"]))
-    results["loop_lag"] = loop_lag(services, [message.text for message in stream], 10.0)
-    print("loop lag", _short(results["loop_lag"]), flush=True)
-    pss = {kind: two_workers(kind, sys.argv[1:]) for kind in ("plain", "optimized")}
-    results["two_workers_pss_mb"] = {**pss, "change": pss["optimized"] / pss["plain"] - 1}
-    print("two workers", _short(results["two_workers_pss_mb"]))
+    if "loop_lag" in chosen:
+        results["loop_lag"] = loop_lag(services, [message.text for message in stream], 10.0)
+        print("loop lag", _short(results["loop_lag"]), flush=True)
+    if "two_workers_pss_mb" in chosen:
+        pss = {kind: two_workers(kind, sys.argv[1:]) for kind in ("plain", "optimized")}
+        results["two_workers_pss_mb"] = {**pss, "change": pss["optimized"] / pss["plain"] - 1}
+        print("two workers", _short(results["two_workers_pss_mb"]))
     if not options.no_save:
         harness.save("content", results)
 

@@ -58,7 +58,7 @@ FRAMES = (
     "What is the best way to {}?", "Can you help me to {}?", "hi, I need to {}", "how to {}",
 )  # fmt: skip
 _THRESHOLD = 0.3  # of the plain service: below it, nothing fits
-_TURN = 10  # messages that one side is asked before the other
+TURN = 10  # messages that one side is asked before the other
 _CHART = (640, 300)
 
 
@@ -214,10 +214,12 @@ def measure(
     contexts: Sequence[Context] | None = None,
     names: tuple[str, str] = ("plain", "optimized"),
     seconds: float | None = None,
+    plain_every: int = 1,
 ) -> tuple[Side, Side]:
     """Ask both services the same messages, in turns, so that what disturbs one disturbs both.
 
-    After `seconds`, if given, no further ones are asked.
+    After `seconds`, if given, no further ones are asked. The plain service, which takes as long for
+    each message, is asked one turn in `plain_every`.
     """
     walls = contexts or [""] * len(messages)
     plain = Side(names[0], model_bytes(plain_service.model) / 1e6)
@@ -225,12 +227,13 @@ def measure(
     plain_service.find_response("warm up")
     asyncio.run(manager.warmup())
     end = None if seconds is None else time.monotonic() + seconds
-    for start in _progress(range(0, len(messages), _TURN), f"messages / {_TURN}"):
+    for start in _progress(range(0, len(messages), TURN), f"messages / {TURN}"):
         if end is not None and time.monotonic() > end:
             break
-        part = messages[start : start + _TURN]
-        ask_plain(plain_service, part, plain)
-        ask_optimized(manager, zip(part, walls[start : start + _TURN], strict=True), optimized)
+        part = messages[start : start + TURN]
+        if start % (TURN * plain_every) == 0:
+            ask_plain(plain_service, part, plain)
+        ask_optimized(manager, zip(part, walls[start : start + TURN], strict=True), optimized)
     return plain, optimized
 
 
