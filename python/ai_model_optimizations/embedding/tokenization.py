@@ -106,7 +106,7 @@ class TextTokenizer:
 
     def _check_vocabulary(self, vocabulary: int, sample: list[int]) -> None:
         # The post-processor has ids of its own, which every text shows.
-        largest = max(_largest_id(self._tokenizer), *sample, 0)
+        largest = max(_largest_id(self._tokenizer, vocabulary), *sample, 0)
         if largest >= vocabulary:
             raise ModelFormatError(
                 f"{self._path}: token id {largest} lies beyond the model's vocab_size {vocabulary}"
@@ -251,9 +251,15 @@ def _avoid_lost_threads() -> None:
 os.register_at_fork(after_in_child=_avoid_lost_threads)
 
 
-def _largest_id(tokenizer: Any) -> int:
-    """Return the largest token id."""
+def _largest_id(tokenizer: Any, limit: int) -> int:
+    """Return the largest token id; when it is below the limit, perhaps another one that is."""
     if type(tokenizer.model).__name__ != "Unigram":
+        # Word by word, so that the heap stays as it was: a dictionary of all words leaves a
+        # megabyte behind. When some share an id, the counts differ.
+        words = int(tokenizer.get_vocab_size(True))
+        below = sum(tokenizer.id_to_token(i) is not None for i in range(min(limit, words)))
+        if below == words:
+            return limit - 1
         return max(tokenizer.get_vocab().values(), default=0)
     # Its ids are places in a list; a dictionary of a quarter of a million words would take longer
     # than reading the file.
