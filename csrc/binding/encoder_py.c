@@ -207,6 +207,21 @@ static PyObject *get_tensor(encoder_object *self, PyObject *args)
     return (PyObject *)array;
 }
 
+/* tensor_shape(name: str, /) -> tuple[int, ...], empty of a tensor that the model does not have */
+static PyObject *tensor_shape(encoder_object *self, PyObject *name)
+{
+    const char *text = PyUnicode_AsUTF8(name);
+    const Py_ssize_t index = text != NULL && is_ready(self) ? find_tensor(text) : -1;
+    if (index < 0)
+        return NULL;
+    size_t rows, columns;
+    aimo_encoder_tensor_shape(self->encoder, (size_t)index, &rows, &columns);
+    if (rows == 0)
+        return PyTuple_New(0);
+    return columns != 0 ? Py_BuildValue("(nn)", (Py_ssize_t)rows, (Py_ssize_t)columns)
+                        : Py_BuildValue("(n)", (Py_ssize_t)rows);
+}
+
 /* The tensor that begins the weight called `name`; -1 with a ValueError. */
 static Py_ssize_t find_weight(const encoder_object *self, const char *name, aimo_weight_info *info)
 {
@@ -589,6 +604,8 @@ static PyMethodDef encoder_methods[] = {
      "set_tensor($self, name, layer, data, /)\n--\n\nPack one tensor."},
     {"tensor", (PyCFunction)get_tensor, METH_VARARGS,
      "tensor($self, name, layer, /)\n--\n\nA tensor as stored, widened to float32."},
+    {"tensor_shape", (PyCFunction)tensor_shape, METH_O,
+     "tensor_shape($self, name, /)\n--\n\nThe shape that set_tensor takes."},
     {"weights", (PyCFunction)weights, METH_NOARGS,
      "weights($self, /)\n--\n\nThe packed weights: name, layers, dtype, shape, bytes."},
     {"weight", (PyCFunction)get_weight, METH_VARARGS,
