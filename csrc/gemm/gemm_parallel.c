@@ -1,10 +1,14 @@
-/* Loops over panels and rows. Threads split the columns of a product, never k. */
+/* Loops over panels and rows. Threads split the columns of a product, or its rows when they are
+ * many, never k. */
 #include "gemm/gemm_parallel.h"
 
 #include "base/threads.h"
 
 /* Below this many multiplications another thread's help costs more than it brings. */
 enum { LOOP_WORK = 1 << 18 };
+
+/* So many rows of x make up for widening or laying out all of w. */
+enum { ROWS_PER_INDEX = 128 };
 
 typedef struct {
     const aimo_matrix *w;
@@ -13,10 +17,10 @@ typedef struct {
     const float *bias;
     aimo_activation activation;
     float *y;
-    size_t step; /* panels of one index */
+    size_t step; /* panels of one index, or rows */
 } product;
 
-static void product_index(void *context, size_t index)
+static void panels_index(void *context, size_t index)
 {
     const product *p = context;
     const size_t panels = aimo_matrix_panel_count(p->w), begin = index * p->step;
@@ -24,22 +28,48 @@ static void product_index(void *context, size_t index)
     aimo_gemm(p->w, p->x, p->w->k, p->m, p->bias, p->activation, p->y, p->w->n, begin, end);
 }
 
+static void rows_index(void *context, size_t index)
+{
+    const product *p = context;
+    const size_t k = p->w->k, n = p->w->n, begin = index * p->step;
+    const size_t rows = p->m - begin < p->step ? p->m - begin : p->step;
+    aimo_gemm(p->w, p->x + begin * k, k, rows, p->bias, p->activation, p->y + begin * n, n, 0,
+              aimo_matrix_panel_count(p->w));
+}
+
 /* How many of `count` items, each of `work` steps, one index of a loop takes: an even number,
- * because wide tiles take two panels, and several indices for every thread. */
+ * because wide tiles take two panels, and equal shares, several for every thread if they are large
+ * enough. */
 static size_t items_per_index(size_t count, size_t work)
 {
-    const size_t parts = aimo_thread_count() * 4, share = (count + parts - 1) / parts;
-    const size_t least = LOOP_WORK / (work + 1) + 1, step = share > least ? share : least;
-    return step + step % 2;
+    const size_t most = aimo_thread_count() * 4, worth = count * work / LOOP_WORK;
+    const size_t parts = worth < 1 ? 1 : worth < most ? worth : most;
+    const size_t step = (count + parts - 1) / parts;
+    return step < 2 ? 2 : step + step % 2;
+}
+
+/* Multiplications of a panel, in those of floats: four of 8 bits take as long as one. */
+static size_t panel_work(const aimo_matrix *w, size_t m)
+{
+    const size_t work = m * w->k * AIMO_PANEL_COLUMNS;
+    return w->dtype == AIMO_INT8 ? work / 4 : work;
 }
 
 void aimo_gemm_parallel(const aimo_matrix *w, const float *x, size_t m, const float *bias,
                         aimo_activation activation, float *y)
 {
+    product p = {w, x, m, bias, activation, y, 0};
+    const size_t threads = aimo_thread_count();
+    if (m / threads >= ROWS_PER_INDEX) {
+        /* By columns each index would round all of x anew, and read it from beyond L2. */
+        const size_t parts = m / threads / ROWS_PER_INDEX * threads;
+        p.step = (m + parts - 1) / parts;
+        aimo_parallel_for((m + p.step - 1) / p.step, rows_index, &p);
+        return;
+    }
     const size_t panels = aimo_matrix_panel_count(w);
-    const size_t step = items_per_index(panels, m * w->k * AIMO_PANEL_COLUMNS);
-    product p = {w, x, m, bias, activation, y, step};
-    aimo_parallel_for((panels + step - 1) / step, product_index, &p);
+    p.step = items_per_index(panels, panel_work(w, m));
+    aimo_parallel_for((panels + p.step - 1) / p.step, panels_index, &p);
 }
 
 typedef struct {

@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = 171, K = 130, M = 37 };
+/* Threads share the columns of few rows, and many rows by rows. */
+enum { N = 171, K = 130, FEW = 37, M = 400 };
 
 typedef struct {
     float x[M * K], w[N * K], bias[N], one[M * N], many[M * N];
@@ -55,9 +56,11 @@ TEST(gemm_parallel_gives_the_bits_of_one_thread)
             aimo_panels_pack_parallel((aimo_dtype)dtype, N, K, many, p.w, 0, 100);
             aimo_panels_pack_parallel((aimo_dtype)dtype, N, K, many, p.w + 100 * K, 100, N - 100);
             same &= memcmp(one, many, bytes) == 0;
-            memset(p.many, 0, sizeof p.many);
-            aimo_gemm_parallel(&w, p.x, M, p.bias, AIMO_ACT_GELU, p.many);
-            same &= memcmp(p.one, p.many, sizeof p.one) == 0;
+            for (size_t m = FEW; m <= M; m += M - FEW) {
+                memset(p.many, 0, sizeof p.many);
+                aimo_gemm_parallel(&w, p.x, m, p.bias, AIMO_ACT_GELU, p.many);
+                same &= memcmp(p.one, p.many, m * N * sizeof(float)) == 0;
+            }
         }
         CHECK(aimo_thread_count_set(0, NULL) == AIMO_OK);
         aimo_memory_free(one);

@@ -35,7 +35,10 @@ def pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 def as_f32(tensor: torch.Tensor) -> NDArray[np.float32]:
     """Return a tensor's values as float32 in order; a view where they lie so already."""
-    values: NDArray[np.float32] = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+    tensor = tensor.detach()
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        tensor = tensor.to("cpu", torch.float32)
+    values: NDArray[np.float32] = tensor.contiguous().numpy()
     return values
 
 
@@ -117,7 +120,7 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
         return super()._apply(fn, recurse)
 
     def _check_call(self, x: torch.Tensor) -> None:
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             raise UnsupportedError(f"packed weights are on the CPU, the input is on {x.device}")
         _refuse_training(self, x)
 
@@ -148,9 +151,12 @@ class PackedLinear(PackedModule):
         x = _as_rows(input, self._k)
         out = torch.empty((x.shape[0], self._n), dtype=torch.float32)
         if x.shape[0] > 0:
-            bias = None if self.bias is None else _as_rows(self.bias, self._n)[0]
-            self.matrix.matmul(x, bias, "none", out.numpy())
-        return out.view(*input.shape[:-1], self._n).to(input.dtype)
+            bias = self.bias
+            self.matrix.matmul(x, None if bias is None else as_f32(bias), "none", out.numpy())
+        # A small product takes no longer than a few such calls: only those that are needed.
+        if input.ndim != 2:
+            out = out.view(*input.shape[:-1], self._n)
+        return out if input.dtype is torch.float32 else out.to(input.dtype)
 
     def extra_repr(self) -> str:
         """Describe the module in its repr."""
@@ -349,7 +355,7 @@ def _refuse_training(module: torch.nn.Module, x: torch.Tensor) -> None:
 
 
 def _as_rows(x: torch.Tensor, k: int) -> NDArray[np.float32]:
-    return as_f32(x.detach().reshape(-1, k))
+    return as_f32(x).reshape(-1, k)
 
 
 def _converted(fn: Any, dtype: torch.dtype) -> torch.dtype:
