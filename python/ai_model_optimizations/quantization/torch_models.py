@@ -281,7 +281,7 @@ def _finish(model: torch.nn.Module) -> None:
     """Nothing of the model is trained any more; indices shrink, equal masks are kept once."""
     model.requires_grad_(False)
     model.eval()
-    masks: dict[tuple[Any, ...], torch.Tensor] = {}
+    masks: list[torch.Tensor] = []
     for module in model.modules():
         if isinstance(module, PACKED):
             continue
@@ -290,17 +290,22 @@ def _finish(model: torch.nn.Module) -> None:
                 module._buffers[name] = _smaller_buffer(name, buffer, masks)
 
 
-def _smaller_buffer(
-    name: str, buffer: torch.Tensor, masks: dict[tuple[Any, ...], torch.Tensor]
-) -> torch.Tensor:
+def _smaller_buffer(name: str, buffer: torch.Tensor, masks: list[torch.Tensor]) -> torch.Tensor:
     if name in _INDEX_BUFFERS and buffer.dtype == torch.int64 and _gathers_int32():
         return buffer.to(torch.int32)
-    if buffer.dtype == torch.bool and buffer.numel() >= 1024:
-        for other in masks.values():
-            if other.shape == buffer.shape and torch.equal(other, buffer):
-                return other
-        masks[(id(buffer),)] = buffer
-    return buffer
+    equal = _equal_mask(buffer, masks)
+    return buffer if equal is None else equal
+
+
+def _equal_mask(buffer: torch.Tensor, masks: list[torch.Tensor]) -> torch.Tensor | None:
+    """Return an equal one of the masks seen before, to which a new one is added."""
+    if buffer.dtype != torch.bool or buffer.numel() < 1024:
+        return None
+    for other in masks:
+        if other.shape == buffer.shape and torch.equal(other, buffer):
+            return other
+    masks.append(buffer)
+    return None
 
 
 def _gathers_int32() -> bool:
@@ -321,10 +326,13 @@ def _kept_reports(
         for name, parameter in model.named_parameters()
         if name not in packed
     ]
-    return (
-        *reports,
-        *(_kept(name, buffer, "a buffer", {}) for name, buffer in model.named_buffers()),
-    )
+    masks: list[torch.Tensor] = []
+    for name, buffer in model.named_buffers():
+        report = _kept(name, buffer, "a buffer", {})
+        if _equal_mask(buffer, masks) is not None:
+            report = replace(report, bytes_after=0, action="removed", reason="an equal mask stays")
+        reports.append(report)
+    return tuple(reports)
 
 
 def _kept(
