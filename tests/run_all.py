@@ -221,6 +221,14 @@ def python_suite(log: Log) -> None:
         log.note(f"row {row}: {time.monotonic() - start:.0f} s")
 
 
+def slow_tests(log: Log) -> None:
+    """What takes seconds each and depends on no row; soaks run by hand: pytest --slow -m soak."""
+    python = VENV / "bin" / "python"
+    log.run(
+        python, "-m", "pytest", "-q", "--durations=15", "--slow", "-m", "slow and not soak", "tests"
+    )
+
+
 def find_pythons() -> Iterator[tuple[str, str]]:
     """Versions of OTHER_PYTHONS that really run here (a pyenv shim may not), with their path."""
     for version in OTHER_PYTHONS:
@@ -465,6 +473,7 @@ def c_aarch64(log: Log) -> None:
 PARTS: dict[str, Callable[[Log], None]] = {
     "environment and package build": environment,
     "Python suite, every row": python_suite,
+    "Python suite, slow tests": slow_tests,
     "C tests, gcc release": c_release,
     "C tests, emulated AVX-512 and AMX": c_emulated,
     "C tests, ASan and UBSan": c_address,
