@@ -53,6 +53,7 @@ typedef enum {
     AIMO_ROWS_FULL,    /* vectors: f32 */
     AIMO_ROWS_HIDDEN,  /* layer norm's output, the residual stream: 11 bits of precision at least */
     AIMO_ROWS_OPERAND, /* only multiplied: may have the 8 bits of bf16 */
+    AIMO_ROWS_SUM,     /* a product in front of its norm: 11 bits at least */
 } aimo_rows_kind;
 
 typedef enum {
@@ -98,7 +99,7 @@ typedef struct {
     aimo_activation activation;
     const aimo_layer_norm *norm; /* NULL: neither residual nor norm */
     const float *residual;       /* device, hidden, [m, n]; y may be the same memory */
-    float *scratch;              /* device, [m, n] f32, needed with a norm */
+    float *scratch;              /* device, sum, [m, n]; needed with a norm */
     float *y;                    /* device, [m, n] */
     aimo_rows_kind y_kind;       /* hidden with a norm */
 } aimo_linear_args;

@@ -22,7 +22,7 @@ typedef struct {
     float *x;              /* [tokens, hidden] the residual stream */
     float *qkv;            /* [tokens, 3 * hidden] */
     float *attended;       /* [tokens, hidden] attention's output */
-    float *scratch;        /* [tokens, hidden] f32, a product before its norm */
+    float *scratch;        /* [tokens, hidden] a product before its norm */
     float *intermediate;   /* [tokens, intermediate] */
     float *vectors;        /* what is pooled of each sequence, or those of all tokens */
     float *other_vectors;  /* a second set for dense layers; each is sized for the widest */
@@ -99,7 +99,7 @@ static size_t qkv_size(const aimo_encoder *e, size_t tokens)
 /* Not more than qkv_size. */
 static size_t scratch_size(const aimo_encoder *e, size_t tokens)
 {
-    return align_up(tokens * e->config.hidden * sizeof(float));
+    return rows_size(e, AIMO_ROWS_SUM, tokens, e->config.hidden);
 }
 
 /* Bytes of what shares memory. */

@@ -389,6 +389,7 @@ TEST(cuda_linear_matches_the_cpu)
         {5, 1024, 9, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
         {5, 36, 50, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
         {9, 64, 16, false, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN},
+        {3, 33, 10, true, true, AIMO_ACT_NONE, AIMO_ROWS_HIDDEN}, /* no epilogue for 33 */
         {3, 48, 33, true, false, AIMO_ACT_NONE, AIMO_ROWS_OPERAND},
         {3, 31, 33, false, false, AIMO_ACT_NONE, AIMO_ROWS_OPERAND},
         {4, 21, 20, true, false, AIMO_ACT_TANH, AIMO_ROWS_FULL},
@@ -401,6 +402,71 @@ TEST(cuda_linear_matches_the_cpu)
         for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
             CHECK_MSG(linear_matches((aimo_dtype)dtype, &cases[i], &random), "%s case %zu",
                       aimo_dtype_name((aimo_dtype)dtype), i);
+}
+
+/* y [2, n] = the layer norm of a product beyond f16, n / 2 times of either sign, and of one with a
+ * NaN. */
+static bool norm_huge_sums(bench *b, size_t n, float *y)
+{
+    enum { K = 8, ROWS = 2 };
+    aimo_error err = {""};
+    size_t bytes;
+    void *panels;
+    aimo_backend_matrix *matrix;
+    float *w = calloc(n * K, sizeof *w), *weight = malloc(n * sizeof *weight);
+    float *zeros = calloc(ROWS * n, sizeof *zeros), x[ROWS * K] = {0.0f};
+    for (size_t i = 0; i < n; i++) {
+        w[i * K] = i % 2 == 0 ? 60000.0f : -60000.0f;
+        weight[i] = 0.5f;
+    }
+    x[0] = 60000.0f;
+    x[K] = NAN;
+    bool good = aimo_panels_size(b->dtype, n, K, &bytes, &err) == AIMO_OK &&
+                aimo_memory_new_zero(&panels, 1, bytes, "panels", &err) == AIMO_OK;
+    aimo_panels_pack(b->dtype, n, K, panels, w, 0, n);
+    good =
+        good && b->cuda->ops->matrix_new(b->cuda, b->dtype, n, K, panels, &matrix, &err) == AIMO_OK;
+    const aimo_layer_norm norm = {to_device(b, weight, n * sizeof *weight),
+                                  to_device(b, zeros, n * sizeof *zeros), 1e-12f};
+    const aimo_linear_args args = {
+        .w = matrix,
+        .bias = norm.bias,
+        .x = rows_to_device(b, AIMO_ROWS_OPERAND, x, ROWS, K),
+        .x_kind = AIMO_ROWS_OPERAND,
+        .m = ROWS,
+        .norm = &norm,
+        .residual = rows_to_device(b, AIMO_ROWS_HIDDEN, zeros, ROWS, n),
+        .scratch = to_device(b, zeros, ROWS * n * sizeof *zeros),
+        .y = rows_to_device(b, AIMO_ROWS_HIDDEN, NULL, ROWS, n),
+        .y_kind = AIMO_ROWS_HIDDEN,
+    };
+    good = good && b->cuda->ops->linear(b->cuda, b->workspace, &args, &err) == AIMO_OK;
+    (void)rows_from_device(b, AIMO_ROWS_HIDDEN, args.y, ROWS, n, y); /* NaN differs from NaN */
+    b->cuda->ops->matrix_free(b->cuda, matrix);
+    aimo_memory_free(panels);
+    free(zeros);
+    free(weight);
+    free(w);
+    return good;
+}
+
+TEST(cuda_sums_beyond_f16_end_at_its_largest_value_and_nan_stays)
+{
+    static const size_t hidden[] = {36, 128, 768};
+    float y[2 * 768];
+    if (!cuda_is_here())
+        return;
+    for (int dtype = 0; dtype <= AIMO_BF16; dtype++)
+        for (size_t h = 0; h < sizeof hidden / sizeof hidden[0]; h++) {
+            const size_t n = hidden[h];
+            bench b;
+            CHECK(bench_init(&b, (aimo_dtype)dtype, 32));
+            bool good = norm_huge_sums(&b, n, y);
+            bench_clear(&b);
+            for (size_t i = 0; i < n; i++)
+                good &= fabsf(y[i] - (i % 2 == 0 ? 0.5f : -0.5f)) < 1e-3f && isnan(y[n + i]);
+            CHECK_MSG(good, "%s n %zu", aimo_dtype_name((aimo_dtype)dtype), n);
+        }
 }
 
 TEST(cuda_activations_match_the_cpu)

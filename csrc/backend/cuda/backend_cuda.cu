@@ -12,8 +12,8 @@ extern "C" {
 
 #include <string.h>
 
-/* Where a product's rows come from and go to: with a norm behind it to scratch memory, in f32. */
-enum product_kind { HIDDEN_TO_OPERAND, OPERAND_TO_SCRATCH, FULL_TO_FULL, PRODUCT_KINDS };
+/* Where a product's rows come from and go to: with a norm behind it to scratch memory. */
+enum product_kind { HIDDEN_TO_OPERAND, OPERAND_TO_SUM, FULL_TO_FULL, PRODUCT_KINDS };
 
 struct aimo_backend_matrix {
     size_t n, k;
@@ -83,6 +83,7 @@ size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t column
     return with_operand_type(as_cuda(backend)->dtype, [&](auto t) {
         return kind == AIMO_ROWS_FULL     ? full_row_bytes<decltype(t)>(columns)
                : kind == AIMO_ROWS_HIDDEN ? hidden_row_bytes<decltype(t)>(columns)
+               : kind == AIMO_ROWS_SUM    ? columns * sizeof(sum_type<decltype(t)>)
                                           : columns * sizeof t;
     });
 }
@@ -212,9 +213,9 @@ aimo_status embed(aimo_backend *backend, aimo_workspace *workspace, const aimo_e
 
 aimo_rows_kind x_kind_of(product_kind kind)
 {
-    return kind == HIDDEN_TO_OPERAND    ? AIMO_ROWS_HIDDEN
-           : kind == OPERAND_TO_SCRATCH ? AIMO_ROWS_OPERAND
-                                        : AIMO_ROWS_FULL;
+    return kind == HIDDEN_TO_OPERAND ? AIMO_ROWS_HIDDEN
+           : kind == OPERAND_TO_SUM  ? AIMO_ROWS_OPERAND
+                                     : AIMO_ROWS_FULL;
 }
 
 cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w, product_kind kind)
@@ -224,7 +225,7 @@ cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w,
     shape.ldx = row_bytes(&b->base, x_kind_of(kind), w->k) / element;
     if (kind == FULL_TO_FULL && b->dtype != AIMO_F32)
         shape.x_offset = w->k * sizeof(float);
-    if (kind != HIDDEN_TO_OPERAND)
+    if (kind == FULL_TO_FULL || (kind == OPERAND_TO_SUM && b->dtype != AIMO_F16))
         shape.y_dtype = AIMO_F32;
     if (kind == FULL_TO_FULL)
         shape.ldy = row_bytes(&b->base, AIMO_ROWS_FULL, w->n) / sizeof(float);
@@ -284,7 +285,7 @@ template <typename T>
 aimo_status run_linear(cuda_backend *b, cuda_workspace *w, const aimo_linear_args &a,
                        aimo_error *err)
 {
-    const product_kind kind = a.norm != NULL                  ? OPERAND_TO_SCRATCH
+    const product_kind kind = a.norm != NULL                  ? OPERAND_TO_SUM
                               : a.y_kind == AIMO_ROWS_OPERAND ? HIDDEN_TO_OPERAND
                                                               : FULL_TO_FULL;
     if (a.x_kind != x_kind_of(kind))
@@ -299,8 +300,8 @@ aimo_status run_linear(cuda_backend *b, cuda_workspace *w, const aimo_linear_arg
     AIMO_TRY(cuda_product_run(product, cuda_cublas(), b->cublas, a.w->w, x, a.m, y,
                               cuda_workspace_of_products(w), w->stream, err));
     if (a.norm != NULL)
-        return cuda_residual_layer_norm<T>(a.scratch, a.bias, a.residual, *a.norm, a.y, a.m, a.w->n,
-                                           w->stream, err);
+        return cuda_residual_layer_norm<T>(a.scratch, product->fused ? NULL : a.bias, a.residual,
+                                           *a.norm, a.y, a.m, a.w->n, w->stream, err);
     if (product->fused)
         return AIMO_OK;
     return cuda_bias_activation<T>(a.y, a.y_kind, a.bias, a.activation, a.m, a.w->n, w->stream,

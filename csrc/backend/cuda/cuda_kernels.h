@@ -29,10 +29,10 @@ template <typename T>
 aimo_status cuda_embed(const aimo_embed_args &args, const cuda_sequences &sequences,
                        cudaStream_t stream, aimo_error *err);
 
-/* y, hidden rows [m, n] = layer_norm(x + bias + residual); x [m, n] f32, residual hidden rows that
+/* y, hidden rows [m, n] = layer_norm(x + bias + residual); x sum rows, residual hidden rows that
  * may be y, bias [n] or NULL. */
 template <typename T>
-aimo_status cuda_residual_layer_norm(const float *x, const float *bias, const void *residual,
+aimo_status cuda_residual_layer_norm(const void *x, const float *bias, const void *residual,
                                      const aimo_layer_norm &norm, void *y, size_t m, size_t n,
                                      cudaStream_t stream, aimo_error *err);
 

@@ -1,14 +1,16 @@
 /* How activations lie in device memory.
  *
  * T is the type that products take: __half, __nv_bfloat16 or float. An operand row is T[columns],
- * rows without a gap. In the other rows one write serves the sums that go on and the product that
- * comes next; what products take lies in the row itself, so it is found without knowing how many
- * rows there are.
+ * rows without a gap. In hidden and full rows one write serves the sums that go on and the product
+ * that comes next; what products take lies in the row itself, so it is found without knowing how
+ * many rows there are.
  *
  * A full row is float[columns] and then, unless T is float, the same values as T[columns]. A hidden
  * row is kept in f32 when T is float and in f16 otherwise, and when T is __nv_bfloat16 has the same
  * values as T behind it: 8 bits are enough for a factor, but too few for what layers are added to.
- */
+ *
+ * A sum row is what a product leaves for the layer norm behind it, without a gap: f16 when T is
+ * __half, as precise as what it is added to and half of what the norm has to read; else f32. */
 #ifndef AIMO_CUDA_ROWS_H
 #define AIMO_CUDA_ROWS_H
 
@@ -37,12 +39,35 @@ template <typename T, unsigned COUNT> struct alignas(sizeof(T) * COUNT) neighbou
     T at[COUNT];
 };
 
-template <typename T, unsigned COUNT>
+/* How many of COUNT elements an access of so many bytes can have. */
+template <typename T, unsigned COUNT, unsigned BYTES>
+constexpr unsigned per_access = COUNT * sizeof(T) < BYTES ? COUNT : BYTES / sizeof(T);
+
+/* COUNT neighbours, BYTES at a time, which divide the address: 16 are the most that a thread can
+ * ask for. */
+template <unsigned BYTES = 16, typename T, unsigned COUNT>
 __host__ __device__ inline void load_neighbours(const T *from, float (&x)[COUNT])
 {
-    const auto values = *reinterpret_cast<const neighbours<T, COUNT> *>(from);
-    for (unsigned j = 0; j < COUNT; j++)
-        x[j] = to_float(values.at[j]);
+    constexpr unsigned part = per_access<T, COUNT, BYTES>;
+    UNROLL
+    for (unsigned i = 0; i < COUNT; i += part) {
+        const auto values = *reinterpret_cast<const neighbours<T, part> *>(from + i);
+        for (unsigned j = 0; j < part; j++)
+            x[i + j] = to_float(values.at[j]);
+    }
+}
+
+template <typename T, unsigned COUNT>
+__host__ __device__ inline void store_neighbours(const T (&x)[COUNT], T *to)
+{
+    constexpr unsigned part = per_access<T, COUNT, 16>;
+    UNROLL
+    for (unsigned i = 0; i < COUNT; i += part) {
+        neighbours<T, part> values;
+        for (unsigned j = 0; j < part; j++)
+            values.at[j] = x[i + j];
+        *reinterpret_cast<neighbours<T, part> *>(to + i) = values;
+    }
 }
 
 /* Products want rows that are 16 bytes apart. */
@@ -105,14 +130,18 @@ template <typename T> __host__ __device__ inline size_t hidden_row_bytes(size_t 
     return kept_bytes<T>(columns) + (is_kept<T> ? 0 : align_row(columns * sizeof(T)));
 }
 
+/* x, or f16's largest value where it is beyond it. NaN stays. */
+__host__ __device__ inline float limit_to_f16(float x)
+{
+    constexpr float most = 65504.0f;
+    return fabsf(x) > most ? copysignf(most, x) : x;
+}
+
 /* x as it is kept. Beside bf16 the f16 ends at its largest value: layer norm's outputs are at most
  * sqrt(n) |weight| + |bias|, which is far below it for any weights that came from training. */
 template <typename T> __host__ __device__ inline kept_type<T> keep(float x)
 {
-    constexpr float most = 65504.0f;
-    if (!is_kept<T>)
-        x = x > most ? most : x < -most ? -most : x; /* NaN stays */
-    return from_float<kept_type<T>>(x);
+    return from_float<kept_type<T>>(is_kept<T> ? x : limit_to_f16(x));
 }
 
 template <typename T> struct hidden_row {
@@ -134,15 +163,15 @@ template <typename T> struct hidden_row {
     template <unsigned COUNT>
     __host__ __device__ void set(size_t column, const float (&x)[COUNT]) const
     {
-        neighbours<kept_type<T>, COUNT> values;
-        neighbours<T, COUNT> factors;
+        kept_type<T> values[COUNT];
+        T factors[COUNT];
         for (unsigned j = 0; j < COUNT; j++) {
-            values.at[j] = keep<T>(x[j]);
-            factors.at[j] = from_float<T>(x[j]);
+            values[j] = keep<T>(x[j]);
+            factors[j] = from_float<T>(x[j]);
         }
-        *reinterpret_cast<neighbours<kept_type<T>, COUNT> *>(kept + column) = values;
+        store_neighbours(values, kept + column);
         if (!is_kept<T>)
-            *reinterpret_cast<neighbours<T, COUNT> *>(operand() + column) = factors;
+            store_neighbours(factors, operand() + column);
     }
 };
 
@@ -162,10 +191,24 @@ template <typename T> struct hidden_row_reader {
     }
 };
 
-/* Sum over the lanes of a warp; every lane gets it. The order is fixed. */
-__device__ inline float warp_sum(float x)
+template <typename T>
+using sum_type = std::conditional_t<std::is_same<T, __half>::value, __half, float>;
+
+/* COUNT neighbours of a sum row. What the product rounded to infinity is f16's largest value, as
+ * infinities would make a row of NaN. */
+template <typename S, unsigned COUNT>
+__host__ __device__ inline void load_sums(const S *from, float (&x)[COUNT])
 {
-    for (int distance = WARP / 2; distance > 0; distance /= 2)
+    load_neighbours(from, x);
+    for (unsigned j = 0; j < COUNT && !is_float<S>; j++)
+        x[j] = limit_to_f16(x[j]);
+}
+
+/* Sum over LANES neighbours of a warp, all of whose lanes take part; every lane gets its own sum.
+ * The order is fixed. */
+template <unsigned LANES = WARP> __device__ inline float warp_sum(float x)
+{
+    for (unsigned distance = LANES / 2; distance > 0; distance /= 2)
         x += __shfl_xor_sync(0xffffffffu, x, distance);
     return x;
 }

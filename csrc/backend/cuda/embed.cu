@@ -1,4 +1,4 @@
-/* Embedding rows, their sum and its layer norm: one warp for each token. */
+/* Embedding rows, their sum and its layer norm. */
 #include "backend/cuda/cuda_kernels.h"
 #include "backend/cuda/layer_norm_row.h"
 
@@ -26,7 +26,7 @@ __device__ inline void table_load(aimo_dtype dtype, const char *row, unsigned n,
         return load_neighbours(reinterpret_cast<const __nv_bfloat16 *>(row) + column, x);
     float scale;
     memcpy(&scale, row + n, sizeof scale);
-    load_neighbours(reinterpret_cast<const signed char *>(row) + column, x);
+    load_neighbours<sizeof scale>(reinterpret_cast<const signed char *>(row) + column, x);
     for (unsigned j = 0; j < COUNT; j++)
         x[j] *= scale;
 }
@@ -37,24 +37,23 @@ __global__ void embed_kernel(tables t, cuda_sequences s, aimo_layer_norm norm, v
 {
     SHARED_MEMORY(float, rows);
     constexpr unsigned at_once = ROW::AT_ONCE;
-    const unsigned lane = threadIdx.x % WARP;
-    const size_t token = static_cast<size_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
-    if (token >= s.tokens)
+    const row_place<ROW> place(s.tokens);
+    if (place.has_none)
         return;
-    const char *word = t.word + static_cast<size_t>(s.ids[token]) * t.row_bytes;
+    const char *word = t.word + static_cast<size_t>(s.ids[place.row]) * t.row_bytes;
     const char *position =
-        t.position + (static_cast<size_t>(s.places[token]) + t.first_position) * t.row_bytes;
+        t.position + (static_cast<size_t>(s.places[place.row]) + t.first_position) * t.row_bytes;
     ROW row(rows, n);
-    row.for_each(lane, [&](unsigned column, float(&sum)[at_once]) {
-        float type[at_once] = {}, place[at_once];
+    row.for_each(place.lane, [&](unsigned column, float(&sum)[at_once]) {
+        float type[at_once] = {}, where[at_once];
         table_load(t.dtype, word, n, column, sum);
         if (t.type != NULL)
             table_load(t.dtype, t.type, n, column, type);
-        table_load(t.dtype, position, n, column, place);
+        table_load(t.dtype, position, n, column, where);
         for (unsigned j = 0; j < at_once; j++)
-            sum[j] = sum[j] + type[j] + place[j];
+            sum[j] = sum[j] + type[j] + where[j];
     });
-    layer_norm_row<T>(row, norm, hidden_row<T>(out, token, n), lane);
+    layer_norm_row<T>(row, norm, hidden_row<T>(out, place.row, n), place);
 }
 
 } // namespace
