@@ -63,14 +63,19 @@ template <typename F> auto with_operand_type(aimo_dtype dtype, const F &work)
  * weights. */
 constexpr size_t CHUNK_BYTES = 98u << 20;
 
-/* In powers of 2, so that workspaces are seldom replaced. */
+/* The same share for all chunks of a call, none of which is then much smaller than the others, and
+ * an even number of them, so that the last one has another beside it as well. In a few sizes, so
+ * that workspaces are seldom replaced. */
 size_t chunk_tokens(const aimo_backend *, size_t total_tokens, size_t token_bytes)
 {
-    const size_t most = CHUNK_BYTES / token_bytes;
-    size_t tokens = 64;
-    while (tokens < total_tokens && 2 * tokens <= most)
-        tokens *= 2;
-    return tokens;
+    constexpr size_t least = 64, step = 1024;
+    const size_t most = CHUNK_BYTES / token_bytes > least ? CHUNK_BYTES / token_bytes : least;
+    const size_t pairs = (total_tokens + 2 * most - 1) / (2 * most);
+    const size_t count = total_tokens <= most ? 1 : 2 * pairs;
+    size_t tokens = least;
+    while (tokens * count < total_tokens)
+        tokens += tokens < step ? tokens : step;
+    return tokens < most ? tokens : most;
 }
 
 void pad_chunk(const aimo_backend *, size_t token_bytes, size_t *token_rows, size_t *vector_rows)
