@@ -511,7 +511,17 @@ enum { MOST_SEQUENCES = 7 };
 
 typedef struct {
     size_t heads, head_dim, lengths[MOST_SEQUENCES]; /* up to the first 0 */
+    bool keys_grow; /* so that the highest score of a query comes late */
 } attention_case;
+
+/* Every 64 tokens keys double, up to four times what they are. */
+static void grow_keys(const attention_case *c, size_t tokens, float *qkv)
+{
+    const size_t n = c->heads * c->head_dim;
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t i = 0; i < n; i++)
+            qkv[t * 3 * n + n + i] *= (float)(1u << t / 64 % 3);
+}
 
 /* What the CPU computes, and the same bits for each sequence alone. */
 static bool attention_matches(aimo_dtype dtype, const attention_case *c, uint64_t *random)
@@ -525,6 +535,8 @@ static bool attention_matches(aimo_dtype dtype, const attention_case *c, uint64_
         offsets[batch + 1] = offsets[batch] + c->lengths[batch];
     const size_t tokens = offsets[batch];
     float *qkv = random_rows(&b, tokens * 3 * n, random);
+    if (c->keys_grow)
+        grow_keys(c, tokens, qkv);
     float *expected = malloc((tokens * n + 64) * sizeof(float));
     float *got = malloc(tokens * n * sizeof(float)), *alone = malloc(tokens * n * sizeof(float));
     float *row = calloc(tokens * 3 * n + 64, sizeof(float)); /* tiles read past the last row */
@@ -562,16 +574,20 @@ static bool attention_matches(aimo_dtype dtype, const attention_case *c, uint64_
 TEST(cuda_attention_matches_the_cpu_and_does_not_depend_on_the_batch)
 {
     static const attention_case cases[] = {
-        {1, 1, {1, 2}},
-        {3, 4, {5, 16, 70}},
-        {3, 32, {1, 130, 17, 2, 16, 15, 33}}, /* short and long ones take turns */
-        {1, 36, {15, 33, 64}},
-        {1, 128, {2, 20, 65, 31}},
-        {2, 64, {64, 65, 63, 32}},
-        {2, 96, {128, 9}},
-        {1, 80, {48, 3}},
-        {1, 16, {1, 511, 512}},
-        {1, 8, {1027}},
+        {1, 1, {1, 2}, false},
+        {3, 4, {5, 16, 70}, false},
+        {3, 32, {1, 130, 17, 2, 16, 15, 33}, false}, /* short and long ones take turns */
+        {1, 36, {15, 33, 64}, false},
+        {1, 128, {2, 20, 65, 31}, false},
+        {2, 64, {64, 65, 63, 32}, false},
+        {2, 96, {128, 9}, false},
+        {1, 80, {48, 3}, false},
+        {1, 16, {1, 511, 512}, false},
+        {1, 8, {1027}, false},
+        {1, 32, {300, 130, 70}, true},
+        {1, 64, {129, 161}, true},
+        {2, 128, {97, 64}, true},
+        {1, 36, {140}, true},
     };
     uint64_t random = 11;
     if (!cuda_is_here())

@@ -96,6 +96,16 @@ inline void copy_16_bytes(void *shared, const void *global, bool inside)
 }
 inline void wait_for_copies() { cuda_shim_finish_copies(); }
 
+inline int __any_sync(unsigned mask, int mine)
+{
+    float votes = mine != 0 ? 1.0f : 0.0f;
+    for (unsigned distance = 1; distance < WARP; distance *= 2)
+        votes += __shfl_xor_sync(mask, votes, distance);
+    return votes != 0.0f;
+}
+
+inline float __fmul_rn(float x, float y) { return x * y; }
+
 inline float exp2_approximate(float x) { return exp2f(x); }
 
 #endif

@@ -1,4 +1,5 @@
-/* Attention in f32 throughout, without tensor cores: each warp has 16 queries and works for itself.
+/* Attention in f32 throughout, without tensor cores: each warp works for itself on 16
+ * queries, half of what it has of a long sequence.
  * For the scores a lane has one of 32 keys and all queries, then half of a query's scores for the
  * softmax, and for the output columns of all queries. */
 #include "backend/cuda/attention_tiles.h"
@@ -85,8 +86,9 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
     attention_kernel(const __grid_constant__ attention_input in)
 {
     SHARED_MEMORY(warp_memory<COLUMNS>, shared);
-    const attention_place at = find_place(in);
-    if (at.first >= at.length)
+    attention_place at = find_place(in);
+    at.first += blockIdx.y * QUERIES;
+    if (at.first >= at.length || (blockIdx.y > 0 && at.length <= ATTENTION_MEDIUM))
         return;
     const unsigned lane = threadIdx.x % WARP, left = at.length - at.first;
     const unsigned count = left < QUERIES ? left : QUERIES;
@@ -122,9 +124,11 @@ aimo_status cuda_attention<float>(const aimo_attention_args &args, const cuda_se
                                   cudaStream_t stream, aimo_error *err)
 {
     constexpr unsigned most = ATTENTION_HEAD_DIM_MOST / WARP;
+    const unsigned halves = attention_halves(sequences);
     const attention_input in = attention_input_of(args, sequences);
     const auto run = [&](void (*kernel)(attention_input), size_t memory) {
-        return launch_kernel(kernel, attention_shape(in, sequences, ATTENTION_WARPS * memory),
+        return launch_kernel(kernel,
+                             attention_shape(in, sequences, halves, ATTENTION_WARPS * memory),
                              stream, err, in);
     };
     if (args.head_dim <= WARP)

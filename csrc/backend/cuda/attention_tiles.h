@@ -1,22 +1,30 @@
-/* How attention shares out its queries: a tile of 16 for each warp, of one head of one sequence.
+/* How attention shares out its queries: 16 or 32 for each warp, of one head of one sequence.
  *
  * Sequences of more than ATTENTION_SHORT tokens have blocks of their own, whose warps share keys
- * and values; the tiles of shorter ones lie four to a block, and each warp works for itself. Which
- * of both depends on the sequence's length alone, and with it the order of every sum. */
+ * and values, and with more than ATTENTION_MEDIUM tokens 32 queries for each warp; the 16 of
+ * shorter ones lie four to a block, and each warp works for itself. Which of these it is depends on
+ * the sequence's length alone, and with it the order of every sum. */
 #ifndef AIMO_CUDA_ATTENTION_TILES_H
 #define AIMO_CUDA_ATTENTION_TILES_H
 
 #include "backend/cuda/cuda_kernels.h"
 
-constexpr unsigned ATTENTION_QUERIES = 16, ATTENTION_SHORT = 32;
+constexpr unsigned ATTENTION_QUERIES = 16, ATTENTION_SHORT = 32, ATTENTION_MEDIUM = 64;
 constexpr unsigned ATTENTION_THREADS = ATTENTION_WARPS * WARP;
+
+/* What a warp has of a sequence's queries. */
+__host__ __device__ inline unsigned attention_queries(size_t length)
+{
+    return length > ATTENTION_MEDIUM ? 2 * ATTENTION_QUERIES : ATTENTION_QUERIES;
+}
 
 // --- The list of tiles, on the host --------------------------------------------------------------
 
 /* Tiles that the sequence adds to the list of short sequences, or to that of the others. */
 inline size_t attention_tile_count(size_t length, bool list_is_short)
 {
-    const size_t warps = list_is_short ? 1 : ATTENTION_WARPS, queries = warps * ATTENTION_QUERIES;
+    const size_t warps = list_is_short ? 1 : ATTENTION_WARPS;
+    const size_t queries = warps * attention_queries(length);
     return (length <= ATTENTION_SHORT) == list_is_short ? (length + queries - 1) / queries * warps
                                                         : 0;
 }
@@ -49,7 +57,7 @@ inline void attention_list_tiles(const int32_t *offsets, size_t batch, size_t bl
             const size_t mine = attention_tile_count(length, list_is_short);
             for (size_t tile = 0; tile < mine; tile++)
                 out[count++] = {static_cast<uint32_t>(offsets[i]), static_cast<uint32_t>(length),
-                                static_cast<uint32_t>(tile * ATTENTION_QUERIES)};
+                                static_cast<uint32_t>(tile * attention_queries(length))};
         }
     for (; count < blocks * ATTENTION_WARPS; count++)
         out[count] = {0, 0, 0};
@@ -78,13 +86,19 @@ inline attention_input attention_input_of(const aimo_attention_args &args,
             log2_e / sqrtf(static_cast<float>(args.head_dim))};
 }
 
-/* One block for each head of each block of the list. Heads change first: together they read whole
- * rows. */
-inline launch_shape attention_shape(const attention_input &in, const cuda_sequences &sequences,
-                                    size_t shared)
+/* Blocks for each head of each block of the list where warps have 16 queries at a time. */
+inline unsigned attention_halves(const cuda_sequences &sequences)
 {
-    return {dim3(static_cast<unsigned>(sequences.block_count) * in.heads), ATTENTION_THREADS,
-            shared};
+    return sequences.longest > ATTENTION_MEDIUM ? 2 : 1;
+}
+
+/* One block for each head of each block of the list, or one for each half of a warp's queries,
+ * which are y. Heads change first: together they read whole rows. */
+inline launch_shape attention_shape(const attention_input &in, const cuda_sequences &sequences,
+                                    unsigned halves, size_t shared)
+{
+    return {dim3(static_cast<unsigned>(sequences.block_count) * in.heads, halves),
+            ATTENTION_THREADS, shared};
 }
 
 /* A warp's tile and its head's first column. */

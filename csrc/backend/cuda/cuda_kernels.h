@@ -22,6 +22,7 @@ struct cuda_sequences {
     const int32_t *offsets;      /* [batch + 2] */
     const attention_tile *tiles; /* [blocks][ATTENTION_WARPS] */
     size_t tokens, batch, block_count;
+    size_t longest; /* no sequence has more tokens */
 };
 
 /* out, hidden rows [tokens, hidden]: see aimo_embed_args. */

@@ -9,6 +9,7 @@ extern "C" {
 #include "base/clock.h"
 }
 
+#include <algorithm>
 #include <string.h>
 
 namespace
@@ -101,6 +102,17 @@ size_t count_blocks(const aimo_sequences &s)
     if (is_small(s.token_rows, s.vector_rows))
         return attention_blocks_most(s.vector_rows + 1, s.token_rows);
     return attention_block_count(s.offsets, s.batch);
+}
+
+/* What no sequence of a chunk exceeds; of a small one, what none with as many rows could. */
+size_t longest_sequence(const aimo_sequences &s)
+{
+    if (is_small(s.token_rows, s.vector_rows))
+        return s.token_rows;
+    size_t longest = 0;
+    for (size_t i = 0; i < s.batch; i++)
+        longest = std::max(longest, s.offsets[i + 1] - s.offsets[i]);
+    return longest;
 }
 
 /* Where the parts of the sequences lie, one after another, in memory of the host or the device;
@@ -269,7 +281,8 @@ aimo_status cuda_workspace_upload(cuda_workspace *w, const aimo_sequences &s, ai
                     reinterpret_cast<const attention_tile *>(device),
                     s.token_rows,
                     s.vector_rows,
-                    blocks};
+                    blocks,
+                    longest_sequence(s)};
     w->busy = true;
     AIMO_TRY_CUDA(cudaMemcpyAsync(w->input.at, host, bytes, cudaMemcpyHostToDevice, w->stream),
                   err);
