@@ -46,7 +46,7 @@ constexpr unsigned per_access = COUNT * sizeof(T) < BYTES ? COUNT : BYTES / size
 /* COUNT neighbours, BYTES at a time, which divide the address: 16 are the most that a thread can
  * ask for. */
 template <unsigned BYTES = 16, typename T, unsigned COUNT>
-__host__ __device__ inline void load_neighbours(const T *from, float (&x)[COUNT])
+__device__ inline void load_neighbours(const T *from, float (&x)[COUNT])
 {
     constexpr unsigned part = per_access<T, COUNT, BYTES>;
     UNROLL
@@ -58,7 +58,7 @@ __host__ __device__ inline void load_neighbours(const T *from, float (&x)[COUNT]
 }
 
 template <typename T, unsigned COUNT>
-__host__ __device__ inline void store_neighbours(const T (&x)[COUNT], T *to)
+__device__ inline void store_neighbours(const T (&x)[COUNT], T *to)
 {
     constexpr unsigned part = per_access<T, COUNT, 16>;
     UNROLL
