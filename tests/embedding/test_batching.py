@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import gc
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -23,6 +25,11 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def expected(model: FakeEmbedder, texts: list[str]) -> np.ndarray:
     return np.stack([model.vector(text) for text in texts])
+
+
+def no_thread(thread: threading.Thread) -> None:
+    """In place of ``threading.Thread.start``: a process that has no more of them."""
+    raise RuntimeError("can't start new thread")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -606,9 +613,6 @@ def test_when_no_thread_can_take_the_hung_ones_place_callers_still_get_their_tim
         assert np.array_equal(await processor.embed("goes on"), model.vector("goes on"))
         await processor.aclose()
 
-    def no_thread(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     run(main())
 
 
@@ -770,6 +774,22 @@ def test_a_dropped_processor_ends_its_threads() -> None:
         await until(lambda: not names())
 
     run(main())
+
+
+def test_a_processor_dropped_where_no_thread_can_start_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    processor = BatchEmbeddingProcessor(model=FakeEmbedder())
+    processor.embed_sync("a")
+    dispatcher = processor._dispatcher
+    unraisable: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        patch.setattr(sys, "unraisablehook", unraisable.append)
+        del processor
+        gc.collect()
+    assert not unraisable
+    dispatcher.close(drain=False, timeout=10)
 
 
 def test_a_model_that_allows_one_thread_is_not_called_beside_its_worker() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import os
@@ -540,4 +541,6 @@ class BatchEmbeddingProcessor:
 def _close_in_background(dispatcher: Dispatcher) -> None:
     """Close without taking the lock here: a finalizer may run in a thread that holds it."""
     close = functools.partial(dispatcher.close, drain=False, timeout=1.0)
-    threading.Thread(target=close, name="aimo-batch-close", daemon=True).start()
+    # Where no more threads can be had, those of the dispatcher stay, idle, until the exit.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=close, name="aimo-batch-close", daemon=True).start()
