@@ -144,8 +144,10 @@ static PyObject *index_add(PyObject *self, PyObject *args)
     int64_t slot;
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_cache_add(cache, data, &where, 1, &slot, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(vector);
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_add(cache, data, &where, 1, &slot, &err);
+    Py_END_ALLOW_THREADS;
+    Py_DECREF(vector);
     return status == AIMO_OK ? PyLong_FromLongLong(slot) : raise_for(self, status, &err);
 }
 
@@ -166,9 +168,10 @@ static PyObject *index_add_many(PyObject *self, PyObject *args)
     int64_t *out = PyArray_DATA(slots);
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_cache_add(cache, data, where, (size_t)n, out, &err);
-    Py_END_ALLOW_THREADS if (status != AIMO_OK)
-    {
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_add(cache, data, where, (size_t)n, out, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK) {
         Py_CLEAR(slots);
         raise_for(self, status, &err);
     }
@@ -187,8 +190,11 @@ static PyObject *index_remove(PyObject *self, PyObject *argument)
     aimo_cache *cache = cache_of(self);
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_cache_remove(cache, slot, &err);
-    Py_END_ALLOW_THREADS if (status != AIMO_OK) return raise_for(self, status, &err);
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_remove(cache, slot, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK)
+        return raise_for(self, status, &err);
     Py_RETURN_NONE;
 }
 
@@ -198,8 +204,11 @@ static PyObject *index_optimize(PyObject *self, PyObject *Py_UNUSED(unused))
     aimo_cache *cache = cache_of(self);
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_cache_optimize(cache, &err);
-    Py_END_ALLOW_THREADS if (status != AIMO_OK) return raise_for(self, status, &err);
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_optimize(cache, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK)
+        return raise_for(self, status, &err);
     Py_RETURN_NONE;
 }
 
@@ -220,10 +229,11 @@ static PyObject *search(PyObject *self, PyArrayObject *queries, const int64_t *c
     double *out_scores = PyArray_DATA(scores);
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_cache_search(cache, data, contexts, (size_t)n, threshold,
-                                                      (size_t)k, out_slots, out_scores, &err);
-    Py_END_ALLOW_THREADS if (status != AIMO_OK)
-    {
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_search(cache, data, contexts, (size_t)n, threshold, (size_t)k, out_slots,
+                               out_scores, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK) {
         raise_for(self, status, &err);
         goto fail;
     }
@@ -324,9 +334,10 @@ static PyObject *index_find(PyObject *self, PyObject *const *args, Py_ssize_t co
     double scores[MOST_FOUND];
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        aimo_cache_search(cache, data, &context, 1, threshold, (size_t)k, slots, scores, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(query);
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_search(cache, data, &context, 1, threshold, (size_t)k, slots, scores, &err);
+    Py_END_ALLOW_THREADS;
+    Py_DECREF(query);
     return status == AIMO_OK ? list_of_hits(slots, scores, k) : raise_for(self, status, &err);
 }
 
@@ -363,8 +374,11 @@ static PyObject *index_vector(PyObject *self, PyObject *argument)
     aimo_cache *cache = cache_of(self);
     float *out = PyArray_DATA(vector);
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_cache_vector(cache, slot, out, &err);
-    Py_END_ALLOW_THREADS if (status == AIMO_OK) return (PyObject *)vector;
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_vector(cache, slot, out, &err);
+    Py_END_ALLOW_THREADS;
+    if (status == AIMO_OK)
+        return (PyObject *)vector;
     Py_DECREF(vector);
     return raise_for(self, status, &err);
 }
@@ -383,8 +397,11 @@ static PyObject *index_export(PyObject *self, PyObject *Py_UNUSED(unused))
     aimo_cache_snapshot *snapshot;
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_cache_snapshot_open(cache, &snapshot, &err);
-    Py_END_ALLOW_THREADS if (status != AIMO_OK) return raise_for(self, status, &err);
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_snapshot_open(cache, &snapshot, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK)
+        return raise_for(self, status, &err);
     npy_intp shape[2] = {(npy_intp)aimo_cache_snapshot_count(snapshot),
                          (npy_intp)aimo_cache_dim(cache)};
     PyArrayObject *rows = (PyArrayObject *)PyArray_SimpleNew(2, shape, row_typenum(self));
@@ -394,9 +411,10 @@ static PyObject *index_export(PyObject *self, PyObject *Py_UNUSED(unused))
     if (rows != NULL && slots != NULL && contexts != NULL) {
         void *row_data = PyArray_DATA(rows);
         int64_t *slot_data = PyArray_DATA(slots), *context_data = PyArray_DATA(contexts);
-        Py_BEGIN_ALLOW_THREADS aimo_cache_snapshot_read(snapshot, row_data, slot_data,
-                                                        context_data);
-        Py_END_ALLOW_THREADS result = PyTuple_Pack(3, rows, slots, contexts);
+        Py_BEGIN_ALLOW_THREADS;
+        aimo_cache_snapshot_read(snapshot, row_data, slot_data, context_data);
+        Py_END_ALLOW_THREADS;
+        result = PyTuple_Pack(3, rows, slots, contexts);
     }
     aimo_cache_snapshot_close(snapshot);
     Py_XDECREF(rows);
@@ -413,9 +431,10 @@ static aimo_status restore_arrays(PyObject *self, PyArrayObject *rows, PyArrayOb
     const int64_t *slot_data = PyArray_DATA(slots), *context_data = PyArray_DATA(contexts);
     const size_t n = (size_t)PyArray_DIM(rows, 0);
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        aimo_cache_restore(cache, row_data, slot_data, context_data, n, err);
-    Py_END_ALLOW_THREADS return status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_cache_restore(cache, row_data, slot_data, context_data, n, err);
+    Py_END_ALLOW_THREADS;
+    return status;
 }
 
 /* restore(rows: ndarray[uint16 | int8], slots: ndarray[int64], contexts: ndarray[int64], /)

@@ -32,8 +32,9 @@ static PyObject *cuda_load(PyObject *module, PyObject *args)
     aimo_error err;
     aimo_status status = AIMO_OK;
     if (good) {
-        Py_BEGIN_ALLOW_THREADS status = aimo_cuda_load(library, cublas, (size_t)count, &err);
-        Py_END_ALLOW_THREADS
+        Py_BEGIN_ALLOW_THREADS;
+        status = aimo_cuda_load(library, cublas, (size_t)count, &err);
+        Py_END_ALLOW_THREADS;
     }
     Py_DECREF(items);
     if (!good)

@@ -45,9 +45,11 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     aimo_device_memory *memory;
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_device_memory_new(device, (size_t)bytes, &memory, &err);
-    Py_END_ALLOW_THREADS if (status != AIMO_OK) return aimo_py_raise(aimo_py_state_of_type(type),
-                                                                     status, &err);
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_device_memory_new(device, (size_t)bytes, &memory, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK)
+        return aimo_py_raise(aimo_py_state_of_type(type), status, &err);
     return wrap(type, memory);
 }
 
@@ -57,8 +59,9 @@ static void memory_dealloc(memory_object *self)
     aimo_device_memory *memory = self->memory;
     type->tp_free(self);
     Py_DECREF(type);
-    Py_BEGIN_ALLOW_THREADS aimo_device_memory_release(memory); /* may wait for the device */
-    Py_END_ALLOW_THREADS
+    Py_BEGIN_ALLOW_THREADS;
+    aimo_device_memory_release(memory); /* may wait for the device */
+    Py_END_ALLOW_THREADS;
 }
 
 /* copy() -> DeviceMemory */
@@ -67,8 +70,11 @@ static PyObject *memory_copy(memory_object *self, PyObject *Py_UNUSED(unused))
     aimo_device_memory *copy;
     aimo_error err;
     aimo_status status;
-    Py_BEGIN_ALLOW_THREADS status = aimo_device_memory_copy(self->memory, &copy, &err);
-    Py_END_ALLOW_THREADS if (status != AIMO_OK) return aimo_py_raise(state_of(self), status, &err);
+    Py_BEGIN_ALLOW_THREADS;
+    status = aimo_device_memory_copy(self->memory, &copy, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK)
+        return aimo_py_raise(state_of(self), status, &err);
     return wrap(Py_TYPE(self), copy);
 }
 
@@ -89,10 +95,11 @@ static PyObject *transfer(memory_object *self, Py_buffer *host, bool to_host)
     if (good) {
         aimo_error err;
         aimo_status status;
-        Py_BEGIN_ALLOW_THREADS status =
-            to_host ? aimo_device_memory_read(self->memory, host->buf, &err)
-                    : aimo_device_memory_write(self->memory, host->buf, &err);
-        Py_END_ALLOW_THREADS good = status == AIMO_OK;
+        Py_BEGIN_ALLOW_THREADS;
+        status = to_host ? aimo_device_memory_read(self->memory, host->buf, &err)
+                         : aimo_device_memory_write(self->memory, host->buf, &err);
+        Py_END_ALLOW_THREADS;
+        good = status == AIMO_OK;
         if (!good)
             aimo_py_raise(state_of(self), status, &err);
     }

@@ -292,8 +292,10 @@ static PyObject *half_on_device(PyObject *module, PyObject *args)
         aimo_error err;
         aimo_status status;
         describe(src, dst, &arrays);
-        Py_BEGIN_ALLOW_THREADS status = aimo_device_half_convert(src_device, &arrays, &err);
-        Py_END_ALLOW_THREADS good = status == AIMO_OK;
+        Py_BEGIN_ALLOW_THREADS;
+        status = aimo_device_half_convert(src_device, &arrays, &err);
+        Py_END_ALLOW_THREADS;
+        good = status == AIMO_OK;
         if (!good)
             aimo_py_raise(aimo_py_state_of(module), status, &err);
     }

@@ -132,9 +132,10 @@ static PyObject *pack(matrix_object *self, PyObject *args)
         return NULL;
     const float *src = PyArray_DATA(array);
     void *panels = PyArray_DATA(self->panels);
-    Py_BEGIN_ALLOW_THREADS aimo_panels_pack_parallel(w.dtype, w.n, w.k, panels, src, (size_t)first,
-                                                     (size_t)count);
-    Py_END_ALLOW_THREADS Py_DECREF(array);
+    Py_BEGIN_ALLOW_THREADS;
+    aimo_panels_pack_parallel(w.dtype, w.n, w.k, panels, src, (size_t)first, (size_t)count);
+    Py_END_ALLOW_THREADS;
+    Py_DECREF(array);
     Py_RETURN_NONE;
 }
 
@@ -178,9 +179,10 @@ static PyObject *unpack(matrix_object *self, PyObject *args)
     if (result == NULL)
         return NULL;
     float *out = PyArray_DATA((PyArrayObject *)result);
-    Py_BEGIN_ALLOW_THREADS aimo_panels_unpack(w.dtype, w.n, w.k, w.panels, out, (size_t)first,
-                                              (size_t)count);
-    Py_END_ALLOW_THREADS return result;
+    Py_BEGIN_ALLOW_THREADS;
+    aimo_panels_unpack(w.dtype, w.n, w.k, w.panels, out, (size_t)first, (size_t)count);
+    Py_END_ALLOW_THREADS;
+    return result;
 }
 
 /* rows(indices: ndarray[int64] of shape (count,), /) -> ndarray[float32] of shape (count, k) */
@@ -199,10 +201,10 @@ static PyObject *look_up_rows(matrix_object *self, PyObject *arg)
         float *out = PyArray_DATA((PyArrayObject *)result);
         aimo_error err;
         aimo_status status;
-        Py_BEGIN_ALLOW_THREADS status =
-            aimo_panels_rows(&self->matrix, wanted, (size_t)shape[0], out, &err);
-        Py_END_ALLOW_THREADS if (status != AIMO_OK)
-        {
+        Py_BEGIN_ALLOW_THREADS;
+        status = aimo_panels_rows(&self->matrix, wanted, (size_t)shape[0], out, &err);
+        Py_END_ALLOW_THREADS;
+        if (status != AIMO_OK) {
             Py_CLEAR(result);
             aimo_py_raise(aimo_py_state_of_type(Py_TYPE(self)), status, &err);
         }
@@ -253,8 +255,10 @@ static PyObject *matmul(matrix_object *self, PyObject *args)
     }
     const float *in = PyArray_DATA(x), *b = bias != NULL ? PyArray_DATA(bias) : NULL;
     float *y = PyArray_DATA(out);
-    Py_BEGIN_ALLOW_THREADS aimo_gemm_parallel(w, in, (size_t)m, b, (aimo_activation)act, y);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS;
+    aimo_gemm_parallel(w, in, (size_t)m, b, (aimo_activation)act, y);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef matrix_methods[] = {
