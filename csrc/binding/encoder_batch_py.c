@@ -2,27 +2,31 @@
 #include "binding/device_memory_py.h"
 #include "binding/encoder_py.h"
 
-/* Packed sequences as the core takes them. */
+/* Packed sequences as the core takes them, and the arrays that hold them. */
 typedef struct {
-    PyArrayObject *ids, *offsets;
+    PyArrayObject *ids_array, *offsets_array;
+    const int32_t *ids;
+    const int64_t *offsets;
     npy_intp batch;
 } sequences;
 
 static void sequences_clear(sequences *s)
 {
-    Py_XDECREF(s->ids);
-    Py_XDECREF(s->offsets);
+    Py_XDECREF(s->ids_array);
+    Py_XDECREF(s->offsets_array);
 }
 
 /* False with an exception, and then nothing to clear. */
 static bool sequences_of(PyObject *ids, PyObject *offsets, sequences *s)
 {
-    s->ids = (PyArrayObject *)PyArray_FROMANY(ids, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
-    s->offsets = (PyArrayObject *)PyArray_FROMANY(offsets, NPY_INT64, 1, 1, NPY_ARRAY_IN_ARRAY);
-    if (s->ids != NULL && s->offsets != NULL) {
-        s->batch = PyArray_SIZE(s->offsets) - 1;
-        const int64_t *begins = PyArray_DATA(s->offsets);
-        if (s->batch >= 0 && begins[s->batch] == PyArray_SIZE(s->ids))
+    s->ids_array = (PyArrayObject *)PyArray_FROMANY(ids, NPY_INT32, 1, 1, NPY_ARRAY_IN_ARRAY);
+    s->offsets_array =
+        (PyArrayObject *)PyArray_FROMANY(offsets, NPY_INT64, 1, 1, NPY_ARRAY_IN_ARRAY);
+    if (s->ids_array != NULL && s->offsets_array != NULL) {
+        s->ids = PyArray_DATA(s->ids_array);
+        s->offsets = PyArray_DATA(s->offsets_array);
+        s->batch = PyArray_SIZE(s->offsets_array) - 1;
+        if (s->batch >= 0 && s->offsets[s->batch] == PyArray_SIZE(s->ids_array))
             return true;
         PyErr_SetString(PyExc_ValueError, "offsets: expected to end with the number of token_ids");
     }
@@ -44,34 +48,31 @@ static bool check_cut(const encoder_object *self, Py_ssize_t skip, Py_ssize_t co
  * columns: int, /) -> ndarray[float32] of shape (batch, columns) */
 PyObject *aimo_py_encoder_encode(encoder_object *self, PyObject *args)
 {
-    PyObject *ids_arg, *offsets_arg, *result = NULL;
+    PyObject *ids, *offsets;
     int normalize;
     Py_ssize_t skip, columns;
     sequences s;
     if (!aimo_py_encoder_is_ready(self) ||
-        !PyArg_ParseTuple(args, "OOpnn", &ids_arg, &offsets_arg, &normalize, &skip, &columns))
+        !PyArg_ParseTuple(args, "OOpnn", &ids, &offsets, &normalize, &skip, &columns))
         return NULL;
-    if (!check_cut(self, skip, columns) || !sequences_of(ids_arg, offsets_arg, &s))
+    if (!check_cut(self, skip, columns) || !sequences_of(ids, offsets, &s))
         return NULL;
-    const npy_intp batch = s.batch;
-    const int64_t *begins = PyArray_DATA(s.offsets);
-    const npy_intp shape[2] = {batch, (npy_intp)columns};
-    result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
-    if (result == NULL)
-        goto done;
-    const int32_t *tokens = PyArray_DATA(s.ids);
-    float *out = PyArray_DATA((PyArrayObject *)result);
-    const aimo_encode_options options = {(size_t)skip, (size_t)columns, normalize != 0, false};
-    aimo_error err;
-    aimo_status status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = aimo_encoder_encode(self->encoder, tokens, begins, (size_t)batch, &options, out, &err);
-    Py_END_ALLOW_THREADS;
-    if (status != AIMO_OK) {
-        Py_CLEAR(result);
-        aimo_py_encoder_fail(self, status, &err);
+    const npy_intp shape[2] = {s.batch, (npy_intp)columns};
+    PyObject *result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (result != NULL) {
+        float *out = PyArray_DATA((PyArrayObject *)result);
+        const aimo_encode_options options = {(size_t)skip, (size_t)columns, normalize != 0, false};
+        aimo_error err;
+        aimo_status status;
+        Py_BEGIN_ALLOW_THREADS;
+        status = aimo_encoder_encode(self->encoder, s.ids, s.offsets, (size_t)s.batch, &options,
+                                     out, &err);
+        Py_END_ALLOW_THREADS;
+        if (status != AIMO_OK) {
+            Py_CLEAR(result);
+            aimo_py_encoder_fail(self, status, &err);
+        }
     }
-done:
     sequences_clear(&s);
     return result;
 }
@@ -114,8 +115,8 @@ PyObject *aimo_py_encoder_encode_to(encoder_object *self, PyObject *args)
         aimo_error err;
         aimo_status status;
         Py_BEGIN_ALLOW_THREADS;
-        status = aimo_encoder_encode(self->encoder, PyArray_DATA(s.ids), PyArray_DATA(s.offsets),
-                                     (size_t)s.batch, &options, to, &err);
+        status = aimo_encoder_encode(self->encoder, s.ids, s.offsets, (size_t)s.batch, &options, to,
+                                     &err);
         Py_END_ALLOW_THREADS;
         good = status == AIMO_OK;
         if (!good)
@@ -134,9 +135,7 @@ PyObject *aimo_py_encoder_encode_tokens(encoder_object *self, PyObject *args)
     if (!aimo_py_encoder_is_ready(self) || !PyArg_ParseTuple(args, "OO", &ids, &offsets) ||
         !sequences_of(ids, offsets, &s))
         return NULL;
-    const int32_t *tokens = PyArray_DATA(s.ids);
-    const int64_t *begins = PyArray_DATA(s.offsets);
-    const npy_intp shape[2] = {PyArray_SIZE(s.ids),
+    const npy_intp shape[2] = {PyArray_SIZE(s.ids_array),
                                (npy_intp)aimo_encoder_config_of(self->encoder)->hidden};
     PyObject *result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     if (result != NULL) {
@@ -145,7 +144,7 @@ PyObject *aimo_py_encoder_encode_tokens(encoder_object *self, PyObject *args)
         aimo_status status;
         Py_BEGIN_ALLOW_THREADS;
         status =
-            aimo_encoder_encode_tokens(self->encoder, tokens, begins, (size_t)s.batch, out, &err);
+            aimo_encoder_encode_tokens(self->encoder, s.ids, s.offsets, (size_t)s.batch, out, &err);
         Py_END_ALLOW_THREADS;
         if (status != AIMO_OK) {
             Py_CLEAR(result);
@@ -172,15 +171,18 @@ PyObject *aimo_py_encoder_input_peaks(encoder_object *self, PyObject *args)
         (npy_intp)(c->intermediate > c->hidden ? c->intermediate : c->hidden),
     };
     PyObject *result = PyArray_SimpleNew(3, shape, NPY_FLOAT32);
-    aimo_error err;
-    aimo_status status = AIMO_OK;
-    if (result != NULL)
+    if (result != NULL) {
+        float *peaks = PyArray_DATA((PyArrayObject *)result);
+        aimo_error err;
+        aimo_status status;
+        Py_BEGIN_ALLOW_THREADS;
         status =
-            aimo_encoder_input_peaks(self->encoder, PyArray_DATA(s.ids), PyArray_DATA(s.offsets),
-                                     (size_t)s.batch, PyArray_DATA((PyArrayObject *)result), &err);
-    if (status != AIMO_OK) {
-        Py_CLEAR(result);
-        aimo_py_encoder_fail(self, status, &err);
+            aimo_encoder_input_peaks(self->encoder, s.ids, s.offsets, (size_t)s.batch, peaks, &err);
+        Py_END_ALLOW_THREADS;
+        if (status != AIMO_OK) {
+            Py_CLEAR(result);
+            aimo_py_encoder_fail(self, status, &err);
+        }
     }
     sequences_clear(&s);
     return result;
@@ -201,9 +203,8 @@ PyObject *aimo_py_encoder_operation_seconds(encoder_object *self, PyObject *args
     aimo_error err;
     aimo_status status;
     Py_BEGIN_ALLOW_THREADS;
-    status =
-        aimo_encoder_operation_seconds(self->encoder, PyArray_DATA(s.ids), PyArray_DATA(s.offsets),
-                                       (size_t)s.batch, seconds, &err);
+    status = aimo_encoder_operation_seconds(self->encoder, s.ids, s.offsets, (size_t)s.batch,
+                                            seconds, &err);
     Py_END_ALLOW_THREADS;
     sequences_clear(&s);
     if (status != AIMO_OK)
