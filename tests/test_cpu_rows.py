@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ai_model_optimizations import _core
-from ai_model_optimizations.embedding.model import resolve_dtype
+from ai_model_optimizations.embedding.dtypes import resolve_dtype
 
 ROWS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx", "neon")
 BF16_ROWS = ("avx512_bf16", "amx")
@@ -36,6 +36,6 @@ def test_a_row_is_taken_or_the_import_says_why_not(row: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_auto_is_bf16_where_kernels_multiply_it(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ai_model_optimizations.embedding.model._core.cpu_info", lambda: {"row": row}
+        "ai_model_optimizations.embedding.dtypes._core.cpu_info", lambda: {"row": row}
     )
     assert resolve_dtype("auto") == ("bf16" if row in BF16_ROWS else "f16")

@@ -15,6 +15,7 @@ from ai_model_optimizations import (
     Embedding,
     EmbeddingModel,
 )
+from ai_model_optimizations.embedding.encode_call import EncodeCall
 
 TEXTS = [
     "How do I reset my password?",
@@ -97,7 +98,7 @@ def test_a_batch_of_long_texts_is_tokenized_in_pieces(
     model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
-    tokenize = EmbeddingModel._tokenize
+    tokenize = EncodeCall._tokenize
 
     def counting(self, texts, *arguments, **options):  # type: ignore[no-untyped-def]
         pieces.append(len(texts))
@@ -105,7 +106,7 @@ def test_a_batch_of_long_texts_is_tokenized_in_pieces(
 
     long = [f"{i} {'some words that go on ' * 40}" for i in range(32)]
     expected = model.encode(long)
-    monkeypatch.setattr(EmbeddingModel, "_tokenize", counting)
+    monkeypatch.setattr(EncodeCall, "_tokenize", counting)
     with BatchEmbeddingProcessor(model=model) as processor:
         assert np.array_equal(processor.process_batch_sync(long), expected)
         assert pieces == [11, 11, 10]

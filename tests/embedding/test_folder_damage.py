@@ -14,7 +14,7 @@ from model_folders import BertFolder, write_json
 from safetensors.numpy import load_file, save_file
 
 from ai_model_optimizations import EmbeddingModel, ModelFormatError, UnsupportedError
-from ai_model_optimizations.embedding import lookup, model, tensors
+from ai_model_optimizations.embedding import lookup, packing, tensors
 
 WORD = "embeddings.word_embeddings.weight"
 UP = "encoder.layer.1.intermediate.dense.weight"
@@ -325,14 +325,14 @@ def test_a_file_that_changes_while_it_is_read_is_named(
     small_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     folder = Path(shutil.copytree(small_path, tmp_path / "model"))
-    load = model.load_encoder
+    load = packing.load_encoder
 
     def load_and_change(*arguments: Any) -> Any:
         encoder = load(*arguments)
         os.utime(folder / file, (1, 1))
         return encoder
 
-    monkeypatch.setattr(model, "load_encoder", load_and_change)
+    monkeypatch.setattr(packing, "load_encoder", load_and_change)
     with pytest.raises(ModelFormatError, match=f"{file}: the file changed while the model was"):
         EmbeddingModel.load(folder)
 

@@ -14,7 +14,7 @@ import pytest
 from model_folders import BertFolder
 
 from ai_model_optimizations import EmbeddingModel, _core
-from ai_model_optimizations.embedding import model as model_module
+from ai_model_optimizations.embedding.models_in_use import forget_all
 
 TEXTS = ["read the file", "a list of values (3, 4)", "", "time " * 40]
 
@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load_anew(path: Path, dtype: str = "f16") -> EmbeddingModel:
     """Load as another process would."""
-    model_module._loaded.clear()
+    forget_all()
     gc.collect()
     return EmbeddingModel.load(path, dtype=dtype)
 

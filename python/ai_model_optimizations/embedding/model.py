@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,45 +15,17 @@ from .. import _core
 from ..device_array import DeviceArray
 from ..devices import CPU, device_name, parse_device
 from ..errors import ModelFormatError
-from .batch_threads import for_each_batch
+from .dtypes import DType, resolve_dtype
+from .encode_call import EncodeCall
 from .folder import ModelFolder, read_folder
 from .lookup import DEFAULT_MODEL, find_model
-from .outliers import find_outliers
-from .packed_cache import load_through_cache
+from .models_in_use import in_use
 from .packed_file import FILE_NAME, find_packed
 from .packed_model import ModelParts, check_target, read_parts, write_parts
-from .progress import with_progress_bar
+from .packing import convert, load_folder
 from .space import narrowed
-from .token_feed import TokenFeed
-from .tokenization import PackedTokens, TextTokenizer
+from .tokenization import TextTokenizer
 from .truncation import OnTruncate, TruncationLog, TruncationReport, check_policy
-from .weights import copy_encoder, load_encoder
-
-DType = Literal["f32", "f16", "bf16", "int8"]
-DTYPES: tuple[DType, ...] = ("f32", "f16", "bf16", "int8")
-
-#: Texts that one thread tokenizes for a CUDA device at a time; more would keep it waiting for the
-#: first ones.
-DEVICE_TEXTS = 32
-
-# Their kernels multiply bf16 at several times the rate of f32.
-_FAST_BF16_ROWS = ("avx512_bf16", "amx")
-
-
-def resolve_dtype(dtype: str, device: int = CPU) -> DType:
-    """Return the storage type that ``dtype`` stands for on this machine.
-
-    ``"auto"`` is the fastest 16-bit type: bf16 where the processor multiplies it, else f16. CUDA
-    devices multiply both at one rate, and f16 is the more precise.
-    """
-    if dtype == "auto" and device != CPU:
-        return "f16"
-    if dtype == "auto":
-        return "bf16" if _core.cpu_info()["row"] in _FAST_BF16_ROWS else "f16"
-    for known in DTYPES:
-        if dtype == known:
-            return known
-    raise ValueError(f"dtype: expected 'auto' or one of {DTYPES}, got {dtype!r}")
 
 
 class _Options(NamedTuple):
@@ -64,15 +34,6 @@ class _Options(NamedTuple):
     #: Elements of a vector that are kept; None is what the model's files say.
     truncate_dim: int | None = None
     on_truncate: OnTruncate = "warn"
-
-
-class _Call(NamedTuple):
-    """The arguments of one :meth:`EmbeddingModel.encode`, checked."""
-
-    normalize: bool
-    prompt: str
-    dimension: int
-    on_truncate: OnTruncate
 
 
 class EmbeddingModel:
@@ -180,7 +141,7 @@ class EmbeddingModel:
             raise ModelFormatError(f"{path}: expected a model folder or a packed model, got a file")
         folder = read_folder(path)
         files = (str(folder.path.resolve()), folder.state, storage, where)
-        return _interned(files, options, lambda: _load_folder(folder, storage, where))
+        return _shared(files, options, lambda: load_folder(folder, storage, where), where)
 
     @property
     def dimension(self) -> int:
@@ -326,43 +287,30 @@ class EmbeddingModel:
         DeviceError, MemoryError
             If the model's device fails, or lacks memory.
         """
-        call = _Call(
+        folder = self._folder
+        columns = self.dimension if truncate_dim is None else truncate_dim
+        call = EncodeCall(
+            self._encoder,
+            self._tokenizer,
+            self._truncation,
+            self._device,
             normalize=self.normalizes or normalize_embeddings,
-            prompt=self._folder.prompts.resolve(prompt_name, prompt),
-            dimension=_columns(
-                self.dimension if truncate_dim is None else truncate_dim, self._folder.dimension
-            ),
+            prompt=folder.prompts.resolve(prompt_name, prompt),
+            include_prompt=folder.head.include_prompt,
+            dimension=_columns(columns, folder.dimension),
             on_truncate=self._options.on_truncate
             if on_truncate is None
             else check_policy(on_truncate),
+            keep_on_device=keep_on_device,
         )
         if keep_on_device and self._device == CPU:
             raise ValueError("keep_on_device: the model is on the CPU; load it with device='cuda'")
         if isinstance(texts, str):
-            return self._encode_one(texts, call, keep_on_device)
+            return call.one(texts)
         texts = _as_sequence(texts)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-        shape = len(texts), call.dimension
-        out: NDArray[np.float32] | DeviceArray
-        if keep_on_device:
-            out = DeviceArray(shape, "float32", self._device)
-        else:
-            out = np.empty(shape, np.float32)
-        on_cpu = self._device == CPU
-        step = batch_size if on_cpu else min(batch_size, DEVICE_TEXTS)
-        feed = None if on_cpu else TokenFeed(len(texts))
-
-        def encode_from(start: int) -> None:
-            tokens = self._tokenize(texts[start : start + step], call, start)
-            batch = (start, tokens) if feed is None else feed.add(start, tokens)
-            if batch is not None:
-                self._compute(out, *batch, call)
-
-        starts = range(0, len(texts), step)
-        threads = min(_core.thread_count(), len(starts))
-        for_each_batch(with_progress_bar(starts, show_progress_bar), encode_from, threads)
-        return out
+        return call.many(texts, batch_size, show_progress_bar)
 
     @overload
     def encode_query(
@@ -430,40 +378,6 @@ class EmbeddingModel:
         vectors: NDArray[np.float32] | DeviceArray = self.encode(texts, batch_size, **options)
         return vectors
 
-    def _encode_one(
-        self, text: str, call: _Call, keep_on_device: bool
-    ) -> NDArray[np.float32] | DeviceArray:
-        tokens = self._tokenize([text], call, 0)
-        if keep_on_device:
-            out = DeviceArray((call.dimension,), "float32", self._device)
-            self._compute(out, 0, tokens, call)
-            return out
-        vector: NDArray[np.float32] = self._encoder.encode(*self._core_arguments(tokens, call))[0]
-        return vector
-
-    def _tokenize(self, texts: Sequence[str], call: _Call, first: int) -> PackedTokens:
-        tokens = self._tokenizer.pack(texts, first, call.prompt)
-        self._truncation.record(len(texts), tokens.cuts, call.on_truncate)
-        return tokens
-
-    def _compute(
-        self, out: NDArray[np.float32] | DeviceArray, first: int, tokens: PackedTokens, call: _Call
-    ) -> None:
-        """Write the vectors of the texts from the ``first`` on."""
-        arguments = self._core_arguments(tokens, call)
-        if isinstance(out, DeviceArray):
-            self._encoder.encode_to(*arguments, out.memory, first)
-        else:
-            out[first : first + len(tokens.offsets) - 1] = self._encoder.encode(*arguments)
-
-    def _core_arguments(
-        self, tokens: PackedTokens, call: _Call
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64], bool, int, int]:
-        skip = 0
-        if not self._folder.head.include_prompt:
-            skip = self._tokenizer.prompt_length(call.prompt)
-        return tokens.token_ids, tokens.offsets, call.normalize, skip, call.dimension
-
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return how many tokens of each text the model sees, special tokens included; (n,)."""
         return np.diff(self._tokenizer.pack(_as_sequence(texts)).offsets)
@@ -485,19 +399,8 @@ class EmbeddingModel:
                 f"dtype: the weights are {self._dtype} already; "
                 f"use EmbeddingModel.load({str(self.path)!r}, dtype={storage!r})"
             )
-        return self._converted(storage, self._device)
-
-    def _converted(self, storage: DType, device: int) -> EmbeddingModel:
-        outliers = None
-        if storage == "int8":
-            on_cpu = self._encoder
-            if self._device != CPU:
-                on_cpu = copy_encoder(self._folder, self._encoder, self._dtype)
-            frame = self._tokenizer.pack([""]).token_ids
-            words = int(self._folder.architecture.sizes["vocabulary"])
-            outliers = find_outliers(on_cpu, words, frame)
-        encoder = copy_encoder(self._folder, self._encoder, storage, device, outliers)
-        return self._with_encoder(encoder, storage, self._options, device)
+        parts = convert(self._own_parts(), storage, source=self._device, device=self._device)
+        return EmbeddingModel(*parts, self._options, self._device)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model, packed, into a folder that :meth:`load` maps.
@@ -536,43 +439,19 @@ class EmbeddingModel:
         return file
 
     def _parts(self) -> ModelParts:
-        folder = replace(
-            self._folder,
-            truncate_dim=None if self._dimension == self._folder.dimension else self._dimension,
-        )
-        return ModelParts(self._encoder, self._tokenizer, folder, self._dtype, self._space_id)
+        """Return what a file keeps of the model."""
+        whole = self._dimension == self._folder.dimension
+        folder = replace(self._folder, truncate_dim=None if whole else self._dimension)
+        return self._own_parts()._replace(folder=folder)
 
     def _with_options(self, options: _Options) -> EmbeddingModel:
         """Return a model with other options and the same weights."""
         if options == self._options:
             return self
-        return self._with_encoder(self._encoder, self._dtype, options, self._device)
+        return EmbeddingModel(*self._own_parts(), options, self._device)
 
-    def _with_encoder(
-        self, encoder: _core.Encoder, dtype: DType, options: _Options, device: int
-    ) -> EmbeddingModel:
-        return EmbeddingModel(
-            encoder, self._tokenizer, self._folder, dtype, self._space_id, options, device
-        )
-
-
-_loading = threading.RLock()
-#: A folder or file, the state of what is read from it, the dtype asked for, and the device.
-_Files = tuple[str, Hashable, str, int]
-#: Models in use.
-_loaded: weakref.WeakValueDictionary[tuple[_Files, _Options], EmbeddingModel] = (
-    weakref.WeakValueDictionary()
-)
-
-
-def _reset_lock_after_fork() -> None:
-    global _loading
-    _loading = threading.RLock()
-    for model in list(_loaded.values()):
-        model._truncation.reset_lock()
-
-
-os.register_at_fork(after_in_child=_reset_lock_after_fork)
+    def _own_parts(self) -> ModelParts:
+        return ModelParts(self._encoder, self._tokenizer, self._folder, self._dtype, self._space_id)
 
 
 def _columns(truncate_dim: int | None, dimension: int) -> int:
@@ -590,29 +469,12 @@ def _as_sequence(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _interned(
-    files: _Files, options: _Options, load: Callable[[], EmbeddingModel]
-) -> EmbeddingModel:
-    """Return the model in use, one that shares the weights of such a model, or a new one."""
-    with _loading:
-        model = _loaded.get((files, options))
-        if model is None:
-            same = next((m for key, m in list(_loaded.items()) if key[0] == files), None)
-            model = (same or load())._with_options(options)
-            _loaded[(files, options)] = model
-        return model
-
-
-def _load_packed(
-    file: Path, dtype: DType | None, options: _Options, device: int
-) -> EmbeddingModel:
+def _load_packed(file: Path, dtype: DType | None, options: _Options, device: int) -> EmbeddingModel:
     """Return the model in a packed file; None takes the dtype that it has."""
     stat = file.stat()
     # A file that was replaced has another inode.
     files = (str(file.resolve()), (stat.st_ino, stat.st_mtime_ns), "packed", device)
-    model = _interned(
-        files, options, lambda: _model_of(read_parts(file, device=device), device)
-    )
+    model = _shared(files, options, lambda: read_parts(file, device=device), device)
     if dtype not in (None, model.dtype):
         raise ValueError(
             f"dtype: {file} holds {model.dtype}, not {dtype}; "
@@ -621,39 +483,12 @@ def _load_packed(
     return model
 
 
-def _model_of(parts: ModelParts, device: int = CPU) -> EmbeddingModel:
-    dtype = resolve_dtype(parts.dtype)
-    return EmbeddingModel(*parts[:3], dtype, parts.space_id, device=device)
-
-
-def _load_folder(folder: ModelFolder, dtype: DType, device: int) -> EmbeddingModel:
-    space_id = folder.space_id()
-
-    def read(path: Path) -> EmbeddingModel:
-        parts = read_parts(path, folder, device)
-        if (parts.dtype, parts.space_id) != (dtype, space_id):
-            raise ModelFormatError(f"{path}: another model's file under this name")
-        return _model_of(parts, device)
-
-    return load_through_cache(
-        folder,
-        dtype,
-        space_id,
-        pack=lambda: _pack(folder, dtype, space_id, device),
-        write=lambda model, path: write_parts(path, model._parts(), mode=0o600),
-        read=read,
+def _shared(
+    files: Hashable, options: _Options, read: Callable[[], ModelParts], device: int
+) -> EmbeddingModel:
+    return in_use(
+        files,
+        options,
+        load=lambda: EmbeddingModel(*read(), device=device),
+        with_options=lambda model: model._with_options(options),
     )
-
-
-def _pack(folder: ModelFolder, dtype: DType, space_id: str, device: int) -> EmbeddingModel:
-    if dtype == "int8":
-        return _pack(folder, "f32", space_id, CPU)._converted("int8", device)
-    encoder = load_encoder(folder, dtype, device)
-    tokenizer = TextTokenizer(
-        folder.tokenizer,
-        max_length=folder.max_seq_length,
-        vocabulary=int(folder.architecture.sizes["vocabulary"]),
-        do_lower_case=folder.do_lower_case,
-    )
-    folder.check_unchanged()
-    return EmbeddingModel(encoder, tokenizer, folder, dtype, space_id, device=device)

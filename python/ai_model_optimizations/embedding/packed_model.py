@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from .. import _core
 from ..devices import CPU
 from ..errors import ModelFormatError
+from .dtypes import DType, resolve_dtype
 from .families import FAMILIES, Architecture
 from .folder import ModelFolder, read_truncate_dim
 from .modules import Dense, Head
@@ -37,7 +38,7 @@ class ModelParts(NamedTuple):
     encoder: _core.Encoder
     tokenizer: TextTokenizer
     folder: ModelFolder
-    dtype: str
+    dtype: DType
     #: Of whole vectors.
     space_id: str
 
@@ -89,7 +90,7 @@ def read_parts(path: Path, folder: ModelFolder | None = None, device: int = CPU)
         do_lower_case=folder.do_lower_case,
         packed=PackedTokenizer(file.tokenizer),
     )
-    return ModelParts(encoder, tokenizer, folder, file.dtype, file.space_id)
+    return ModelParts(encoder, tokenizer, folder, resolve_dtype(file.dtype), file.space_id)
 
 
 def _folder_of(file: PackedFile) -> ModelFolder:

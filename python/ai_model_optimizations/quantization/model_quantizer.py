@@ -13,7 +13,7 @@ from types import MethodType
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from ..embedding import EmbeddingModel
-from ..embedding.model import resolve_dtype
+from ..embedding.dtypes import resolve_dtype
 from ..errors import UnsupportedError
 from .report import QuantizationReport
 from .request import DTYPES, Request, check_skip_patterns

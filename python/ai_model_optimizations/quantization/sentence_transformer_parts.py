@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from ..embedding import EmbeddingModel
+from ..embedding.dtypes import DType, resolve_dtype
 from ..embedding.folder import ModelFolder, read_folder
 from ..embedding.folder_state import FolderState
 from ..embedding.lookup import find_model
-from ..embedding.model import DType, _model_of, resolve_dtype
 from ..embedding.modules import Dense
 from ..embedding.packed_file import FILE_NAME, PackedFile, find_packed
 from ..embedding.packed_model import read_parts, write_parts
@@ -399,7 +399,7 @@ def from_bytes(content: tuple[str, Any, str]) -> EmbeddingModel:
         file.write_bytes(value)
         # What is mapped stays, though the name goes.
         parts = read_parts(file)
-    return _model_of(parts._replace(folder=replace(parts.folder, path=Path(rest))))
+    return EmbeddingModel(*parts._replace(folder=replace(parts.folder, path=Path(rest))))
 
 
 def _hash(path: Path) -> str:

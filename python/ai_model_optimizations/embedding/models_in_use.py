@@ -1,0 +1,59 @@
+"""One copy of a model's weights in a process, however often it is loaded."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .model import EmbeddingModel
+
+#: Held while a model is loaded: who asks for the same one waits for it.
+_loading = threading.RLock()
+#: Models in use, by their files and their options.
+_loaded: weakref.WeakValueDictionary[tuple[Hashable, Hashable], EmbeddingModel] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def in_use(
+    files: Hashable,
+    options: Hashable,
+    load: Callable[[], EmbeddingModel],
+    with_options: Callable[[EmbeddingModel], EmbeddingModel],
+) -> EmbeddingModel:
+    """Return the model in use, one that shares the weights of such a model, or a new one.
+
+    Parameters
+    ----------
+    files : what the weights follow from: a path, the state of what is there, dtype and device
+    options : what else is chosen
+    load : makes a model of the files
+    with_options : gives a model of the files the options; it may return the very one
+    """
+    with _loading:
+        model = _loaded.get((files, options))
+        if model is None:
+            same = next((m for key, m in list(_loaded.items()) if key[0] == files), None)
+            model = with_options(same or load())
+            _loaded[(files, options)] = model
+        return model
+
+
+def forget_all() -> None:
+    """Let the next :func:`in_use` load, as in a new process."""
+    _loaded.clear()
+
+
+def _renew_locks() -> None:
+    """In a forked child: other threads of the parent may have held them."""
+    global _loading
+    _loading = threading.RLock()
+    for model in list(_loaded.values()):
+        model._truncation.reset_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
