@@ -1,8 +1,8 @@
 """Merges what many callers want embedded into batches that the model runs at full speed.
 
-The class here is what users see: coroutines and plain calls, checks, windows over large inputs,
-timeouts. Batches are formed and run in :mod:`.dispatcher`, the order is kept in
-:mod:`.request_queue`.
+The class here is what users see: coroutines and plain calls, checks, state, metrics. A caller's
+texts go to the queue and come back in :mod:`.queued_calls`, batches are formed and run in
+:mod:`.dispatcher`, the order is kept in :mod:`.request_queue`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import itertools
 import os
 import threading
-import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -25,20 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._environment import disabled
-from ..errors import ClosedError, QueueFull
 from .arguments import check_count, check_number
 from .direct_calls import DirectCalls
 from .dispatcher import Dispatcher
 from .engine import Embedder, load_by_name, model_loader
 from .metrics import PrometheusCollector
-from .request_queue import PRIORITY_SHARES, Call, Priority
+from .queued_calls import QueuedCalls
+from .request_queue import PRIORITY_SHARES, Priority
 from .settings import read_settings
 
 _MIB: Final = 2**20
-# A large call is fed to the queue in windows, two at a time: the queue never runs dry between
-# them, other callers find room, and a million texts need no more memory than their vectors.
-_WINDOW_BATCHES: Final = 8
-_WINDOWS_IN_FLIGHT: Final = 2
 _CHECKED_AT_ONCE: Final = 65_536  # texts, about a millisecond of the event loop
 _WARM_UP_TEXT: Final = "The first batches after a start are slower, so none of them is a user's."
 
@@ -96,7 +89,6 @@ class BatchEmbeddingProcessor:
             check_number("timeout", timeout, at_least_zero=False)
         self.batch_size = batch_size
         self.timeout = timeout
-        self._window = max(1, min(_WINDOW_BATCHES * batch_size, max_queue))
         self._bypass = disabled("batch")
         self._dispatcher = Dispatcher(
             model_loader(model, "model"),
@@ -108,6 +100,7 @@ class BatchEmbeddingProcessor:
             workers=workers,
             cache_bytes=int(cache_mb * _MIB),
         )
+        self._queued = QueuedCalls(self._dispatcher, batch_size, max_queue)
         self._direct = DirectCalls(self._dispatcher, batch_size)
         finalizer = weakref.finalize(self, _close_in_background, self._dispatcher)
         finalizer.atexit = False  # the dispatchers close themselves then
@@ -358,26 +351,11 @@ class BatchEmbeddingProcessor:
         self._check_priority(priority)
         if self._bypass:
             return await self._direct.encode(texts, self.timeout if expires else None)
-        loop = asyncio.get_running_loop()
         if not texts:
             if self.dimension is None:
-                await self._embed_all([_WARM_UP_TEXT], priority)
+                await self._queued.encode([_WARM_UP_TEXT], priority, None, expires=expires)
             return np.empty((0, cast(int, self.dimension)), np.float32)
-        if len(texts) <= self._window:
-            return await self._answer(self._begin(texts, loop, priority), expires)
-        pending: deque[Call] = deque()
-        steps = self._windows(texts, loop, priority, progress, pending)
-        try:
-            call = next(steps)
-            while True:
-                call = steps.send(await self._answer(call, expires))
-        except StopIteration as end:
-            return cast("NDArray[np.float32]", end.value)
-        except (Exception, asyncio.CancelledError):
-            # Not after GeneratorExit: the garbage collector may raise it in any thread, even in
-            # one that holds the dispatcher's lock.
-            self._forget(pending)
-            raise
+        return await self._queued.encode(texts, priority, progress, expires=expires)
 
     def _embed_all_sync(
         self,
@@ -392,103 +370,9 @@ class BatchEmbeddingProcessor:
             return self._direct.encode_sync(texts)
         if not texts:
             if self.dimension is None:
-                self._embed_all_sync([_WARM_UP_TEXT], priority)
+                self._queued.encode_sync([_WARM_UP_TEXT], priority, None, expires=expires)
             return np.empty((0, cast(int, self.dimension)), np.float32)
-        if len(texts) <= self._window:
-            return self._answer_sync(self._begin(texts, None, priority), expires)
-        pending: deque[Call] = deque()
-        steps = self._windows(texts, None, priority, progress, pending)
-        try:
-            call = next(steps)
-            while True:
-                call = steps.send(self._answer_sync(call, expires))
-        except StopIteration as end:
-            return cast("NDArray[np.float32]", end.value)
-        except BaseException:
-            self._forget(pending)
-            raise
-
-    def _windows(
-        self,
-        texts: list[str],
-        loop: asyncio.AbstractEventLoop | None,
-        priority: Priority,
-        progress: Callable[[int, int], object] | None,
-        pending: deque[Call],
-    ) -> Generator[Call, NDArray[np.float32], NDArray[np.float32]]:
-        """Feed a large input: yields each call to wait for, is sent its answer, returns all."""
-        vectors: NDArray[np.float32] | None = None
-        starts = range(0, len(texts), self._window)
-        unsent = iter(starts)
-        for done in starts:
-            for start in itertools.islice(unsent, _WINDOWS_IN_FLIGHT - len(pending)):
-                part = texts[start : start + self._window]
-                pending.append(self._begin(part, loop, priority, continues=start > 0))
-            answer = yield pending[0]
-            pending.popleft()
-            if vectors is None:
-                vectors = np.empty((len(texts), answer.shape[1]), np.float32)
-            vectors[done : done + len(answer)] = answer
-            if progress is not None:
-                progress(done + len(answer), len(texts))
-        return cast("NDArray[np.float32]", vectors)
-
-    def _begin(
-        self,
-        texts: list[str],
-        loop: asyncio.AbstractEventLoop | None,
-        priority: Priority,
-        *,
-        continues: bool = False,
-    ) -> Call:
-        """Answer from the cache what is there and queue the rest, shortest first."""
-        dispatcher = self._dispatcher
-        if dispatcher.closing:
-            raise ClosedError("the batch processor is closed")
-        call = Call(len(texts), loop, time.perf_counter())
-        missing = call.place_cached(dispatcher.cache.get_many(texts))
-        if not missing:
-            call.resolve()
-            dispatcher.metrics.served_from_cache()
-            return call
-        tokens = list(map(dispatcher.tokens.estimate, texts))
-        if len(missing) > 1:  # models that pad waste less on batches of one length
-            missing.sort(key=tokens.__getitem__)
-        try:
-            dispatcher.submit(call, texts, tokens, missing, priority, beyond_limit=continues)
-        except QueueFull:
-            dispatcher.metrics.refused("overloaded")
-            raise
-        return call
-
-    async def _answer(self, call: Call, expires: bool) -> NDArray[np.float32]:
-        future = cast("asyncio.Future[NDArray[np.float32]]", call.future)
-        if future.done():
-            return future.result()
-        if expires:
-            call.start_clock()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._dispatcher.abandon(call)
-            raise
-
-    def _answer_sync(self, call: Call, expires: bool) -> NDArray[np.float32]:
-        future = cast("concurrent.futures.Future[NDArray[np.float32]]", call.future)
-        if expires:
-            call.start_clock()
-        try:
-            return future.result()
-        except BaseException:  # KeyboardInterrupt, most of all
-            self._dispatcher.abandon(call)
-            raise
-
-    def _forget(self, calls: Iterable[Call]) -> None:
-        """Give up calls that nobody awaits any more, and whatever errors they may have."""
-        for call in calls:
-            self._dispatcher.abandon(call)
-            if call.loop is not None and not call.future.cancel() and not call.future.cancelled():
-                call.future.exception()  # retrieved, so that asyncio does not log it
+        return self._queued.encode_sync(texts, priority, progress, expires=expires)
 
     def _warm_up_texts(self) -> list[str]:
         return [f"{i} {_WARM_UP_TEXT}" for i in range(self.batch_size)]

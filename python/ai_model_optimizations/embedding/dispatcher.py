@@ -7,9 +7,7 @@ watchdog gives up a worker whose model hangs and starts another.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import copy
 import itertools
 import logging
 import math
@@ -25,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ClosedError
+from .delivery import deliver, for_one_caller
 from .engine import Embedder, Engine, ShapeError
-from .metrics import BatchMetrics, Failure
+from .metrics import BatchMetrics
 from .request_queue import Call, Item, Priority, RequestQueue, State
 from .token_estimate import TokenEstimator
 from .vector_cache import VectorCache
@@ -198,7 +197,7 @@ class Dispatcher:
             self._alarm.notify_all()
             threads = [worker.thread for worker in self._workers]
             threads.append(self._watchdog)
-        self._deliver(lost, "closed")
+        deliver(lost, self.metrics, "closed")
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -353,7 +352,7 @@ class Dispatcher:
                         if not call.left:
                             done.append(call)
             self._note_answers(len(done))
-        self._deliver(done)
+        deliver(done, self.metrics)
 
     def _settle_failure(self, worker: Worker, batch: list[Item], error: BaseException) -> None:
         """Fail every caller of these texts."""
@@ -363,7 +362,7 @@ class Dispatcher:
                 return
             lost = self._fail_items(batch, error)
             self._note_answers(len(lost))
-        self._deliver(lost, "inference")
+        deliver(lost, self.metrics, "inference")
 
     def _fail_items(self, items: list[Item], error: BaseException) -> list[Call]:
         calls: dict[int, Call] = {}
@@ -375,7 +374,7 @@ class Dispatcher:
     def _fail(self, calls: list[Call], error: BaseException) -> list[Call]:
         """End calls with an error; what they alone wanted leaves the queue."""
         for call in calls:
-            call.error = _for_one_caller(error)
+            call.error = for_one_caller(error)
             self._queue.drop(call)
         self._announce_if_over()
         return calls
@@ -390,29 +389,6 @@ class Dispatcher:
         if self._closing and not self._queue.in_flight:
             self._over.notify_all()
             self._alarm.notify_all()
-
-    def _deliver(self, calls: list[Call], failure: Failure | None = None) -> None:
-        """Resolve the futures: one wake-up for each loop, however many of its callers are done."""
-        if not calls:
-            return
-        if failure is None:
-            now = time.perf_counter()
-            self.metrics.answered(
-                [(call.started - call.submitted, now - call.submitted) for call in calls]
-            )
-        else:
-            self.metrics.failed(failure, len(calls))
-        by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
-        for call in calls:
-            if call.loop is None:
-                call.resolve()
-            else:
-                by_loop.setdefault(call.loop, []).append(call)
-        for loop, group in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_resolve_all, group)
-            except RuntimeError:  # the loop was closed; nobody is left to answer
-                self.metrics.undelivered(len(group))
 
     def _watch(self, timeout: float) -> None:
         """Tell callers who have waited too long, and give up workers whose model hangs.
@@ -434,7 +410,7 @@ class Dispatcher:
                 if lost:
                     self._lock.release()
                     try:
-                        self._deliver(lost, "timeout")
+                        deliver(lost, self.metrics, "timeout")
                     finally:
                         self._lock.acquire()
                     continue
@@ -465,31 +441,6 @@ class Dispatcher:
             except RuntimeError as problem:  # no more threads; the next caller tries again
                 logger.error("no worker takes its place: %s", problem)
         return lost
-
-
-def _resolve_all(calls: list[Call]) -> None:
-    """Resolve calls of one loop, in a callback of it; runs what waits for them."""
-    for i, call in enumerate(calls):
-        try:
-            call.resolve()
-        except BaseException:  # a task that ends the loop, or is interrupted: not the others' fault
-            if call.loop is not None and i + 1 < len(calls):
-                call.loop.call_soon(_resolve_all, calls[i + 1 :])
-            raise
-
-
-def _for_one_caller(error: BaseException) -> BaseException:
-    """Return an exception that one caller can raise without touching another's traceback."""
-    if isinstance(error, StopIteration) or not isinstance(error, Exception):
-        # A future refuses the first; the others would end the caller's loop or thread.
-        wrapped = RuntimeError(f"the model raised {type(error).__name__}: {error}")
-        wrapped.__cause__ = error
-        return wrapped
-    try:
-        twin = copy.copy(error)
-    except Exception:  # its constructor wants something else
-        return error
-    return twin.with_traceback(error.__traceback__) if type(twin) is type(error) else error
 
 
 def _restart_all_after_fork() -> None:
