@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import threading
 from typing import Any
 
@@ -321,3 +322,28 @@ def test_the_kill_switch_calls_the_model_directly(monkeypatch: pytest.MonkeyPatc
     run(main())
     assert max(map(len, model.batches)) == 4
     assert threading.active_count() == before
+
+
+def test_with_the_kill_switch_a_caller_who_left_leaves_no_error_to_be_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIMO_DISABLE", "batch")
+    model = FakeEmbedder(fail_on={"bad"})
+    model.gate.clear()
+    logged: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+        processor = BatchEmbeddingProcessor(model=model)
+        call = asyncio.ensure_future(processor.embed("bad"))
+        await until(lambda: len(model.batches) == 1)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        model.gate.set()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await asyncio.sleep(0)
+        del call
+        gc.collect()
+
+    run(main())
+    assert not logged

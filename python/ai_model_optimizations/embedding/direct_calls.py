@@ -33,11 +33,13 @@ class DirectCalls:
         """Embed `texts` without blocking the loop; (len(texts), dim) float32."""
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(None, self.encode_sync, texts)
-        done, _ = await asyncio.wait([running], timeout=timeout)
-        if not done:
-            running.cancel()
-            raise TimeoutError(f"no vector within {timeout} s")
-        return running.result()
+        try:
+            done, _ = await asyncio.wait([running], timeout=timeout)
+            if not done:
+                raise TimeoutError(f"no vector within {timeout} s")
+            return running.result()
+        finally:
+            running.cancel()  # of a caller who left: what it raises is nobody's any more
 
     def encode_one(self, text: str) -> NDArray[np.float32] | None:
         """Embed a text without waiting for anybody's batch; (dim,) float32.
