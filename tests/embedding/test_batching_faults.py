@@ -67,6 +67,26 @@ def test_an_exception_that_cannot_be_copied_still_arrives() -> None:
         processor.embed_sync("bad")
 
 
+def test_an_exception_keeps_its_message_and_its_cause() -> None:
+    class CodeError(Exception):
+        def __init__(self, code: int) -> None:
+            super().__init__(f"failed with code {code}")
+
+    class Chained:
+        def encode(self, texts: list[str]) -> Any:
+            try:
+                raise KeyError(texts[0])
+            except KeyError as cause:
+                raise (CodeError(3) if texts == ["code"] else OSError(5, "gone")) from cause
+
+    with BatchEmbeddingProcessor(model=Chained()) as processor:
+        for text, message in (("code", "failed with code 3"), ("other", "[Errno 5] gone")):
+            with pytest.raises((CodeError, OSError)) as caught:
+                processor.embed_sync(text)
+            assert str(caught.value) == message
+            assert isinstance(caught.value.__cause__, KeyError)
+
+
 @pytest.mark.parametrize(
     "answer",
     [np.zeros(8), np.zeros((3, 8)), np.zeros((2, 0)), np.zeros((2, 2, 2)), 7.0],

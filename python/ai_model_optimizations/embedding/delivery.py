@@ -58,6 +58,11 @@ def for_one_caller(error: BaseException) -> BaseException:
         return wrapped
     try:
         twin = copy.copy(error)
+        is_equal = type(twin) is type(error) and bool(twin.args == error.args)
     except Exception:  # its constructor wants something else
         return error
-    return twin.with_traceback(error.__traceback__) if type(twin) is type(error) else error
+    if not is_equal:  # its constructor makes something else of its own arguments
+        return error
+    twin.__cause__, twin.__context__ = error.__cause__, error.__context__
+    twin.__suppress_context__ = error.__suppress_context__
+    return twin.with_traceback(error.__traceback__)
