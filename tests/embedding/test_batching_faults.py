@@ -251,6 +251,53 @@ def test_when_no_thread_can_take_the_hung_ones_place_callers_still_get_their_tim
     run(main())
 
 
+def test_a_watchdog_that_could_not_start_is_started_by_the_next_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def no_watchdog(thread: threading.Thread) -> None:
+        if thread.name.endswith("watchdog"):
+            no_thread(thread)
+        start(thread)
+
+    model = FakeEmbedder()
+
+    async def main() -> None:
+        processor = BatchEmbeddingProcessor(model=model, timeout=0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_watchdog)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await processor.embed("a")
+        assert np.array_equal(await processor.embed("b"), model.vector("b"))
+        model.gate.clear()
+        with pytest.raises(TimeoutError):
+            await processor.embed("c")
+        model.gate.set()
+        processor.close()
+
+    run(main())
+
+
+def test_times_longer_than_a_lock_can_wait_are_times() -> None:
+    model = FakeEmbedder()
+
+    async def main() -> None:
+        processor = BatchEmbeddingProcessor(model=model, timeout=1e300, max_wait_time=1e300)
+        model.gate.clear()
+        calls = [asyncio.ensure_future(processor.embed(text)) for text in "ab"]
+        await until(lambda: len(model.batches) == 1)
+        model.gate.set()
+        await asyncio.gather(*calls)
+        one = asyncio.ensure_future(processor.embed("c"))
+        await asyncio.sleep(0.1)  # it is waited for as many as were answered: for ever
+        await asyncio.gather(one, *(processor.embed(text) for text in "defgh"))
+        assert [t.name for t in threading.enumerate() if t.name.endswith("watchdog")]
+        await processor.aclose(timeout=1e300)
+
+    run(main())
+
+
 def test_a_model_whose_loading_hangs_costs_its_callers_a_timeout() -> None:
     gate = threading.Event()
 

@@ -34,6 +34,7 @@ logger = logging.getLogger("ai_model_optimizations")
 
 _EXIT_SECONDS: Final = 2.0  # that a running batch gets at interpreter exit
 _LEAST_TRUST: Final = 1 / 16
+_LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # a lock refuses longer ones
 
 _names = itertools.count()
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
@@ -81,9 +82,9 @@ class Dispatcher:
         self._load_model = load_model
         self._batch_size = batch_size
         self._max_tokens = max_tokens
-        self._max_wait_time = max_wait_time
+        self._max_wait_time = min(max_wait_time, _LONGEST_WAIT)
         self._max_queue = max_queue
-        self._timeout = timeout
+        self._timeout = None if timeout is None else min(timeout, _LONGEST_WAIT)
         self._worker_count = workers
         self._cache_bytes = cache_bytes
         self.engine: Engine | None = None
@@ -160,8 +161,11 @@ class Dispatcher:
         with self._lock:
             if self._closing:
                 raise ClosedError("the batch processor is closed")
+            # First: when no thread can start, nothing is queued yet.
+            if self._watchdog is None and self._timeout is not None:
+                self._start_watchdog(self._timeout)
             if len(self._workers) < self._worker_count and not self._parked:
-                self._start_worker()  # first: when it fails, nothing is queued yet
+                self._start_worker()
             known = len(self._queue.in_flight)
             self._queue.add(call, texts, tokens, positions, priority, beyond_limit=beyond_limit)
             joined = len(positions) - (len(self._queue.in_flight) - known)
@@ -185,6 +189,8 @@ class Dispatcher:
 
     def close(self, *, drain: bool, timeout: float | None) -> None:
         """Take no more work, answer what waits (or fail it with ClosedError), end the threads."""
+        if timeout is not None:
+            timeout = min(timeout, _LONGEST_WAIT)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             self._closing = True
@@ -224,12 +230,13 @@ class Dispatcher:
         )
         worker.thread.start()  # it waits for the lock, which the caller holds
         self._workers.append(worker)
-        if self._watchdog is None and self._timeout is not None:
-            self._watchdog = threading.Thread(
-                target=self._watch, args=(self._timeout,), name="aimo-batch-watchdog",
-                daemon=True,
-            )  # fmt: skip
-            self._watchdog.start()
+
+    def _start_watchdog(self, timeout: float) -> None:
+        watchdog = threading.Thread(
+            target=self._watch, args=(timeout,), name="aimo-batch-watchdog", daemon=True
+        )
+        watchdog.start()
+        self._watchdog = watchdog
 
     def _call_worker(self) -> None:
         """Wake a parked worker; the caller holds the lock."""
