@@ -1,6 +1,8 @@
 """Long texts: cut early only where nothing changes, counted, and reported as asked."""
 
 import logging
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,3 +210,20 @@ def test_early_cut_gives_the_vector_of_the_whole(
     cut = small_model.encode(text)
     monkeypatch.setattr(tokenization, "_GENEROUS_CHARACTERS", 10**9)
     np.testing.assert_array_equal(small_model.encode(text), cut)
+
+
+def test_a_forked_child_counts_whatever_thread_was_counting(small_path: Path) -> None:
+    loaded = EmbeddingModel.load(small_path, dtype="f32")
+    converted = loaded.astype("bf16")  # not among those that load gives again
+    locks = [model._truncation._lock for model in (loaded, converted)]
+    for lock in locks:
+        lock.acquire()  # as another thread would
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        for model in (loaded, converted):
+            model.encode("one text")
+        os._exit(0)
+    for lock in locks:
+        lock.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -48,12 +48,10 @@ def forget_all() -> None:
     _loaded.clear()
 
 
-def _renew_locks() -> None:
-    """In a forked child: other threads of the parent may have held them."""
+def _renew_lock() -> None:
+    """In a forked child: another thread of the parent may have held it."""
     global _loading
     _loading = threading.RLock()
-    for model in list(_loaded.values()):
-        model._truncation.reset_lock()
 
 
-os.register_at_fork(after_in_child=_renew_locks)
+os.register_at_fork(after_in_child=_renew_lock)

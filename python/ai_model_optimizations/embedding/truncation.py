@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -75,6 +77,7 @@ class TruncationLog:
         self._texts = self._cut = self._dropped = 0
         self._exact = True
         self._warned_at: float | None = None
+        _logs.add(self)
 
     @property
     def report(self) -> TruncationReport:
@@ -108,13 +111,21 @@ class TruncationLog:
         if warn:
             logger.warning("%s; on_truncate='ignore' silences this", self.report)
 
-    def reset_lock(self) -> None:
-        """Take a new lock, in a forked child: another thread may have held the old one."""
-        self._lock = threading.Lock()
-
     def _may_warn(self) -> bool:
         now = self._clock()
         if self._warned_at is not None and now - self._warned_at < WARNING_INTERVAL:
             return False
         self._warned_at = now
         return True
+
+
+_logs: weakref.WeakSet[TruncationLog] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: other threads of the parent may have held them."""
+    for log in list(_logs):
+        log._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
