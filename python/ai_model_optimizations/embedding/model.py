@@ -28,7 +28,7 @@ from .tokenization import TextTokenizer
 from .truncation import OnTruncate, TruncationLog, TruncationReport, check_policy
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """What :meth:`EmbeddingModel.load` may choose beside the storage type."""
 
     #: Elements of a vector that are kept; None is what the model's files say.
@@ -41,7 +41,8 @@ class EmbeddingModel:
 
     Weights are kept in 16 bits (or ``"f32"``), everything is computed in 32. A text's vector
     depends on nothing but the text: not on the batch it is in, its order or size, nor on the number
-    of threads; bit for bit. Models are immutable; any number of threads may call one at once.
+    of threads; bit for bit. Models are immutable; any number of threads may call one at once. A
+    pickle has the packed weights, or the place of the packed file that the model was loaded from.
 
     Use :meth:`load`; the constructor is for the package itself.
     """
@@ -53,7 +54,7 @@ class EmbeddingModel:
         folder: ModelFolder,
         dtype: DType,
         space_id: str,
-        options: _Options = _Options(),  # noqa: B008 - immutable
+        options: Options = Options(),  # noqa: B008 - immutable
         device: int = CPU,
     ) -> None:
         self._encoder = encoder
@@ -132,7 +133,7 @@ class EmbeddingModel:
         """
         where = parse_device(device)
         storage = resolve_dtype(dtype, where)
-        options = _Options(truncate_dim, check_policy(on_truncate))
+        options = Options(truncate_dim, check_policy(on_truncate))
         path = find_model(name_or_path, revision=revision, download=not local_files_only)
         packed = find_packed(path)
         if packed is not None:
@@ -438,13 +439,24 @@ class EmbeddingModel:
             raise
         return file
 
+    def __copy__(self) -> EmbeddingModel:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingModel:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from .pickled import from_bytes, to_bytes
+
+        return from_bytes, (to_bytes(self), tuple(self._options), self.device)
+
     def _parts(self) -> ModelParts:
         """Return what a file keeps of the model."""
         whole = self._dimension == self._folder.dimension
         folder = replace(self._folder, truncate_dim=None if whole else self._dimension)
         return self._own_parts()._replace(folder=folder)
 
-    def _with_options(self, options: _Options) -> EmbeddingModel:
+    def _with_options(self, options: Options) -> EmbeddingModel:
         """Return a model with other options and the same weights."""
         if options == self._options:
             return self
@@ -469,7 +481,7 @@ def _as_sequence(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _load_packed(file: Path, dtype: DType | None, options: _Options, device: int) -> EmbeddingModel:
+def _load_packed(file: Path, dtype: DType | None, options: Options, device: int) -> EmbeddingModel:
     """Return the model in a packed file; None takes the dtype that it has."""
     stat = file.stat()
     # A file that was replaced has another inode.
@@ -484,7 +496,7 @@ def _load_packed(file: Path, dtype: DType | None, options: _Options, device: int
 
 
 def _shared(
-    files: Hashable, options: _Options, read: Callable[[], ModelParts], device: int
+    files: Hashable, options: Options, read: Callable[[], ModelParts], device: int
 ) -> EmbeddingModel:
     return in_use(
         files,

@@ -22,9 +22,10 @@ from sentence_transformers.util import truncate_embeddings
 
 from ..embedding import EmbeddingModel
 from ..embedding.packed_file import find_packed
+from ..embedding.pickled import from_bytes, to_bytes
 from ..embedding.space import narrowed
 from ..errors import UnsupportedError
-from .sentence_transformer_parts import from_bytes, to_bytes, with_max_seq_length
+from .sentence_transformer_parts import with_max_seq_length
 
 _log = logging.getLogger("sentence_transformers")
 _MOVED = (

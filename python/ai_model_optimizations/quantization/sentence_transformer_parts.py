@@ -1,4 +1,4 @@
-"""From a SentenceTransformer in memory to an EmbeddingModel, and EmbeddingModels in pickles."""
+"""From a SentenceTransformer in memory to an EmbeddingModel."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ from ..embedding.folder import ModelFolder, read_folder
 from ..embedding.folder_state import FolderState
 from ..embedding.lookup import find_model
 from ..embedding.modules import Dense
-from ..embedding.packed_file import FILE_NAME, PackedFile, find_packed
-from ..embedding.packed_model import read_parts, write_parts
 from ..embedding.tensors import TensorFile
 from ..embedding.tokenization import TextTokenizer
 from ..embedding.weights import TensorNames, family_places, new_encoder
-from ..errors import ModelFormatError, UnsupportedError
+from ..errors import UnsupportedError
 from .report import ITEM_BYTES, TensorReport, rest_report
 from .rounding import Rounding, add_difference
 from .torch_modules import as_f32
@@ -359,51 +357,3 @@ def with_max_seq_length(model: EmbeddingModel, limit: int, tokenizer: Any) -> Em
         model._options,
         model._device,
     )
-
-
-def to_bytes(model: EmbeddingModel, file: Path | None = None) -> tuple[str, Any, str]:
-    """Return what a pickle keeps: the packed file's place and hash, else its content.
-
-    Parameters
-    ----------
-    file : a packed file of this model; None asks the model for one
-    """
-    packed = find_packed(model.path) if file is None else file
-    if packed is not None:
-        return "file", str(packed.resolve()), _hash(packed)
-    with tempfile.TemporaryDirectory(prefix="aimo-") as name:
-        file = Path(name) / FILE_NAME
-        write_parts(file, model._parts(), mode=0o600)
-        return "bytes", file.read_bytes(), str(model.path)
-
-
-def from_bytes(content: tuple[str, Any, str]) -> EmbeddingModel:
-    """Return the model that :func:`to_bytes` described; a file is mapped.
-
-    Raises
-    ------
-    ModelFormatError
-        If the file is another one than when it was pickled.
-    FileNotFoundError
-        If it is gone.
-    """
-    kind, value, rest = content
-    if kind == "file":
-        if not Path(value).is_file():
-            raise FileNotFoundError(f"the packed model of this pickle is gone: {value}")
-        if _hash(Path(value)) != rest:
-            raise ModelFormatError(f"{value}: another model lies here than when it was pickled")
-        return EmbeddingModel.load(value)
-    with tempfile.TemporaryDirectory(prefix="aimo-") as name:
-        file = Path(name) / FILE_NAME
-        file.write_bytes(value)
-        # What is mapped stays, though the name goes.
-        parts = read_parts(file)
-    return EmbeddingModel(*parts._replace(folder=replace(parts.folder, path=Path(rest))))
-
-
-def _hash(path: Path) -> str:
-    """Identify a packed file by its header, which has a checksum of the rest."""
-    metadata = PackedFile(path)._file.metadata
-    content = json.dumps(metadata, sort_keys=True) + str(path.stat().st_size)
-    return hashlib.sha256(content.encode()).hexdigest()
