@@ -226,6 +226,7 @@ def test_an_urgent_caller_pulls_an_equal_text_forward() -> None:
         (b"bytes", "texts: .* got bytes"),
         (7, "texts: .* got int"),
         (None, "texts: .* got NoneType"),
+        (np.array("a"), "texts: expected an array of one dimension, got 0"),
         ({"a", "b"}, "texts: .* got set"),
         (["fine", None], r"texts\[1\]: expected str, got NoneType"),
         (["fine"] * 70_000 + [3], r"texts\[70000\]: expected str, got int"),

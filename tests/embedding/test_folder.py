@@ -193,3 +193,8 @@ def test_lookup_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyP
         lookup.find_model(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="'someone/nothing': not a folder, not in"):
         lookup.find_model("someone/nothing", download=False)
+    with pytest.raises(ValueError, match="name_or_path: expected a name or a path, got an empty"):
+        lookup.find_model("")
+    for wrong in (None, b"all-MiniLM-L6-v2", 3):
+        with pytest.raises(TypeError, match="name_or_path: expected a str or a path, got"):
+            lookup.find_model(wrong)  # type: ignore[arg-type]

@@ -134,9 +134,30 @@ def test_bad_texts_are_named(
         small_model.encode(texts)  # type: ignore[arg-type]
 
 
-def test_bad_batch_size_is_named(small_model: EmbeddingModel) -> None:
-    with pytest.raises(ValueError, match="batch_size: expected a positive number, got 0"):
-        small_model.encode(["a"], batch_size=0)
+@pytest.mark.parametrize("texts", ["a", ["a"]])
+def test_bad_batch_size_is_named(small_model: EmbeddingModel, texts: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        small_model.encode(texts, batch_size=0)
+    for wrong in (2.0, None, "2", True):
+        with pytest.raises(TypeError, match="batch_size: expected an int, got"):
+            small_model.encode(texts, batch_size=wrong)  # type: ignore[arg-type]
+
+
+def test_a_truncate_dim_is_an_integer_of_any_kind(small_model: EmbeddingModel) -> None:
+    assert small_model.encode("a", truncate_dim=np.int64(7)).shape == (7,)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="truncate_dim: expected 1 to 36, got True"):
+        small_model.encode("a", truncate_dim=True)
+
+
+@pytest.mark.parametrize("texts", [np.array("a"), np.array([["a", "b"]])])
+def test_an_array_of_texts_has_one_dimension(small_model: EmbeddingModel, texts: object) -> None:
+    with pytest.raises(TypeError, match=r"texts: expected an array of one dimension, got [02]"):
+        small_model.encode(texts)  # type: ignore[arg-type]
+
+
+def test_tokens_of_one_str_are_not_those_of_its_characters(small_model: EmbeddingModel) -> None:
+    with pytest.raises(TypeError, match="texts: expected a sequence of str, got one str"):
+        small_model.count_tokens("read the file")
 
 
 def test_nul_characters_and_odd_text_are_embedded(small_model: EmbeddingModel) -> None:

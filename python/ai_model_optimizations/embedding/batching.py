@@ -398,6 +398,9 @@ class BatchEmbeddingProcessor:
             raise TypeError(
                 f"texts: expected a sequence of strings, got {type(texts).__name__}{hint}"
             )
+        if isinstance(texts, np.ndarray) and texts.ndim != 1:
+            self._refuse()
+            raise TypeError(f"texts: expected an array of one dimension, got {texts.ndim}")
         return list(texts)  # the caller may change its own while we work
 
     def _check_texts(self, texts: list[str], start: int) -> None:

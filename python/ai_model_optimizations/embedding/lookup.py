@@ -26,11 +26,19 @@ def find_model(
 
     Raises
     ------
+    TypeError
+        If it is neither a str nor a path.
     ValueError
-        If a folder or file is given and a revision too.
+        If it is empty, or a folder or file is given and a revision too.
     FileNotFoundError
         If it is not local and cannot be downloaded; the message lists where it was looked for.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(
+            f"name_or_path: expected a str or a path, got {type(name_or_path).__name__}"
+        )
+    if not os.fspath(name_or_path):
+        raise ValueError("name_or_path: expected a name or a path, got an empty string")
     path = Path(name_or_path).expanduser()
     if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
         if revision is not None:

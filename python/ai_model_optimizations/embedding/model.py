@@ -15,6 +15,7 @@ from .. import _core
 from ..device_array import DeviceArray
 from ..devices import CPU, device_name, parse_device
 from ..errors import ModelFormatError
+from .arguments import check_count
 from .dtypes import DType, resolve_dtype
 from .encode_call import EncodeCall
 from .folder import ModelFolder, read_folder
@@ -114,6 +115,8 @@ class EmbeddingModel:
 
         Raises
         ------
+        TypeError
+            If ``name_or_path`` is none.
         FileNotFoundError
             If there is no such model.
         ValueError
@@ -280,7 +283,7 @@ class EmbeddingModel:
         Raises
         ------
         TypeError
-            If ``texts`` or one of its elements is no string.
+            If ``texts`` or one of its elements is no string, or ``batch_size`` no integer.
         ValueError
             If ``batch_size`` is not positive, a text is no valid Unicode, there is no such prompt,
             ``truncate_dim`` is larger than the model's vectors, a text is too long and
@@ -306,11 +309,10 @@ class EmbeddingModel:
         )
         if keep_on_device and self._device == CPU:
             raise ValueError("keep_on_device: the model is on the CPU; load it with device='cuda'")
+        check_count("batch_size", batch_size)
         if isinstance(texts, str):
             return call.one(texts)
         texts = _as_sequence(texts)
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
         return call.many(texts, batch_size, show_progress_bar)
 
     @overload
@@ -381,6 +383,8 @@ class EmbeddingModel:
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return how many tokens of each text the model sees, special tokens included; (n,)."""
+        if isinstance(texts, str):
+            raise TypeError("texts: expected a sequence of str, got one str; put it into a list")
         return np.diff(self._tokenizer.pack(_as_sequence(texts)).offsets)
 
     def astype(self, dtype: str) -> EmbeddingModel:
@@ -470,14 +474,17 @@ def _columns(truncate_dim: int | None, dimension: int) -> int:
     """Return how many elements of a vector are kept."""
     if truncate_dim is None:
         return dimension
-    if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= dimension:
+    is_count = isinstance(truncate_dim, (int, np.integer)) and not isinstance(truncate_dim, bool)
+    if not is_count or not 1 <= truncate_dim <= dimension:
         raise ValueError(f"truncate_dim: expected 1 to {dimension}, got {truncate_dim!r}")
-    return truncate_dim
+    return int(truncate_dim)
 
 
 def _as_sequence(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, (Sequence, np.ndarray)):
         raise TypeError(f"texts: expected str or a sequence of str, got {type(texts).__name__}")
+    if isinstance(texts, np.ndarray) and texts.ndim != 1:
+        raise TypeError(f"texts: expected an array of one dimension, got {texts.ndim}")
     return texts
 
 
