@@ -1,7 +1,9 @@
-"""The state of a cache and what changes it: options, arguments, storing, removing, counting.
+"""The state of a cache: its options, its parts, its entries and its counters.
 
 `EntryTable` holds the entries, `Finder` looks them up, `Metrics` counts; this class joins them and
-owns the lock. `FiledCache` adds files, `SmartCache` computing and the async forms.
+owns the lock. Each layer above adds one thing that a cache does: `CacheReader` looks up,
+`CacheWriter` stores and removes, `FiledCache` follows a file, `SmartCache` computes, and has the
+async forms.
 """
 
 from __future__ import annotations
@@ -10,25 +12,26 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._environment import disabled
 from .agreement import Agreement
+from .cache_arguments import checked_threshold, checked_ttl
 from .calibration import Calibration, PairLike, calibrate_pairs, measure_pairs
 from .contexts import Context, ContextKey, context_key
-from .entry_table import EntryTable, Record
+from .entry_table import EntryTable
 from .finder import Finder
 from .guards import Guard, GuardSpec, make_guard
 from .index_device import IndexDevice
 from .index_optimizer import IndexOptimizer
 from .metrics import CacheCollector, CacheStats, ContextStats, Metrics
-from .results import CacheEntry, CacheHit, Rejection, ShadowHit
+from .results import CacheEntry, Rejection, ShadowHit
 from .single_flight import SingleFlight
 from .text_keys import normalize_text
-from .values import Serializer, StoredValue, decode_value, encode_value
+from .values import Serializer, StoredValue, decode_value
 from .vectors import (
     FLOAT32,
     Embedder,
@@ -40,49 +43,9 @@ from .vectors import (
     space_of,
 )
 
-# Expired entries that one put clears away: enough to keep up, too few to be felt.
-_SWEEP = 16
-
-
-class _Default:
-    """The type of `DEFAULT`, which says "as the cache was told" where None means "never"."""
-
-    def __repr__(self) -> str:
-        return "DEFAULT"
-
-
-DEFAULT = _Default()
-
-
-def _checked_threshold(threshold: float) -> float:
-    value = float(threshold)
-    if not -1.0 <= value <= 1.0:
-        raise ValueError(f"threshold is a cosine similarity in [-1, 1], got {threshold!r}")
-    return value
-
-
-def _checked_ttl(ttl: float | None) -> float:
-    if ttl is None:
-        return math.inf
-    value = float(ttl)
-    if not value > 0:
-        raise ValueError(f"ttl must be positive seconds or None for never, got {ttl!r}")
-    return value
-
-
-def _checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    if tags == ():
-        return ()
-    if isinstance(tags, str):
-        raise TypeError("tags must be a sequence of strings, not one string")
-    unique = tuple(dict.fromkeys(tags))
-    if not all(isinstance(tag, str) for tag in unique):
-        raise TypeError("tags must be strings")
-    return unique
-
 
 class CacheBase:
-    """Lookups, entries, calibration and counters; see `SmartCache`."""
+    """Options, entries, arguments, calibration and counters; see `SmartCache`."""
 
     def __init__(
         self,
@@ -120,8 +83,8 @@ class CacheBase:
                 f"agreement must be an Agreement or None, got {type(agreement).__name__}"
             )
         self._agreement = agreement
-        self._threshold = _checked_threshold(threshold)
-        self._ttl = _checked_ttl(ttl)
+        self._threshold = checked_threshold(threshold)
+        self._ttl = checked_ttl(ttl)
         self._sliding = sliding
         self._shadow = mode == "shadow"
         self._embedder = embedder
@@ -163,7 +126,7 @@ class CacheBase:
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        self._threshold = _checked_threshold(value)
+        self._threshold = checked_threshold(value)
 
     @property
     def space_id(self) -> str | None:
@@ -208,345 +171,6 @@ class CacheBase:
                 hits=record.hits,
                 cost=record.cost,
             )
-
-    # -- looking up -------------------------------------------------------------------------
-
-    def get_semantic_similar(
-        self,
-        query_embedding: EmbeddingLike,
-        threshold: float | None = None,
-        context: Context = "",
-        query: str | None = None,
-    ) -> CacheHit | None:
-        """Return the best entry at or above the threshold, or None.
-
-        Parameters
-        ----------
-        query_embedding : (dim,) numbers: list, tuple, numpy array or torch tensor, normalised or
-            not. A contiguous float32 array costs no copy.
-        threshold : cosine similarity in [-1, 1]; None takes the cache's own
-        context : only entries stored with this context are seen
-        query : the question's text. With it the same text is found first, and guards compare the
-            question with that of the entry; without it the hit says ``guarded=False``.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the embedding is not `dim` finite numbers with a direction, or the threshold or
-            context is not valid.
-        SpaceMismatchError
-            If the embedding carries the ``space_id`` of another model.
-        """
-        start = time.perf_counter_ns()
-        if (
-            type(query_embedding) is np.ndarray
-            and query_embedding.dtype is FLOAT32
-            and query_embedding.ndim == 1
-        ):
-            vector = query_embedding
-        else:
-            vector = self._vector(query_embedding)
-        key = context if type(context) is str else context_key(context)
-        if not key and self._require_context:
-            self._key(context)
-        limit = self._threshold if threshold is None else _checked_threshold(threshold)
-        if query is not None:
-            found = self._get(query, key, limit, start, vector)
-        elif self._disabled:
-            found = self._finder.miss(start, key)
-        else:
-            found = self._finder.search(vector, key, limit, None, start)
-        return None if self._shadow else found
-
-    def get(
-        self, text: str, threshold: float | None = None, context: Context = ""
-    ) -> CacheHit | None:
-        """Look up a question by its text: the same text first, then by meaning.
-
-        Without an embedder only the same text is found. A blank text is never an answer's key and
-        always misses.
-        """
-        start = time.perf_counter_ns()
-        key = self._key(context)
-        found = self._get(text, key, self._limit(threshold), start, None)
-        return None if self._shadow else found
-
-    def get_many(
-        self,
-        queries: Sequence[str] | EmbeddingLike,
-        threshold: float | None = None,
-        context: Context = "",
-        *,
-        texts: Sequence[str | None] | None = None,
-    ) -> list[CacheHit | None]:
-        """Look up several questions of one context in one pass over the index.
-
-        Parameters
-        ----------
-        queries : texts (needs an embedder), or (n, dim) embeddings
-        texts : the questions of the embeddings, where they are known
-        threshold, context : as in `get_semantic_similar`
-        """
-        start = time.perf_counter_ns()
-        key = self._key(context)
-        limit = self._limit(threshold)
-        vectors: NDArray[np.float32] | None = None
-        known: list[str | None]
-        if isinstance(queries, (list, tuple)) and queries and isinstance(queries[0], str):
-            known = [self._text(text) for text in queries]
-        else:
-            vectors = self._matrix(queries)
-            known = [None] * len(vectors) if texts is None else list(texts)
-            if len(known) != len(vectors):
-                raise ValueError(f"{len(vectors)} embeddings came with {len(known)} texts")
-        found = self._get_many(known, vectors, key, limit, start)
-        return [None] * len(found) if self._shadow else found
-
-    def _get_many(
-        self,
-        texts: Sequence[str | None],
-        vectors: NDArray[np.float32] | None,
-        key: ContextKey,
-        limit: float,
-        start: int,
-    ) -> list[CacheHit | None]:
-        if self._disabled:
-            return [self._finder.miss(start, key) for _ in texts]
-        found: list[CacheHit | None] = [None] * len(texts)
-        unanswered: list[int] = []
-        for i, text in enumerate(texts):
-            text_key = None if text is None else self._normalize(text)
-            if text_key is not None:
-                found[i] = self._finder.find_text(text_key, text, key, start)
-            if found[i] is None and text_key == "":
-                self._finder.miss(start, key)
-            elif found[i] is None:
-                unanswered.append(i)
-        asked = [texts[i] for i in unanswered]
-        if not asked:
-            return found
-        rows = (
-            self._embed([text or "" for text in asked]) if vectors is None else vectors[unanswered]
-        )
-        answers = (
-            [self._finder.miss(start, key) for _ in asked]
-            if rows is None
-            else self._finder.search_many(rows, key, limit, asked, start)
-        )
-        for i, answer in zip(unanswered, answers, strict=True):
-            found[i] = answer
-        return found
-
-    def _get(
-        self,
-        text: str,
-        key: ContextKey,
-        limit: float,
-        start: int,
-        vector: NDArray[np.float32] | None,
-    ) -> CacheHit | None:
-        text_key = self._normalize(self._text(text))
-        if vector is not None:
-            self._check_dimension(vector.shape[-1])
-        if self._disabled or not text_key:
-            return self._finder.miss(start, key)
-        found = self._finder.find_text(text_key, text, key, start)
-        if found is not None:
-            return found
-        if vector is None:
-            rows = self._embed([text])
-            if rows is None:
-                return self._finder.miss(start, key)
-            vector = rows[0]
-        return self._finder.search(vector, key, limit, text, start)
-
-    # -- storing ----------------------------------------------------------------------------
-
-    def put(
-        self,
-        key: str | EmbeddingLike,
-        value: Any,
-        *,
-        query: str | None = None,
-        context: Context = "",
-        ttl: float | _Default | None = DEFAULT,
-        tags: Iterable[str] = (),
-        source: str | None = None,
-        cost: float = 1.0,
-    ) -> int:
-        """Store an answer and return the entry's name.
-
-        The same text in the same context replaces what was there.
-
-        Parameters
-        ----------
-        key : the question, which is embedded, or its embedding
-        value : bytes, str, JSON, or what the serializer takes
-        query : the question of an embedding; guards and exact lookup need it
-        context : who may see the entry
-        ttl : seconds this entry lives, None for ever; the cache's own by default
-        tags : names under which `invalidate` finds it
-        source : where the answer came from; returned with it
-        cost : what computing it cost, in any unit; the "cost" policy keeps the dear ones
-
-        Raises
-        ------
-        TypeError
-            If the value cannot be held, or there is no embedder for a text.
-        ValueError
-            If the embedding is not valid, the question blank or the entry above `max_bytes`.
-        """
-        if isinstance(key, str):
-            query, key = key if query is None else query, self._required_embedding(key)
-        space = space_of(key)
-        vector = self._vector(key)
-        record = self._record(value, query, context, ttl, tags, source, cost)
-        if self._disabled:
-            return 0
-        with self._lock:
-            self._table.sweep(self._clock(), _SWEEP)
-            entry = self._insert(record, vector, space)
-        self._metrics.put(1)
-        self._after_put()
-        return entry
-
-    def put_many(
-        self,
-        keys: Sequence[str] | EmbeddingLike,
-        values: Sequence[Any],
-        *,
-        queries: Sequence[str | None] | None = None,
-        context: Context = "",
-        ttl: float | _Default | None = DEFAULT,
-        tags: Iterable[str] = (),
-        source: str | None = None,
-        cost: float = 1.0,
-    ) -> list[int]:
-        """Store several answers of one context; texts are embedded in one call.
-
-        Parameters
-        ----------
-        keys : texts, or (n, dim) embeddings
-        values : one per key
-        queries : the questions of the embeddings, where they are known
-        context, ttl, tags, source, cost : as in `put`, for all of them
-        """
-        if isinstance(keys, (list, tuple)) and keys and isinstance(keys[0], str):
-            texts = [self._text(text) for text in keys]
-            queries = list(texts) if queries is None else queries
-            if not all(self._normalize(text) for text in texts):
-                raise ValueError("a blank question cannot be the key of an answer")
-            rows = self._embed(texts)
-            if rows is None:
-                raise TypeError("a text needs an embedder: SmartCache(embedder=...)")
-        else:
-            rows = self._matrix(keys)
-        space = space_of(keys)
-        known = [None] * len(rows) if queries is None else list(queries)
-        if not len(rows) == len(values) == len(known):
-            raise ValueError(f"got {len(rows)} keys, {len(values)} values and {len(known)} queries")
-        tags = _checked_tags(tags)
-        records = [
-            self._record(value, query, context, ttl, tags, source, cost)
-            for value, query in zip(values, known, strict=True)
-        ]
-        if self._disabled:
-            return [0] * len(records)
-        for record in records:
-            self._table.weight_of(record, rows.shape[1])
-        entries = []
-        for record, vector in zip(records, rows, strict=True):
-            # One lock per row: readers wait for no more than one write.
-            with self._lock:
-                self._table.sweep(self._clock(), _SWEEP)
-                entries.append(self._insert(record, vector, space))
-        self._metrics.put(len(entries))
-        self._after_put()
-        return entries
-
-    def _insert(self, record: Record, vector: NDArray[np.float32], space: str | None) -> int:
-        """Store one entry; called with the lock held."""
-        self._check_dimension(vector.shape[0])
-        self._space_id = check_space(self._space_id, space, "the embedding")
-        return self._table.entry_id(self._table.insert(record, vector))
-
-    def _after_put(self) -> None:
-        """Called without the lock when entries were added."""
-        table = self._table
-        self._optimizer.grown(table.index, len(table), table.last_serial)
-
-    def _record(
-        self,
-        value: Any,
-        query: str | None,
-        context: Context,
-        ttl: float | _Default | None,
-        tags: Iterable[str],
-        source: str | None,
-        cost: float,
-    ) -> Record:
-        text_key = None if query is None else self._normalize(self._text(query))
-        if text_key == "":
-            raise ValueError("a blank question cannot be the key of an answer")
-        if source is not None and not isinstance(source, str):
-            raise TypeError(f"source must be a string, got {type(source).__name__}")
-        price = float(cost)
-        if not 0.0 <= price < math.inf:
-            raise ValueError(f"cost must be finite and not negative, got {cost!r}")
-        seconds = self._ttl if isinstance(ttl, _Default) else _checked_ttl(ttl)
-        now = self._clock()
-        return Record(
-            value=encode_value(value, self._serializer),
-            query=query,
-            text_key=query if text_key == query else text_key,
-            context=self._key(context),
-            created=now,
-            expires=now + seconds,
-            ttl=seconds,
-            cost=price,
-            tags=_checked_tags(tags),
-            source=source,
-        )
-
-    # -- removing ---------------------------------------------------------------------------
-
-    def invalidate(
-        self,
-        *,
-        context: Context | None = None,
-        tag: str | None = None,
-        prefix: Context | None = None,
-        entry: int | CacheHit | None = None,
-    ) -> int:
-        """Remove the entries that meet all given conditions; return how many.
-
-        Parameters
-        ----------
-        context : entries of this context
-        tag : entries stored with this tag
-        prefix : entries whose context begins so: a string context with a string, a tuple with the
-            items of a tuple, such as all conversations of one tenant
-        entry : one entry, by the name that `put` or a hit gave, or the hit itself
-        """
-        if context is None and tag is None and prefix is None and entry is None:
-            raise ValueError("say what to invalidate; clear() removes everything")
-        key = None if context is None else context_key(context)
-        name = entry.entry if isinstance(entry, CacheHit) else entry
-        with self._lock:
-            slots = self._table.slots_of(key, tag, prefix, name)
-            for slot in slots:
-                self._table.remove(slot, "invalidated")
-        return len(slots)
-
-    def clear(self) -> None:
-        """Remove every entry; the counters stay. Vectors of another model may follow."""
-        with self._lock:
-            self._clear()
-
-    def _clear(self) -> None:
-        self._table.clear()
-        self._optimizer = IndexOptimizer(self._device.figures)
-        self._space_id = space_of(self._embedder)
 
     def _on_removed(self, slot: int, reason: str) -> None:
         """Called with the lock held, before an entry leaves."""
@@ -622,7 +246,7 @@ class CacheBase:
         return context_key(context)
 
     def _limit(self, threshold: float | None) -> float:
-        return self._threshold if threshold is None else _checked_threshold(threshold)
+        return self._threshold if threshold is None else checked_threshold(threshold)
 
     @staticmethod
     def _text(text: str) -> str:
@@ -655,12 +279,3 @@ class CacheBase:
         rows = embed(self._embedder, texts)
         self._check_dimension(rows.shape[1])
         return rows
-
-    def _required_embedding(self, text: str) -> NDArray[np.float32]:
-        if not self._normalize(self._text(text)):
-            raise ValueError("a blank question cannot be the key of an answer")
-        rows = self._embed([text])
-        if rows is None:
-            raise TypeError("a text needs an embedder: SmartCache(embedder=...)")
-        vector: NDArray[np.float32] = rows[0]
-        return vector

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import CacheFileError
 from .agreement import Agreement
-from .cache_base import CacheBase
+from .cache_writer import CacheWriter
 from .contexts import Context
 from .entry_table import Record
 from .file_format import (
@@ -50,7 +50,7 @@ AnyCache = TypeVar("AnyCache", bound="FiledCache")
 _BLOCK = 512
 
 
-class FiledCache(CacheBase):
+class FiledCache(CacheWriter):
     """Saving, loading and following a file; see `SmartCache`."""
 
     # Class attributes, so that only caches with files pay for them.
@@ -310,7 +310,7 @@ class FiledCache(CacheBase):
         for frame in chain(pending, frames, chain.from_iterable(journals)):
             cache._replay(frame, slots, report)
         cache._table.sweep(cache._clock())
-        CacheBase._after_put(cache)
+        CacheWriter._after_put(cache)
         cache._metrics.reset()
         report.entries = len(cache._table)
         if report.damage and damaged == "raise":

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache_base import DEFAULT, _Default
+from .cache_arguments import DEFAULT, Default
 from .contexts import Context, ContextKey
 from .entry_table import Record
 from .filed_cache import FiledCache
@@ -88,7 +88,7 @@ class SmartCache(FiledCache):
         embedding: EmbeddingLike | None = None,
         threshold: float | None = None,
         context: Context = "",
-        ttl: float | _Default | None = DEFAULT,
+        ttl: float | Default | None = DEFAULT,
         tags: Iterable[str] = (),
         source: str | None = None,
         cost: float | None = None,
@@ -141,7 +141,7 @@ class SmartCache(FiledCache):
         embedding: EmbeddingLike | None = None,
         threshold: float | None = None,
         context: Context = "",
-        ttl: float | _Default | None = DEFAULT,
+        ttl: float | Default | None = DEFAULT,
         tags: Iterable[str] = (),
         source: str | None = None,
         cost: float | None = None,
@@ -223,7 +223,7 @@ class SmartCache(FiledCache):
         *,
         context: Context | Callable[..., Context] = "",
         threshold: float | None = None,
-        ttl: float | _Default | None = DEFAULT,
+        ttl: float | Default | None = DEFAULT,
         tags: Iterable[str] = (),
         cost: float | None = None,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
@@ -235,7 +235,7 @@ class SmartCache(FiledCache):
         *,
         context: Context | Callable[..., Context] = "",
         threshold: float | None = None,
-        ttl: float | _Default | None = DEFAULT,
+        ttl: float | Default | None = DEFAULT,
         tags: Iterable[str] = (),
         cost: float | None = None,
     ) -> Callable[P, T] | Callable[[Callable[P, T]], Callable[P, T]]:
@@ -264,7 +264,7 @@ class SmartCache(FiledCache):
         function: Callable[P, T],
         context: Context | Callable[..., Context],
         threshold: float | None,
-        ttl: float | _Default | None,
+        ttl: float | Default | None,
         tags: Iterable[str],
         cost: float | None,
     ) -> Callable[P, T]:
