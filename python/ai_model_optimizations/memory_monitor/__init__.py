@@ -15,13 +15,12 @@ from .breakdown import Breakdown
 from .judge import LeakEvent
 from .leaks import MemoryLeakDetector
 from .metrics import MemoryCollector, register_opentelemetry, register_prometheus
-from .monitor import (
-    MemoryMonitor,
+from .monitor import MemoryMonitor, shared_monitor
+from .monitor_functions import (
     force_gc,
     get_memory_history,
     get_memory_status,
     setup_memory_monitoring,
-    shared_monitor,
     start_monitoring,
     stop_monitoring,
 )

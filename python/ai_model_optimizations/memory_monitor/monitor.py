@@ -19,8 +19,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _core
-from ..errors import UnsupportedError
-from . import allocations as allocation_hook
 from . import process
 from .alarms import ErrorLog
 from .judge import Judge, LeakEvent
@@ -32,6 +30,7 @@ from .settings import (
     Settings,
     checked_settings,
 )
+from .site_sampling import SiteSampling, site_dict
 from .snapshot import MemorySnapshot, Sampler, megabytes
 from .tracking import TrackedObjects
 
@@ -109,7 +108,7 @@ class MemoryMonitor:
         self._stop_event = threading.Event()
         self._revive = False
         self._history: tuple[MemorySnapshot, ...] = ()
-        self._owns_hook = False
+        self._sites = SiteSampling(self._judge)
         self._gc_runs = 0
         self._judge.start_fresh(self._settings)
 
@@ -232,7 +231,7 @@ class MemoryMonitor:
         with self._lock:
             self._revive = False
             if allocations:
-                self._start_hook(sample_bytes)
+                self._sites.start(sample_bytes)
             if self._running():
                 return
             self._judge.restart_trend(self._settings)
@@ -251,28 +250,9 @@ class MemoryMonitor:
             self._revive = False
             thread, self._thread = self._thread, None
             self._stop_event.set()
-            self._stop_hook()
+            self._sites.stop()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-
-    def _start_hook(self, sample_bytes: int | None) -> None:
-        if allocation_hook.status().running:
-            return
-        try:
-            if sample_bytes is None:
-                allocation_hook.start()
-            else:
-                allocation_hook.start(sample_bytes=sample_bytes)
-        except UnsupportedError as error:  # a kill switch must not stop the service's start
-            _logger.warning("memory is monitored without allocation sites: %s", error)
-            return
-        self._owns_hook = True
-        self._judge.forget_sites()
-
-    def _stop_hook(self) -> None:
-        if self._owns_hook:
-            allocation_hook.stop()
-            self._owns_hook = False
 
     def _after_fork_in_child(self) -> None:
         """The thread did not come along: forget the parent's readings, start again when used."""
@@ -296,7 +276,7 @@ class MemoryMonitor:
         try:
             with self._lock:
                 snapshot = self._read()
-                self._read_sites()
+                self._sites.read()
             settings = self._settings
             alarm = self._judge.judge(snapshot, settings, self._threshold_for(snapshot))
             if alarm and settings.gc_on_threshold:
@@ -310,12 +290,6 @@ class MemoryMonitor:
         snapshot = self._sampler.take()
         self._history = (*self._history[-(HISTORY_LENGTH - 1) :], snapshot)
         return snapshot
-
-    def _read_sites(self) -> None:
-        if allocation_hook.status().running:
-            self._judge.add_sites(allocation_hook.snapshot().sites)
-        else:
-            self._judge.forget_sites()
 
     # ---- what handlers read ----
 
@@ -365,7 +339,7 @@ class MemoryMonitor:
             "leak_alerts": self._judge.leak_alerts,
             "total_gc_runs": self._gc_runs,
             "gc_stats": snapshot.gc_stats(),
-            "top_allocations": [_site_dict(site) for site in self._judge.top_sites],
+            "top_allocations": [site_dict(site) for site in self._judge.top_sites],
         }
 
     def get_memory_history(self, minutes: float = 60) -> list[dict[str, Any]]:
@@ -462,14 +436,6 @@ class MemoryMonitor:
         return self._tracked.counts()
 
 
-def _site_dict(site: allocation_hook.Site) -> dict[str, Any]:
-    return {
-        "site": str(site),
-        "live_mb": megabytes(site.live_bytes),
-        "live_blocks": int(site.live_blocks),
-    }
-
-
 def shared_monitor() -> MemoryMonitor:
     """Return the process's monitor; the first call makes it.
 
@@ -488,66 +454,3 @@ def shared_monitor() -> MemoryMonitor:
         monitor.__class__ = MemoryMonitor
     assert isinstance(monitor, MemoryMonitor)
     return monitor
-
-
-def setup_memory_monitoring(
-    check_interval: float | None = None,
-    memory_threshold_mb: float | None = None,
-    leak_detection_window: int | None = None,
-    *,
-    allocations: bool = False,
-    connections: Callable[[], int] | None = None,
-    warmup_readings: int | None = None,
-    cooldown: float | None = None,
-    gc_on_threshold: bool | None = None,
-    trim_on_threshold: bool | None = None,
-) -> MemoryMonitor:
-    """Configure the process's monitor, start it and return it; may be called any number of times.
-
-    Parameters
-    ----------
-    check_interval, memory_threshold_mb, leak_detection_window : as in :class:`MemoryMonitor`
-    allocations : also sample allocation sites
-    connections : says how many connections are active
-    warmup_readings, cooldown, gc_on_threshold, trim_on_threshold : as in
-        :meth:`MemoryMonitor.configure`
-    """
-    monitor = shared_monitor()
-    monitor.configure(
-        check_interval=check_interval,
-        memory_threshold_mb=memory_threshold_mb,
-        leak_detection_window=leak_detection_window,
-        warmup_readings=warmup_readings,
-        cooldown=cooldown,
-        gc_on_threshold=gc_on_threshold,
-        trim_on_threshold=trim_on_threshold,
-    )
-    if connections is not None:
-        monitor.count_connections_with(connections)
-    monitor.start_monitoring(allocations=allocations)
-    return monitor
-
-
-def start_monitoring(*, allocations: bool = False) -> None:
-    """Start the process's monitor."""
-    shared_monitor().start_monitoring(allocations=allocations)
-
-
-def stop_monitoring() -> None:
-    """Stop the process's monitor."""
-    shared_monitor().stop_monitoring()
-
-
-def get_memory_status() -> dict[str, Any]:
-    """Everything that a health page shows, as plain JSON."""
-    return shared_monitor().get_memory_status()
-
-
-def get_memory_history(minutes: float = 60) -> list[dict[str, Any]]:
-    """The readings of the last `minutes`, oldest first, as plain JSON."""
-    return shared_monitor().get_memory_history(minutes)
-
-
-def force_gc() -> dict[str, Any]:
-    """Run the garbage collector and say what it did."""
-    return shared_monitor().force_gc()
