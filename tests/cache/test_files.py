@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import signal
@@ -186,16 +187,71 @@ def test_a_closed_cache_takes_nothing_more_and_an_opened_one_has_one_owner(tmp_p
         SmartCache().checkpoint()
 
 
-def test_a_forked_child_leaves_the_files_alone(tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache.put([1.0, 0.0], "late"),
+        lambda cache: cache.put_many([[1.0, 0.0]], ["late"]),
+        lambda cache: cache.get_or_compute("late", str.upper, embedding=[1.0, 0.0]),
+        lambda cache: cache.invalidate(tag="t"),
+        lambda cache: cache.clear(),
+        lambda cache: cache.checkpoint(),
+    ],
+    ids=["put", "put_many", "get_or_compute", "invalidate", "clear", "checkpoint"],
+)
+def test_a_closed_cache_refuses_a_change_and_leaves_the_next_owners_files_alone(tmp_path, change):
+    cache = SmartCache.open(tmp_path / "store", ttl=None)
+    cache.put([0.0, 1.0], "v", query="q", tags=["t"])
+    cache.close()
+    with SmartCache.open(tmp_path / "store") as owner:
+        owner.put([1.0, 1.0], "the owner's", query="o")
+        with pytest.raises(ClosedError):
+            change(cache)
+        assert [entry.value for entry in cache] == ["v"]
+    with SmartCache.open(tmp_path / "store") as again:
+        assert sorted(entry.value for entry in again) == ["the owner's", "v"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache.put([1.0, 0.0], "child", query="child"),
+        lambda cache: cache.invalidate(context=""),
+        lambda cache: cache.clear(),
+        lambda cache: cache.checkpoint(),
+    ],
+    ids=["put", "invalidate", "clear", "checkpoint"],
+)
+def test_a_forked_child_leaves_the_files_alone(tmp_path, change):
     with SmartCache.open(tmp_path / "store", ttl=None) as cache:
         cache.put([1.0, 0.0], "parent", query="parent")
         child = os.fork()
         if child == 0:
-            cache.put([1.0, 0.0], "child", query="child")
+            change(cache)
             os._exit(0)
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == 0
+        cache.put([1.0, 0.0], "after", query="after")
     with SmartCache.open(tmp_path / "store") as again:
-        assert [entry.value for entry in again] == ["parent"]
+        assert [entry.value for entry in again] == ["parent", "after"]
+
+
+def test_a_record_that_the_disk_had_no_room_for_leaves_no_half_behind(tmp_path, monkeypatch):
+    write = os.write
+    with SmartCache.open(tmp_path / "store", ttl=None) as cache:
+        cache.put([1.0, 0.0], "first", query="first")
+
+        def write_half(descriptor, data):
+            if len(data) < 20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(descriptor, data[: len(data) // 2])
+
+        monkeypatch.setattr(os, "write", write_half)
+        with pytest.raises(OSError, match="No space"):
+            cache.put([1.0, 0.0], "second", query="second")
+        monkeypatch.setattr(os, "write", write)
+        cache.put([1.0, 0.0], "third", query="third")
+    with SmartCache.open(tmp_path / "store") as again:
+        assert [entry.value for entry in again] == ["first", "third"]
 
 
 def test_a_space_that_becomes_known_later_is_kept(tmp_path):

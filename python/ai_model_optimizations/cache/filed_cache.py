@@ -132,12 +132,14 @@ class FiledCache(CacheWriter):
         """Rewrite the file of an opened cache and start its journal anew."""
         store = self._opened()
         with store.checkpoint_lock:
-            self._write_checkpoint(store)
+            if store.writable:
+                self._write_checkpoint(store)
 
     def close(self) -> None:
-        """Let go of the files of an opened cache; putting raises `ClosedError` from then on."""
+        """Let go of the files of an opened cache; changing it raises `ClosedError` from then on."""
         if self._store is not None:
-            self._store.close()
+            with self._store.checkpoint_lock:
+                self._store.close()
 
     def __enter__(self: AnyCache) -> AnyCache:
         return self
@@ -149,6 +151,11 @@ class FiledCache(CacheWriter):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        """Raise ClosedError before anything changes that a file could not follow."""
+        if self._store is not None:
+            _ = self._store.writable
 
     def _opened(self) -> CacheStore:
         if self._store is None:
@@ -167,6 +174,7 @@ class FiledCache(CacheWriter):
 
     def _insert(self, record: Record, vector: NDArray[np.float32], space: str | None) -> int:
         known = self._space_id
+        self._check_open()
         entry = super()._insert(record, vector, space)
         if self._store is not None:
             if self._space_id != known:
@@ -182,7 +190,8 @@ class FiledCache(CacheWriter):
         store.sync_if_due()
         if store.checkpoint_due and store.checkpoint_lock.acquire(blocking=False):
             try:
-                self._write_checkpoint(store)
+                if store.checkpoint_due:
+                    self._write_checkpoint(store)
             finally:
                 store.checkpoint_lock.release()
 
@@ -208,6 +217,7 @@ class FiledCache(CacheWriter):
             is left in them. Without it they are marked as removed, which is cheaper; they do not
             come back either way.
         """
+        self._check_open()
         removed = super().invalidate(context=context, tag=tag, prefix=prefix, entry=entry)
         if removed and self._store is not None:
             self._store.sync()
@@ -217,6 +227,7 @@ class FiledCache(CacheWriter):
 
     def clear(self) -> None:
         """Remove every entry, from the files too; the counters stay."""
+        self._check_open()
         with self._lock:
             self._clear()
             if self._store is not None:

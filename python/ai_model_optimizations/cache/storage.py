@@ -111,13 +111,14 @@ class CacheStore:
         self._fsync_every = fsync_every
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        #: Held while a checkpoint is written.
+        #: Held while a checkpoint is written, and while the files are let go.
         self.checkpoint_lock = threading.Lock()
         self._file: int | None = None  # the journal being written; protected by _lock
         self._unsynced = 0
         self._journal_bytes = 0
         self._snapshot_bytes = os.path.getsize(path) if os.path.exists(path) else 0
         self._number = 0
+        self._closed = False
         self._lock_file: int | None = self._claim()
         self._remove_leftovers()
 
@@ -151,16 +152,35 @@ class CacheStore:
         """Journals that count after a snapshot that names `number`, in order."""
         return [path for other, path in self._journals().items() if other >= number]
 
+    @property
+    def writable(self) -> bool:
+        """Whether this process writes: the files belong to the one that opened them, not its forks.
+
+        Raises
+        ------
+        ClosedError
+            If the files were let go: another process may have them by now.
+        """
+        if self._closed:
+            raise ClosedError(f"the cache at {self.path} is closed")
+        return os.getpid() == self._pid
+
     def append(self, frame: bytes) -> None:
         """Write a record; it survives this process once this returns."""
-        if os.getpid() != self._pid:
-            return  # the files belong to the process that opened them, not to its forks
+        if not self.writable:
+            return
         with self._lock:
             if self._file is None:
                 raise ClosedError(f"the cache at {self.path} is closed")
             view = memoryview(frame)
-            while view:
-                view = view[os.write(self._file, view) :]
+            try:
+                while view:
+                    view = view[os.write(self._file, view) :]
+            except OSError:
+                # A disk that is full: the records that follow must not stand after half a one.
+                os.ftruncate(self._file, len(FILE_HEADER) + self._journal_bytes)
+                os.lseek(self._file, 0, os.SEEK_END)
+                raise
             self._journal_bytes += len(frame)
             self._unsynced += 1
 
@@ -179,7 +199,9 @@ class CacheStore:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether the journal has outgrown the snapshot."""
+        """Whether the journal has outgrown the snapshot, and is this process's to take in."""
+        if self._closed or os.getpid() != self._pid:
+            return False
         return self._journal_bytes > max(_MIN_JOURNAL, 2 * self._snapshot_bytes)
 
     def rotate(self) -> int:
@@ -208,6 +230,7 @@ class CacheStore:
     def close(self) -> None:
         """Force the journal to disk and let go of the files; again is harmless."""
         with self._lock:
+            self._closed = True
             if self._file is not None:
                 os.fdatasync(self._file)
                 os.close(self._file)
