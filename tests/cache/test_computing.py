@@ -1,4 +1,5 @@
 import asyncio
+import functools
 import threading
 import time
 
@@ -130,6 +131,51 @@ def test_shadow_mode_answers_nothing_and_remembers_what_it_would_have():
         ("How can I pay?", "How do I pay?"),
     ]
     assert len(cache) == 1
+
+
+class Shop:
+    def __init__(self, name):
+        self.name = name
+
+    def pay(self, text):
+        return f"{self.name}: {text}"
+
+
+def inner_function(name):
+    def answer(text):
+        return f"{name}: {text}"
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: lambda text: f"{name}: {text}",
+        inner_function,
+        lambda name: functools.partial(lambda name, text: f"{name}: {text}", name),
+        lambda name: Shop(name).pay,
+    ],
+    ids=["lambda", "inner function", "partial", "method"],
+)
+def test_functions_of_one_name_do_not_answer_for_each_other(make):
+    cache = SmartCache(embedder=texts_embedder())
+    here, there = make("here"), make("there")
+    for _ in range(2):
+        for name, function in (("here", here), ("there", there)):
+            assert cache.cached(function)("Where is it?") == f"{name}: Where is it?"
+
+
+def test_a_function_that_is_decorated_again_finds_its_answers():
+    cache = SmartCache(embedder=texts_embedder())
+    shop = Shop("here")
+    for _ in range(3):
+        assert cache.cached(shop.pay)("Where is it?") == "here: Where is it?"
+        assert cache.cached(lambda text: text.upper())("Where is it?") == "WHERE IS IT?"
+        assert cache.cached(str.lower)("Where is it?") == "where is it?"
+    assert cache.stats()["puts"] == 3
+    with pytest.raises(TypeError, match="cached takes a function"):
+        cache.cached(5)
 
 
 def test_a_decorated_function_answers_from_the_cache_and_only_for_itself():

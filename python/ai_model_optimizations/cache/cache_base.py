@@ -24,6 +24,7 @@ from .calibration import Calibration, PairLike, calibrate_pairs, measure_pairs
 from .contexts import Context, ContextKey, context_key
 from .entry_table import EntryTable
 from .finder import Finder
+from .function_names import FunctionNames
 from .guards import Guard, GuardSpec, make_guard
 from .index_device import IndexDevice
 from .index_optimizer import IndexOptimizer
@@ -97,6 +98,7 @@ class CacheBase:
         self._guard: Guard | None = None if disabled("guard") else make_guard(guard)
         self._metrics = Metrics(context_stats)
         self._flights: SingleFlight[StoredValue] = SingleFlight()
+        self._functions = FunctionNames()
         self._lock = threading.Lock()
         # Protected by _lock, except the index, which locks itself.
         self._device = IndexDevice(device)

@@ -242,7 +242,8 @@ class SmartCache(FiledCache):
         """Cache a function, or coroutine function, whose first argument is a text.
 
         Functions never answer for each other: the function's name is part of the context, and a
-        tag for ``invalidate(tag=...)``.
+        tag for ``invalidate(tag=...)``. Lambdas, inner functions and methods of objects whose name
+        another has are numbered, in the order in which they come.
 
         Parameters
         ----------
@@ -269,9 +270,11 @@ class SmartCache(FiledCache):
         cost: float | None,
     ) -> Callable[P, T]:
         call = cast("Callable[..., Any]", function)
+        if not callable(function):
+            raise TypeError(f"cached takes a function of a text, got {type(function).__name__}")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("a stream cannot be cached while it runs; put the list of its parts")
-        name = f"{function.__module__}.{function.__qualname__}"
+        name = self._functions.name_of(function)
         options: dict[str, Any] = {
             "threshold": threshold,
             "ttl": ttl,
