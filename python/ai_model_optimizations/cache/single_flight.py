@@ -22,6 +22,10 @@ class _Flight(Generic[T]):
         # The loop holds its tasks weakly; this keeps the computation alive.
         self.task: asyncio.Task[None] | None = None
 
+    def is_stranded(self) -> bool:
+        """Whether its event loop was closed over it, so that it will never land."""
+        return self.task is not None and self.task.get_loop().is_closed()
+
 
 class SingleFlight(Generic[T]):
     """Runs a function once per key at a time; others who ask meanwhile get its outcome.
@@ -37,14 +41,17 @@ class SingleFlight(Generic[T]):
     def _join(self, key: Hashable) -> tuple[_Flight[T], bool]:
         with self._lock:
             flight = self._flights.get(key)
-            if flight is not None:
+            if flight is not None and not flight.is_stranded():
                 return flight, False
+            if flight is not None:
+                flight.future.cancel()  # one of those who wait takes it over
             flight = self._flights[key] = _Flight()
             return flight, True
 
-    def _land(self, key: Hashable) -> None:
+    def _land(self, key: Hashable, flight: _Flight[T]) -> None:
         with self._lock:
-            del self._flights[key]
+            if self._flights.get(key) is flight:
+                del self._flights[key]
 
     def run(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Call `compute`, or wait for the call that is under way for `key`."""
@@ -67,12 +74,12 @@ class SingleFlight(Generic[T]):
         except BaseException as error:
             self._fail(key, flight, error)
             raise
-        self._land(key)
+        self._land(key, flight)
         flight.future.set_result(result)
         return result
 
     def _fail(self, key: Hashable, flight: _Flight[T], error: BaseException) -> None:
-        self._land(key)
+        self._land(key, flight)
         if isinstance(error, Exception):
             flight.future.set_exception(error)
         else:
@@ -105,7 +112,7 @@ class SingleFlight(Generic[T]):
             if not isinstance(error, Exception):
                 raise
         else:
-            self._land(key)
+            self._land(key, flight)
             flight.future.set_result(result)
 
 
