@@ -57,6 +57,8 @@ def test_threads_that_ask_at_once_share_one_embedding_and_one_computation(thread
         worker.join()
     assert calls == ["How do I pay?"] and len(embedder.calls) == 1
     assert results == [["How do I pay?"]] * threads
+    stats = cache.stats()
+    assert (stats["hits"], stats["exact_hits"], stats["misses"]) == (threads - 1, threads - 1, 1)
     results[0].append("changed")
     assert results[1] == ["How do I pay?"]
 
@@ -87,7 +89,25 @@ def test_a_failure_goes_to_all_who_wait_and_is_not_stored():
     for worker in workers:
         worker.join()
     assert errors == ["model is down"] * 3
+    assert cache.stats()["misses"] == 3 and cache.stats()["hits"] == 0
     assert cache.get_or_compute("How do I pay?", str.upper) == "HOW DO I PAY?"
+
+
+def test_a_loop_that_is_closed_over_a_computation_leaves_the_question_to_the_next():
+    cache = SmartCache(embedder=texts_embedder())
+    loop = asyncio.new_event_loop()
+    asking = cache.aget_or_compute("How do I pay?", lambda q: asyncio.sleep(60))
+    with pytest.raises(asyncio.TimeoutError):
+        loop.run_until_complete(asyncio.wait_for(asking, 0.05))
+    loop.close()
+    answers = []
+    ask = threading.Thread(
+        target=lambda: answers.append(cache.get_or_compute("How do I pay?", str.upper)),
+        daemon=True,
+    )
+    ask.start()
+    ask.join(10)
+    assert answers == ["HOW DO I PAY?"]
 
 
 def test_a_question_that_asks_itself_does_not_wait_for_itself():

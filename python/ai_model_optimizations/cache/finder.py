@@ -100,14 +100,6 @@ class Finder:
             stored, hit, cost = self._take(slot, 1.0, 1.0, now, guarded=True, exact=True)
         return self._answer(stored, hit, cost, text, key, start)
 
-    def stored_text(self, text_key: str, key: ContextKey) -> StoredValue | None:
-        """The value under an exact text, without counting a lookup."""
-        with self._lock:
-            slot = self._table.slot_of_text(key, text_key)
-            if slot is None or self._table.expires[slot] <= self._clock():
-                return None
-            return self._table.value[slot]
-
     def search(
         self,
         vector: NDArray[np.float32],

@@ -97,7 +97,8 @@ class SmartCache(FiledCache):
 
         However many threads and event loops ask the same question of one context at once, it is
         embedded and computed once, and all get the outcome, an exception too (which is not
-        stored). Blank questions are computed and not stored.
+        stored). Who waited counts as a hit of the same text. Blank questions are computed and not
+        stored.
 
         Parameters
         ----------
@@ -114,11 +115,14 @@ class SmartCache(FiledCache):
         if found is not None:
             return cast(T, found.value)
         own: list[T] = []
+        led: list[bool] = []
 
         def lead() -> StoredValue:
-            stored = self._stored_meanwhile(text_key, key)
-            if stored is not None:
-                return stored
+            led.append(True)
+            # Another may have stored it between this caller's miss and its turn to compute.
+            hit = self._find_first(text_key, query, key, start)
+            if hit is not None:
+                return encode_value(hit.value, self._serializer)
             vector = self._embedding_of(query, embedding)
             hit = self._search_for(vector, key, limit, query, start)
             if hit is not None:
@@ -130,7 +134,14 @@ class SmartCache(FiledCache):
             self._store_computed(record, vector)
             return record.value
 
-        stored = self._flights.run((key, text_key), lead)
+        try:
+            stored = self._flights.run((key, text_key), lead)
+        except BaseException:
+            if not led:
+                self._finder.miss(start, key)
+            raise
+        if not led:
+            self._count_shared(start, key, cost)
         return own[0] if own else cast(T, decode_value(stored, self._serializer))
 
     async def aget_or_compute(
@@ -160,11 +171,13 @@ class SmartCache(FiledCache):
         if found is not None:
             return cast(T, found.value)
         own: list[T] = []
+        led: list[bool] = []
 
         async def lead() -> StoredValue:
-            stored = self._stored_meanwhile(text_key, key)
-            if stored is not None:
-                return stored
+            led.append(True)
+            hit = self._find_first(text_key, query, key, start)
+            if hit is not None:
+                return encode_value(hit.value, self._serializer)
             vector = await asyncio.to_thread(self._embedding_of, query, embedding)
             hit = await asyncio.to_thread(self._search_for, vector, key, limit, query, start)
             if hit is not None:
@@ -176,7 +189,14 @@ class SmartCache(FiledCache):
             await asyncio.to_thread(self._store_computed, record, vector)
             return record.value
 
-        stored = await self._flights.run_async((key, text_key), lead)
+        try:
+            stored = await self._flights.run_async((key, text_key), lead)
+        except BaseException:
+            if not led:
+                self._finder.miss(start, key)
+            raise
+        if not led:
+            self._count_shared(start, key, cost)
         return own[0] if own else cast(T, decode_value(stored, self._serializer))
 
     def _find_first(
@@ -185,9 +205,16 @@ class SmartCache(FiledCache):
         """The same text, unless shadow mode keeps it back."""
         return None if self._shadow else self._finder.find_text(text_key, query, key, start)
 
-    def _stored_meanwhile(self, text_key: str, key: ContextKey) -> StoredValue | None:
-        """What another stored between this caller's miss and its turn to compute."""
-        return None if self._shadow else self._finder.stored_text(text_key, key)
+    def _count_shared(self, start: int, key: ContextKey, cost: float | None) -> None:
+        """Count a lookup that another's computation of the same question answered.
+
+        It waited for about the seconds that computing took, so only a cost in other units is saved.
+        """
+        if self._shadow:
+            self._finder.miss(start, key)
+        else:
+            elapsed = time.perf_counter_ns() - start
+            self._metrics.hit(elapsed, key, cost or 0.0, exact=True, guarded=True)
 
     def _embedding_of(self, query: str, embedding: EmbeddingLike | None) -> NDArray[np.float32]:
         return self._required_embedding(query) if embedding is None else self._vector(embedding)
