@@ -99,6 +99,40 @@ def test_many_contexts_with_one_entry_each_leave_nothing_behind():
     assert cache.stats()["contexts"] == 0 and cache.stats()["bytes"] == 0
 
 
+@pytest.mark.parametrize(
+    "given", [{"tag": 5}, {"tag": ["a"]}, {"prefix": 5}, {"prefix": ["t"]}, {"entry": "1"}]
+)
+def test_what_cannot_be_a_condition_is_an_error_and_removes_nothing(given):
+    cache = SmartCache()
+    cache.put(at_angle(1.0), "v", context=("t", 1), tags=["a"])
+    with pytest.raises(TypeError, match=r"tag|context|entry"):
+        cache.invalidate(**given)
+    assert len(cache) == 1
+
+
+@pytest.mark.parametrize(
+    ("context", "prefix", "begins"),
+    [
+        (("t", 12), ("t", 1), False),
+        (("t", 1), ("t", 1), True),
+        (("t", (1, 2)), ("t", (1,)), False),
+        (("t", (1, 2)), ("t", (1, 2)), True),
+        (("t]", "x"), ("t",), False),
+        (('t", "x',), ("t",), False),
+        (("t", True), ("t", 1), False),
+        (("t",), (), True),
+        ("t", (), False),
+        (("t",), "t", False),
+        ("", "", True),
+        (("ş\ud800", 1), ("ş\ud800",), True),
+    ],
+)
+def test_a_prefix_ends_where_an_item_of_the_context_does(context, prefix, begins):
+    cache = SmartCache()
+    cache.put(at_angle(1.0), "v", context=context)
+    assert cache.invalidate(prefix=prefix) == begins
+
+
 def test_invalidate_takes_what_meets_all_conditions():
     """Pain 13: how to remove a false hit."""
     cache = SmartCache()

@@ -205,9 +205,14 @@ class CacheWriter(CacheReader):
         if context is None and tag is None and prefix is None and entry is None:
             raise ValueError("say what to invalidate; clear() removes everything")
         key = None if context is None else context_key(context)
+        if tag is not None and not isinstance(tag, str):
+            raise TypeError(f"tag must be a string, got {type(tag).__name__}")
+        start = None if prefix is None else context_key(prefix)
         name = entry.entry if isinstance(entry, CacheHit) else entry
+        if name is not None and not isinstance(name, int):
+            raise TypeError(f"entry must be an entry's name or a hit, got {type(name).__name__}")
         with self._lock:
-            slots = self._table.slots_of(key, tag, prefix, name)
+            slots = self._table.slots_of(key, tag, start, name)
             for slot in slots:
                 self._table.remove(slot, "invalidated")
         return len(slots)

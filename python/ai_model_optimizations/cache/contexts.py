@@ -47,13 +47,13 @@ def context_from_key(key: ContextKey) -> Context:
     return restored
 
 
-def has_prefix(context: Context, prefix: Context) -> bool:
+def has_prefix(key: ContextKey, prefix: ContextKey) -> bool:
     """Whether a string context starts with a string, or a tuple one with a tuple's items."""
-    if isinstance(prefix, str):
-        return isinstance(context, str) and context.startswith(prefix)
-    return isinstance(context, tuple) and (
-        context_key(context[: len(prefix)]) == context_key(prefix)
-    )
+    if isinstance(prefix, str) or isinstance(key, str):
+        return isinstance(prefix, str) and isinstance(key, str) and key.startswith(prefix)
+    # Both are JSON lists; without its bracket the prefix must end where an item of the key does.
+    items = prefix[0][:-1]
+    return key[0].startswith(items) and (items == "[" or key[0][len(items)] in ",]")
 
 
 def context_of(

@@ -168,7 +168,7 @@ class EntryTable:
         self,
         context: ContextKey | None = None,
         tag: str | None = None,
-        prefix: Context | None = None,
+        prefix: ContextKey | None = None,
         entry: int | None = None,
     ) -> list[int]:
         """Slots that meet every condition that is given."""
@@ -186,9 +186,9 @@ class EntryTable:
     def _slots_of_context(self, context: ContextKey) -> Iterator[int]:
         return self._by_context.members(self.context_ids.get(context, NO_CONTEXT))
 
-    def _slots_of_prefix(self, prefix: Context) -> Iterator[int]:
+    def _slots_of_prefix(self, prefix: ContextKey) -> Iterator[int]:
         for key, name in self.context_ids.items():
-            if has_prefix(context_from_key(key), prefix):
+            if has_prefix(key, prefix):
                 yield from self._by_context.members(name)
 
     def _slots_of_entry(self, entry: int) -> tuple[int, ...]:
