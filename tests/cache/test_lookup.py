@@ -301,10 +301,22 @@ def test_the_kill_switch_turns_lookups_into_misses_and_puts_into_nothing(monkeyp
         ({"row_dtype": "f32"}, ValueError),
         ({"guard": "strict"}, ValueError),
         ({"guard": [1]}, TypeError),
+        ({"guard": 1}, TypeError),
+        ({"capacity": "5"}, TypeError),
+        ({"capacity": True}, TypeError),
+        ({"max_bytes": 1.5}, TypeError),
+        ({"keep_last": -1}, ValueError),
+        ({"threshold": None}, TypeError),
+        ({"ttl": "an hour"}, TypeError),
+        ({"embedder": 5}, TypeError),
+        ({"serializer": object()}, TypeError),
+        ({"space_id": 5}, TypeError),
+        ({"normalize": 5}, TypeError),
+        ({"clock": 5}, TypeError),
     ],
 )
-def test_a_bad_option_is_an_error(options, error):
-    with pytest.raises(error):
+def test_a_bad_option_is_an_error_that_names_it(options, error):
+    with pytest.raises(error, match=next(iter(options))):
         SmartCache(**options)
 
 
@@ -316,6 +328,7 @@ def test_a_bad_option_is_an_error(options, error):
         ({"cost": float("nan")}, ValueError),
         ({"tags": "one"}, TypeError),
         ({"tags": [1]}, TypeError),
+        ({"tags": None}, TypeError),
         ({"source": 1}, TypeError),
         ({"query": 1}, TypeError),
         ({"context": 1}, TypeError),

@@ -207,3 +207,13 @@ def test_bad_options_of_calibrate_are_errors(options):
         SmartCache().calibrate([(0.9, True)], **options)
     with pytest.raises(ValueError, match="empty"):
         SmartCache().calibrate([])
+
+
+@pytest.mark.parametrize("pair", [(math.nan, True), (math.inf, True), LabelledPair(math.nan, True)])
+def test_a_similarity_that_is_no_number_is_an_error_and_leaves_the_threshold(pair):
+    cache = SmartCache(threshold=0.8)
+    with pytest.raises(ValueError, match=r"pairs\[200\]"):
+        cache.calibrate([(0.9, True)] * 200 + [pair] * 200, show=False)
+    assert cache.threshold == 0.8
+    with pytest.raises(TypeError, match=r"pairs\[0\]"):
+        cache.calibrate([0.9, 0.8])

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+
+def _number(value: Any, expected: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{expected}, got {value!r}") from None
 
 
 class Default:
@@ -18,7 +27,7 @@ DEFAULT = Default()
 
 def checked_threshold(threshold: float) -> float:
     """The threshold as a float in [-1, 1]."""
-    value = float(threshold)
+    value = _number(threshold, "threshold is a cosine similarity in [-1, 1]")
     if not -1.0 <= value <= 1.0:
         raise ValueError(f"threshold is a cosine similarity in [-1, 1], got {threshold!r}")
     return value
@@ -28,7 +37,7 @@ def checked_ttl(ttl: float | None) -> float:
     """Seconds to live; infinity for None."""
     if ttl is None:
         return math.inf
-    value = float(ttl)
+    value = _number(ttl, "ttl must be positive seconds or None for never")
     if not value > 0:
         raise ValueError(f"ttl must be positive seconds or None for never, got {ttl!r}")
     return value
@@ -38,9 +47,38 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Each tag once."""
     if tags == ():
         return ()
-    if isinstance(tags, str):
-        raise TypeError("tags must be a sequence of strings, not one string")
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise TypeError(f"tags must be a sequence of strings, got {type(tags).__name__}")
     unique = tuple(dict.fromkeys(tags))
     if not all(isinstance(tag, str) for tag in unique):
         raise TypeError("tags must be strings")
     return unique
+
+
+def checked_count(name: str, value: int, least: int) -> int:
+    """A whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_collaborators(
+    embedder: object, serializer: object, space_id: object, normalize: object, clock: object
+) -> None:
+    """Refuse what the first lookup would fail with, or the first entry that is read again."""
+    if embedder is not None and not callable(getattr(embedder, "encode", embedder)):
+        raise TypeError(
+            "embedder must have encode(texts) or be a function of a list of texts, "
+            f"got {type(embedder).__name__}"
+        )
+    if serializer is not None:
+        for method in ("dumps", "loads"):
+            if not callable(getattr(serializer, method, None)):
+                raise TypeError(f"serializer must have {method}, got {type(serializer).__name__}")
+    if space_id is not None and not isinstance(space_id, str):
+        raise TypeError(f"space_id must be a string or None, got {type(space_id).__name__}")
+    for name, function in (("normalize", normalize), ("clock", clock)):
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {type(function).__name__}")

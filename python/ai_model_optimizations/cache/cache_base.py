@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .._environment import disabled
 from .agreement import Agreement
-from .cache_arguments import checked_threshold, checked_ttl
+from .cache_arguments import check_collaborators, checked_count, checked_threshold, checked_ttl
 from .calibration import Calibration, PairLike, calibrate_pairs, measure_pairs
 from .contexts import Context, ContextKey, context_key
 from .entry_table import EntryTable
@@ -71,10 +71,10 @@ class CacheBase:
         clock: Callable[[], float] = time.monotonic,
         device: str = "cpu",
     ) -> None:
-        if capacity < 1 or max_bytes < 1:
-            raise ValueError(
-                f"capacity and max_bytes must be positive, got {capacity} and {max_bytes}"
-            )
+        capacity = checked_count("capacity", capacity, 1)
+        max_bytes = checked_count("max_bytes", max_bytes, 1)
+        keep_last = checked_count("keep_last", keep_last, 0)
+        check_collaborators(embedder, serializer, space_id, normalize, clock)
         if mode not in ("serve", "shadow"):
             raise ValueError(f'mode must be "serve" or "shadow", got {mode!r}')
         if row_dtype not in ("f16", "int8"):

@@ -117,8 +117,15 @@ def measure_pairs(pairs: Iterable[PairLike], embedder: Embedder | None) -> list[
     """Bring pairs of any form into one; texts are embedded in one call."""
     given = list(pairs)
     texts: list[str] = []
-    for pair in given:
-        if not isinstance(pair, LabelledPair) and len(pair) == 3:
+    for i, pair in enumerate(given):
+        if isinstance(pair, LabelledPair):
+            continue
+        if not isinstance(pair, (tuple, list)) or len(pair) not in (2, 3):
+            raise TypeError(
+                f"pairs[{i}]: expected a LabelledPair, (question, candidate, same_answer) or "
+                f"(similarity, same_answer), got {type(pair).__name__}"
+            )
+        if len(pair) == 3:
             texts.extend(pair[:2])
     if texts and embedder is None:
         raise TypeError("pairs of texts need an embedder: SmartCache(embedder=...)")
@@ -149,6 +156,9 @@ def calibrate_pairs(
     """Choose the lowest threshold whose upper bound of wrong hits is within the limit."""
     if not pairs:
         raise ValueError("pairs must not be empty")
+    for i, pair in enumerate(pairs):
+        if not math.isfinite(pair.similarity):
+            raise ValueError(f"pairs[{i}]: a similarity is a finite number, got {pair.similarity}")
     if not 0.0 < max_false_hit_rate < 1.0:
         raise ValueError(f"max_false_hit_rate must be in (0, 1), got {max_false_hit_rate!r}")
     if not 0.5 <= confidence < 1.0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -46,7 +46,7 @@ def make_guard(spec: GuardSpec) -> Guard | None:
         if spec != "auto":
             raise ValueError(f'guard must be "auto", None or callables, got {spec!r}')
         return _automatic()
-    guards = (spec,) if callable(spec) else tuple(spec)
+    guards = (spec,) if callable(spec) else tuple(spec) if isinstance(spec, Iterable) else ()
     if not guards or not all(callable(guard) for guard in guards):
         raise TypeError("guard must be a callable or a non-empty sequence of callables")
     return guards[0] if len(guards) == 1 else _AllOf(guards)
