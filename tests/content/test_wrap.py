@@ -126,6 +126,24 @@ def test_a_predicate_may_say_more() -> None:
     assert len(plain.calls) == 3 and len(manager.semantic_cache) == 0
 
 
+@pytest.mark.parametrize("message", ["Where is my card?", b"card", ["card"], 5, None])
+def test_what_cannot_be_judged_is_answered_and_kept_for_its_own_text(message: Any) -> None:
+    class Manager:
+        def find_response(self, user_message: Any) -> tuple[str, str]:
+            return "Within five days.", "keyword"
+
+    def raising(message: str, response: str, source: str) -> bool:
+        raise LookupError("the predicate fails")
+
+    manager = wrap(Manager(), TopicEmbedder("card"), shareable=raising)
+    for _ in range(2):
+        assert manager.find_response(message) == ("Within five days.", "keyword")
+    assert len(manager.semantic_cache) == 0
+    text = isinstance(message, str)
+    assert counted(manager)["fallbacks"] == ({"LookupError": 1} if text else {"not a string": 2})
+    assert counted(manager)["exact_hits"] == text
+
+
 def test_quality_priority_takes_no_similar_messages_answer() -> None:
     plain, embedder = older()
     manager = wrap(plain, embedder)
@@ -478,6 +496,8 @@ def test_what_is_dropped_is_freed() -> None:
 
 
 def test_what_cannot_be_wrapped_says_so() -> None:
+    with pytest.raises(TypeError, match="shareable"):
+        OptimizedContentManager.wrap(OlderManager(FakeEmbedder(), {}), shareable=5)  # type: ignore
     class Async:
         async def find_response(self, user_message: str) -> tuple[str, str]:
             return "", ""

@@ -41,13 +41,14 @@ class Found(NamedTuple):
     """An answer of a plain manager and who may get it again.
 
     `raw` is what the manager returned where that is not (response, source): it is given on as it
-    is and never kept.
+    is and never kept. `trouble` is why it could not be said whether others may get the answer.
     """
 
     response: str
     source: str
     keep: Literal["no", "exact", "all"]
     raw: Any = _SAME
+    trouble: Exception | None = None
 
     @property
     def answer(self) -> Any:

@@ -325,6 +325,8 @@ class AnswerEngine:
             raise TimeoutError(f"no answer within {self._timeout} s") from None
 
     def _keep(self, request: _Request, found: Found, seconds: float) -> Answer:
+        if found.trouble is not None:
+            self._fell_back(found.trouble)
         if request.cached:
             try:
                 self.caches.store(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ..cache import Agreement
+from ..cache.cache_arguments import checked_count
 from ..cache.guards import GuardSpec
 from .answers import AnswerCaches
 
@@ -27,6 +28,7 @@ class Options:
     loop_budget: float = 0.25
 
     def __post_init__(self) -> None:
+        checked_count("max_size", self.max_size, 1)
         for name in ("timeout", "loop_budget"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:

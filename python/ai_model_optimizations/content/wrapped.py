@@ -42,6 +42,8 @@ class WrappedPlain:
     ) -> None:
         if inspect.iscoroutinefunction(find_response):
             raise TypeError("find_response: expected a plain method, got a coroutine function")
+        if shareable is not None and not callable(shareable):
+            raise TypeError(f"shareable: expected a function, got {type(shareable).__name__}")
         self._find_response = find_response
         self._owner = owner
         self._caches = caches
@@ -88,8 +90,12 @@ class WrappedPlain:
         ):
             return Found("", "", "no", given)
         response, source = given
-        shared = is_for_all(message, response, source) and (
-            self._shareable is None or self._shareable(message, response, source)
-        )
+        if not isinstance(message, str):
+            return Found(response, source, "no")
+        try:
+            shared = is_for_all(message, response, source) and (
+                self._shareable is None or self._shareable(message, response, source)
+            )
+        except Exception as error:  # the predicate is the user's; the answer is there all the same
+            return Found(response, source, "exact", trouble=error)
         return Found(response, source, "all" if shared else "exact")
-
