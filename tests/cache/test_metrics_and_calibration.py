@@ -35,6 +35,18 @@ def test_every_lookup_is_counted_once():
         SmartCache().context_stats("a")
 
 
+def test_cleared_entries_are_counted_among_those_that_left():
+    cache = SmartCache()
+    cache.clear()
+    assert cache.stats()["removed"] == {}
+    cache.put_many([at_angle(1.0), at_angle(0.5)], ["a", "b"])
+    cache.clear()
+    cache.put(at_angle(1.0), "c")
+    stats = cache.stats()
+    assert stats["removed"] == {"cleared": 2}
+    assert stats["puts"] == stats["entries"] + sum(stats["removed"].values())
+
+
 def test_prometheus_scrapes_the_same_numbers():
     prometheus = pytest.importorskip("prometheus_client")
     cache = SmartCache()

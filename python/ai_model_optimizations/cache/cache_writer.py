@@ -223,6 +223,7 @@ class CacheWriter(CacheReader):
             self._clear()
 
     def _clear(self) -> None:
+        self._metrics.removed("cleared", len(self._table))
         self._table.clear()
         self._optimizer = IndexOptimizer(self._device.figures)
         self._space_id = space_of(self._embedder)

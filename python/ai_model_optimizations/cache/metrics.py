@@ -114,10 +114,11 @@ class Metrics:
         with self._lock:
             self._puts += entries
 
-    def removed(self, reason: str) -> None:
-        """Count an entry that left."""
-        with self._lock:
-            self._removed[reason] += 1
+    def removed(self, reason: str, entries: int = 1) -> None:
+        """Count entries that left."""
+        if entries:
+            with self._lock:
+                self._removed[reason] += entries
 
     def _of(self, context: ContextKey) -> ContextStats:
         assert self._per_context is not None
