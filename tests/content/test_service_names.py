@@ -147,6 +147,12 @@ def test_performance_metrics_are_plain_numbers_and_the_hit_rate_is_in_percent() 
     assert metrics.cache_hit_rate == 75.0 and ModelPerformanceMetrics().cache_hit_rate == 0.0
 
 
+def test_figures_can_be_read_before_the_first_request() -> None:
+    assert vars(BatchEmbeddingProcessor().performance_metrics)["total_requests"] == 0
+    found = OptimizedAIManager().get_optimization_statistics()
+    assert json.loads(json.dumps(found))["batch_processor_stats"]["average_response_time"] == 0.0
+
+
 def test_the_batch_processor_embeds_with_any_model_into_lists() -> None:
     own, other = FakeEmbedder(4, space_id="own"), FakeEmbedder(6, space_id="other")
 
@@ -187,6 +193,11 @@ def test_the_adaptive_manager_chooses_without_loading(models: OlderModelManager)
     assert AdaptiveModelManager().get_model_for_query("x") is None
     with pytest.raises(ValueError, match="model_type"):
         adaptive.update_performance_metrics("medium", 1.0, 1.0)
+    before = vars(adaptive.model_performance["light"]).copy()
+    for wrong in ((None, 1.0), (-1.0, 1.0), (float("nan"), 1.0), (1.0, "400")):
+        with pytest.raises(ValueError, match=r"processing_time|memory_usage"):
+            adaptive.update_performance_metrics("light", *wrong)  # type: ignore[arg-type]
+    assert vars(adaptive.model_performance["light"]) == before
 
 
 def test_the_semantic_cache_answers_by_text_and_meaning_and_counts_once() -> None:

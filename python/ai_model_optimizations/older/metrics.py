@@ -34,6 +34,7 @@ class ModelPerformanceMetrics:
         """Count requests that took `seconds` together."""
         self.total_requests += requests
         self.total_processing_time += seconds
-        self.average_response_time = self.total_processing_time / self.total_requests
+        if self.total_requests:
+            self.average_response_time = self.total_processing_time / self.total_requests
         if self.total_processing_time > 0:
             self.throughput_per_second = self.total_requests / self.total_processing_time

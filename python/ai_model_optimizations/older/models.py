@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -73,6 +74,10 @@ class AdaptiveModelManager:
         """Take note of what a request took: seconds, and the model's MiB."""
         if model_type not in self.model_performance:
             raise ValueError(f'model_type: expected "light" or "heavy", got {model_type!r}')
+        given = {"processing_time": processing_time, "memory_usage": memory_usage}
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+                raise ValueError(f"{name}: expected a number from 0, got {value!r}")
         metrics = self.model_performance[model_type]
         metrics.observe(processing_time)
         metrics.memory_usage_mb = memory_usage
