@@ -437,12 +437,12 @@ def test_the_kill_switch_leaves_the_monitor_running_without_sites(
 
 
 def test_an_error_is_logged_once_with_its_traceback_counted_and_survived(
-    monitor: MemoryMonitor, caplog: pytest.LogCaptureFixture
+    monitor: MemoryMonitor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> int:
-        raise SystemExit("a connection source that fails")
+    def broken() -> Any:
+        raise SystemExit("a reading that fails")
 
-    monitor.count_connections_with(broken)
+    monkeypatch.setattr(monitor._sampler, "take", broken)
     with caplog.at_level(logging.ERROR, "ai_model_optimizations"):
         setup_memory_monitoring(check_interval=0.001)
         until(lambda: monitor.errors >= 5)
@@ -450,8 +450,27 @@ def test_an_error_is_logged_once_with_its_traceback_counted_and_survived(
     records = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(records) == 1
     assert records[0].exc_info is not None and records[0].exc_info[2] is not None
-    monitor.count_connections_with(None)
+    monkeypatch.undo()
     until(lambda: len(monitor.snapshots) >= 2)
+
+
+@pytest.mark.parametrize("answer", [SystemExit("no"), LookupError("no"), "many", float("nan")])
+def test_a_connection_source_that_fails_hides_no_memory(
+    monitor: MemoryMonitor, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    def broken() -> Any:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monitor.count_connections_with(broken)
+    with caplog.at_level(logging.ERROR, "ai_model_optimizations"):
+        assert monitor.get_memory_status()["current_memory_mb"] > 0
+        setup_memory_monitoring(check_interval=0.001)
+        until(lambda: len(monitor.snapshots) >= 5)
+    assert monitor.errors >= 5 and len(caplog.records) == 1
+    assert monitor.get_stats()["active_connections"] >= 0
+    monitor.count_connections_with(None)
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,8 @@ class Snapshot:
 
     def compare(self, older: Snapshot) -> list[Difference]:
         """Return how every site changed since `older`, the largest change first."""
+        if not isinstance(older, Snapshot):
+            raise TypeError(f"older: expected a Snapshot, got {type(older).__name__}")
         new = {site.traceback: site for site in self.sites}
         old = {site.traceback: site for site in older.sites}
         nothing = Site((), 0, 0, 0.0, 0)

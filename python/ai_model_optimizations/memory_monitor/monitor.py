@@ -94,8 +94,8 @@ class MemoryMonitor:
     def _set_up(self) -> None:
         self._settings = Settings()
         self._configured = False
-        self._sampler = Sampler()
         self._errors = ErrorLog()
+        self._sampler = Sampler(self._errors.note)
         self._judge = Judge(self._errors, self._settings)
         self._tracked = TrackedObjects()
         self._start_fresh()
@@ -201,7 +201,7 @@ class MemoryMonitor:
         """Let `source` say how many connections are active.
 
         Without one the connected internet sockets of the process are counted, those to databases
-        among them. `source` is called on the monitor's thread.
+        among them, and so they are while `source` fails. It is called on the monitor's thread.
         """
         if source is not None and not callable(source):
             raise TypeError(f"source must be callable, got {type(source).__name__}")

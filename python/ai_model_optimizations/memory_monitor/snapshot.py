@@ -111,9 +111,15 @@ class MemorySnapshot:
 
 
 class Sampler:
-    """Takes snapshots; remembers what a rate needs. Used by one thread at a time."""
+    """Takes snapshots; remembers what a rate needs. Used by one thread at a time.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    note : told where an error of the service's own code came up, and of which
+    """
+
+    def __init__(self, note: Callable[[str, BaseException], None]) -> None:
+        self._note = note
         self.connection_source: Callable[[], int] | None = None
         self._last_wall = time.monotonic()
         self._last_cpu = time.process_time()
@@ -148,7 +154,13 @@ class Sampler:
         return round(100.0 * used / elapsed, 1) if elapsed > 0 else 0.0
 
     def _connections(self, sockets: int) -> int:
-        return sockets if self.connection_source is None else int(self.connection_source())
+        if self.connection_source is None:
+            return sockets
+        try:
+            return int(self.connection_source())
+        except (Exception, SystemExit) as error:  # it must not hide where the memory is
+            self._note("counting connections", error)
+            return sockets
 
     def _container(self) -> ContainerMemory | None:
         if self._groups_age >= _GROUPS_KEPT:
