@@ -1,5 +1,6 @@
 import gc
 import random
+import threading
 import tracemalloc
 
 import numpy as np
@@ -184,3 +185,34 @@ def test_slot_lists_keep_order_and_forget_empty_lists():
     lists.remove(3)
     lists.remove(7)
     assert 5 not in lists and lists.oldest(5) is None and list(lists.members(5)) == []
+
+
+class LockThatTellsItsWork:
+    """A lock that remembers how many entries left while it was held, each time."""
+
+    def __init__(self, cache):
+        self.cache, self.lock, self.left = cache, threading.Lock(), []
+
+    def __enter__(self):
+        self.lock.acquire()
+        self.before = self.cache._table.count
+
+    def __exit__(self, *error):
+        self.left.append(self.before - self.cache._table.count)
+        self.lock.release()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clear_away"),
+    [(20, len), (20, lambda c: c.stats()), (0, lambda c: c.invalidate(context="c"))],
+    ids=["len", "stats", "invalidate"],
+)
+def test_readers_get_a_turn_while_many_entries_leave(seconds, clear_away):
+    clock = Clock()
+    cache = SmartCache(ttl=10, clock=clock)
+    vectors = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
+    cache.put_many(vectors, ["v"] * 3000, context="c")
+    clock.now += seconds
+    cache._lock = lock = LockThatTellsItsWork(cache)
+    clear_away(cache)
+    assert sum(lock.left) == 3000 and max(lock.left) <= 512

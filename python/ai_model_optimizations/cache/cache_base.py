@@ -44,6 +44,9 @@ from .vectors import (
     space_of,
 )
 
+#: Entries that are removed or copied before readers get a turn.
+AT_ONCE = 512
+
 
 class CacheBase:
     """Options, entries, arguments, calibration and counters; see `SmartCache`."""
@@ -146,14 +149,14 @@ class CacheBase:
         return self._table.dimension
 
     def __len__(self) -> int:
+        self._sweep()
         with self._lock:
-            self._table.sweep(self._clock())
             return len(self._table)
 
     def __iter__(self) -> Iterator[CacheEntry]:
         """Iterate over the entries of this moment, without counting hits."""
         with self._lock:
-            entries = [self._table.entry_id(slot) for slot in self._table.slots()]
+            entries = self._table.entry_ids()
         for entry in entries:
             with self._lock:
                 slot = self._table.slot_of_entry(entry)
@@ -173,6 +176,13 @@ class CacheBase:
                 hits=record.hits,
                 cost=record.cost,
             )
+
+    def _sweep(self) -> None:
+        """Clear expired entries away, a few at a time, so that readers need not wait for all."""
+        removed = AT_ONCE
+        while removed == AT_ONCE:
+            with self._lock:
+                removed = self._table.sweep(self._clock(), AT_ONCE)
 
     def _on_removed(self, slot: int, reason: str) -> None:
         """Called with the lock held, before an entry leaves."""
@@ -217,8 +227,8 @@ class CacheBase:
 
     def stats(self) -> CacheStats:
         """Counters since the cache was made, and its size now."""
+        self._sweep()
         with self._lock:
-            self._table.sweep(self._clock())
             sizes = len(self._table), self._table.context_count(), self._table.bytes
             index = self._table.index
         return self._metrics.snapshot(*sizes, self._device.name, *self._device.figures(index))

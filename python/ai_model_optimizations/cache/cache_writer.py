@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache_arguments import DEFAULT, Default, checked_tags, checked_ttl
+from .cache_base import AT_ONCE
 from .cache_reader import CacheReader
 from .contexts import Context, context_key
 from .entry_table import Record
@@ -213,9 +214,15 @@ class CacheWriter(CacheReader):
             raise TypeError(f"entry must be an entry's name or a hit, got {type(name).__name__}")
         with self._lock:
             slots = self._table.slots_of(key, tag, start, name)
-            for slot in slots:
-                self._table.remove(slot, "invalidated")
-        return len(slots)
+            entries = [self._table.entry_id(slot) for slot in slots]
+        removed = 0
+        for first in range(0, len(entries), AT_ONCE):
+            with self._lock:
+                for slot in map(self._table.slot_of_entry, entries[first : first + AT_ONCE]):
+                    if slot is not None:
+                        self._table.remove(slot, "invalidated")
+                        removed += 1
+        return removed
 
     def clear(self) -> None:
         """Remove every entry; the counters stay. Vectors of another model may follow."""

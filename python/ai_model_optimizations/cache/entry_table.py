@@ -162,7 +162,15 @@ class EntryTable:
 
     def slots(self) -> list[int]:
         """Every slot in use."""
-        return [int(slot) for slot in np.flatnonzero(np.frombuffer(self.serial, np.int64))]
+        slots: list[int] = np.flatnonzero(np.frombuffer(self.serial, np.int64)).tolist()
+        return slots
+
+    def entry_ids(self) -> list[int]:
+        """The public name of every entry."""
+        serials = np.frombuffer(self.serial, np.int64)
+        slots = np.flatnonzero(serials)
+        pairs = zip(serials[slots].tolist(), slots.tolist(), strict=True)
+        return [serial << 32 | slot for serial, slot in pairs]
 
     def slots_of(
         self,

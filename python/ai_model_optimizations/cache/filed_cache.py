@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import CacheFileError
 from .agreement import Agreement
+from .cache_base import AT_ONCE
 from .cache_writer import CacheWriter
 from .contexts import Context
 from .entry_table import Record
@@ -45,9 +46,6 @@ from .storage import (
 from .vectors import check_space
 
 AnyCache = TypeVar("AnyCache", bound="FiledCache")
-
-# Entries per lock and per frame of a snapshot.
-_BLOCK = 512
 
 
 class FiledCache(CacheWriter):
@@ -272,15 +270,15 @@ class FiledCache(CacheWriter):
             with self._lock:
                 return self._snapshot(journal, locked=True)
         settings = encode_json(SETTINGS, self._settings(journal))
-        return self._blocks(settings, [self._table.entry_id(slot) for slot in self._table.slots()])
+        return self._blocks(settings, self._table.entry_ids())
 
     def _blocks(self, settings: bytes, entries: Sequence[int]) -> Iterator[bytes]:
         yield settings
         written = 0
-        for start in range(0, len(entries), _BLOCK):
+        for start in range(0, len(entries), AT_ONCE):
             with self._lock:
                 # Entries that left since are skipped; those that came are in the next journal.
-                living = map(self._table.slot_of_entry, entries[start : start + _BLOCK])
+                living = map(self._table.slot_of_entry, entries[start : start + AT_ONCE])
                 slots = [slot for slot in living if slot is not None]
                 frame = self._encode(slots) if slots else b""
             written += len(slots)
