@@ -1,3 +1,5 @@
+import enum
+
 import numpy as np
 import pytest
 from helpers import at_angle
@@ -97,6 +99,32 @@ def test_many_contexts_with_one_entry_each_leave_nothing_behind():
     for i in range(500):
         assert cache.invalidate(context=("user", i)) == 1
     assert cache.stats()["contexts"] == 0 and cache.stats()["bytes"] == 0
+
+
+def test_a_context_counts_by_its_letters_whatever_it_says_of_itself():
+    class Language(str, enum.Enum):
+        TURKISH = "tr"
+
+    class Secret(str):
+        __slots__ = ()
+
+        def __str__(self):
+            return "***"
+
+    cache = SmartCache(threshold=-1.0)
+    cache.put(at_angle(1.0), "turkish", context=Language.TURKISH)
+    cache.put(at_angle(1.0), "of ann", context=Secret("ann"))
+    assert cache.get_semantic_similar(at_angle(1.0), context=Secret("bob")) is None
+    for context, value in (("tr", "turkish"), ("ann", "of ann"), (Secret("ann"), "of ann")):
+        assert cache.get_semantic_similar(at_angle(1.0), context=context).value == value
+
+
+@pytest.mark.parametrize("message", [5, None, b"bytes", ["a"]])
+def test_what_is_no_message_has_no_context(message):
+    with pytest.raises(TypeError, match=r"messages: expected texts.*got"):
+        context_of(["a", message])
+    with pytest.raises(TypeError, match="last"):
+        context_of(["a"], last="4")
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,10 @@ def test_the_kill_switch_turns_lookups_into_misses_and_puts_into_nothing(monkeyp
     assert len(cache) == 0 and cache.stats()["misses"] == 4
 
 
+async def coroutine_embedder(texts):
+    return np.ones((len(texts), 2), np.float32)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -309,6 +313,7 @@ def test_the_kill_switch_turns_lookups_into_misses_and_puts_into_nothing(monkeyp
         ({"threshold": None}, TypeError),
         ({"ttl": "an hour"}, TypeError),
         ({"embedder": 5}, TypeError),
+        ({"embedder": coroutine_embedder}, TypeError),
         ({"serializer": object()}, TypeError),
         ({"space_id": 5}, TypeError),
         ({"normalize": 5}, TypeError),

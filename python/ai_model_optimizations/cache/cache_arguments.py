@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral
@@ -68,10 +69,11 @@ def check_collaborators(
     embedder: object, serializer: object, space_id: object, normalize: object, clock: object
 ) -> None:
     """Refuse what the first lookup would fail with, or the first entry that is read again."""
-    if embedder is not None and not callable(getattr(embedder, "encode", embedder)):
+    encode = getattr(embedder, "encode", embedder)
+    if embedder is not None and (not callable(encode) or inspect.iscoroutinefunction(encode)):
+        kind = "a coroutine function" if callable(encode) else type(embedder).__name__
         raise TypeError(
-            "embedder must have encode(texts) or be a function of a list of texts, "
-            f"got {type(embedder).__name__}"
+            f"embedder must have encode(texts) or be a function of a list of texts, got {kind}"
         )
     if serializer is not None:
         for method in ("dumps", "loads"):

@@ -28,7 +28,8 @@ def _listed(part: object) -> object:
 def context_key(context: Context) -> ContextKey:
     """The dictionary key of a context: equal only for contexts of equal parts and types."""
     if isinstance(context, str):
-        return str(context)
+        # The letters themselves: an enum's or a masked secret's own __str__ says something else.
+        return str.__str__(context)
     if isinstance(context, tuple):
         # The JSON text in a tuple of its own cannot equal any context that is a string.
         return (json.dumps(_listed(context), ensure_ascii=False),)
@@ -56,6 +57,18 @@ def has_prefix(key: ContextKey, prefix: ContextKey) -> bool:
     return key[0].startswith(items) and (items == "[" or key[0][len(items)] in ",]")
 
 
+def _spoken(message: str | Mapping[str, Any]) -> list[Any]:
+    """Who said a message, and what."""
+    if isinstance(message, str):
+        return ["user", message]
+    if not isinstance(message, Mapping):
+        raise TypeError(
+            "messages: expected texts, or mappings with role and content, "
+            f"got {type(message).__name__}"
+        )
+    return [str(message.get("role", "user")), message.get("content")]
+
+
 def context_of(
     messages: Iterable[str | Mapping[str, Any]], last: int = 4, scope: Context = ""
 ) -> Context:
@@ -78,15 +91,12 @@ def context_of(
     """
     if isinstance(messages, (str, bytes, Mapping)):
         raise TypeError("messages must be a sequence of messages, not one message")
+    if isinstance(last, bool) or not isinstance(last, int):
+        raise TypeError(f"last must be a whole number, got {last!r}")
     if last < 0:
         raise ValueError(f"last must not be negative, got {last}")
     kept = list(messages)[-last:] if last else []
-    spoken = [
-        ["user", message]
-        if isinstance(message, str)
-        else [str(message.get("role", "user")), message.get("content")]
-        for message in kept
-    ]
+    spoken = [_spoken(message) for message in kept]
     text = json.dumps(spoken, ensure_ascii=False, sort_keys=True)
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return (scope, "conversation", digest[:32])
