@@ -113,6 +113,21 @@ def test_what_the_guard_refuses_speaks_neither_for_nor_against():
     assert cache.stats()["rejected"] == {"number": 1}
 
 
+@pytest.mark.parametrize("count", [64, 65, 1024])
+def test_any_number_of_neighbours_is_asked(count):
+    clock = Clock()
+    cache = SmartCache(
+        threshold=0.99, guard=None, agreement=Agreement(neighbours=count), ttl=5, clock=clock
+    )
+    cache.put_many([at_angle(0.95)] * count, ["old"] * count)
+    clock.now += 4
+    cache.put_many([at_angle(0.9)] * count, ["new"] * count)
+    assert cache.get_semantic_similar(at_angle(1.0)).value == "old"
+    assert cache.get_many([at_angle(1.0)])[0].value == "old"
+    clock.now += 2
+    assert cache.get_semantic_similar(at_angle(1.0)).value == "new"
+
+
 def test_expired_neighbours_have_no_voice_and_make_room_for_others():
     clock = Clock()
     cache = SmartCache(

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core import EmbeddingIndex
 from .agreement import Agreement
 from .contexts import ContextKey
 from .entry_table import NO_CONTEXT, EntryTable
@@ -29,7 +30,8 @@ from .vectors import as_matrix, as_vector
 
 _log = logging.getLogger("ai_model_optimizations")
 
-# Candidates looked at before giving up on a question whose nearest neighbours are refused.
+# Candidates looked at before giving up on a question whose nearest neighbours are refused; the
+# latter is what `EmbeddingIndex.find` lists at most.
 _FIRST_CANDIDATES = 4
 _ALL_CANDIDATES = 64
 #: The reason of a refusal by neighbours that hold another answer.
@@ -122,7 +124,11 @@ class Finder:
             as_vector(vector, None)
             return self.miss(start, key)
         reach, wanted = self._scope(limit)
-        found = index.find(vector, table.context_ids.get(key, NO_CONTEXT), reach, wanted)
+        name = table.context_ids.get(key, NO_CONTEXT)
+        if wanted <= _ALL_CANDIDATES:
+            found = index.find(vector, name, reach, wanted)
+        else:
+            found = _find_more(index, vector, name, reach, wanted)
         if not found:
             self._metrics.miss(time.perf_counter_ns() - start, key)
             return None
@@ -202,7 +208,7 @@ class Finder:
             if index is None:
                 return [], self._table.last_serial
             name = self._table.context_ids.get(key, NO_CONTEXT)
-            return index.find(vector, name, limit, k), self._table.last_serial
+            return _find_more(index, vector, name, limit, k), self._table.last_serial
 
     def _candidates(
         self, found: list[tuple[int, float]], serial: int
@@ -403,3 +409,11 @@ class Finder:
         """Count a miss; the None it returns is the lookup's answer."""
         self._metrics.miss(time.perf_counter_ns() - start, key)
         return None
+
+
+def _find_more(
+    index: EmbeddingIndex, vector: NDArray[np.float32], name: int, limit: float, k: int
+) -> list[tuple[int, float]]:
+    """`index.find` for any number of entries."""
+    slots, scores = index.search(vector, name, limit, k)
+    return list(zip(slots.tolist(), scores.tolist(), strict=True))
