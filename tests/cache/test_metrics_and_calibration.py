@@ -61,6 +61,18 @@ def test_prometheus_scrapes_the_same_numbers():
     assert 'aimo_cache_lookup_seconds_count{cache="answers"} 2.0' in text
 
 
+def test_a_registry_takes_several_caches():
+    prometheus = pytest.importorskip("prometheus_client")
+    registry = prometheus.CollectorRegistry(auto_describe=True)  # as the default one
+    for name in ("answers", "titles"):
+        registry.register(SmartCache().prometheus_collector(name))
+    text = prometheus.generate_latest(registry).decode()
+    for name in ("answers", "titles"):
+        assert f'aimo_cache_hits_total{{cache="{name}"}} 0.0' in text
+    with pytest.raises(TypeError, match="name"):
+        SmartCache().prometheus_collector(5)
+
+
 def test_without_prometheus_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
     with pytest.raises(ImportError, match=r"ai-model-optimizations\[prometheus\]"):

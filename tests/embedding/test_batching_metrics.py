@@ -50,6 +50,16 @@ def test_metrics_lose_no_event_however_many_come_at_a_time() -> None:
     assert metrics.snapshot() == found
 
 
+def test_a_prometheus_registry_takes_several_processors() -> None:
+    prometheus_client = pytest.importorskip("prometheus_client")
+    registry = prometheus_client.CollectorRegistry(auto_describe=True)  # as the default one
+    for model in ("light", "heavy"):
+        processor = BatchEmbeddingProcessor(model=FakeEmbedder())
+        registry.register(processor.prometheus_collector(model=model))
+    text = prometheus_client.generate_latest(registry).decode()
+    assert 'model="light"' in text and 'model="heavy"' in text
+
+
 def test_prometheus_reads_the_metrics_under_text_embeddings_inference_like_names() -> None:
     prometheus_client = pytest.importorskip("prometheus_client")
     with BatchEmbeddingProcessor(model=FakeEmbedder()) as processor:

@@ -25,6 +25,18 @@ def test_measurements_have_the_snapshots_values(monitor: MemoryMonitor) -> None:
     assert all(name.startswith("aimo_") for name in values)
 
 
+def test_a_prometheus_registry_has_one_collector_however_often_it_is_registered() -> None:
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    for _ in range(3):
+        collector = metrics.register_prometheus(registry)
+    assert list(registry._collector_to_names) == [collector]
+    registry.unregister(collector)
+    assert list(registry._collector_to_names) == []
+    metrics.register_prometheus(registry)
+    assert client.generate_latest(registry).decode().count("# HELP aimo_memory_resident_bytes") == 1
+
+
 def test_prometheus_serves_the_figures_under_own_names(monitor: MemoryMonitor) -> None:
     client = pytest.importorskip("prometheus_client")
     registry = client.CollectorRegistry()

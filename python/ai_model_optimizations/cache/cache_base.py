@@ -247,7 +247,10 @@ class CacheBase:
         return list(self._finder.shadow_hits)
 
     def prometheus_collector(self, name: str = "default") -> CacheCollector:
-        """A collector for ``prometheus_client.REGISTRY.register``; `name` labels this cache."""
+        """A collector for ``prometheus_client.REGISTRY.register``.
+
+        `name` labels this cache; several in one registry need different ones.
+        """
         return CacheCollector(self.stats, name)
 
     # -- arguments --------------------------------------------------------------------------

@@ -181,6 +181,8 @@ class CacheCollector:
     """
 
     def __init__(self, stats: Callable[[], CacheStats], name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {type(name).__name__}")
         try:
             import prometheus_client.core as prometheus
         except ImportError:
@@ -191,6 +193,10 @@ class CacheCollector:
         self._prometheus: Any = prometheus
         self._stats = stats
         self._name = name
+
+    def describe(self) -> Iterator[Any]:
+        """Nothing, so that a registry takes several caches: labels differ, names do not."""
+        return iter(())
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families; called by the registry at each scrape."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .alarms import LEVELS
 from .limits import MIB
@@ -147,14 +149,24 @@ class MemoryCollector:
         return ()
 
 
+_collectors: WeakKeyDictionary[CollectorRegistry, MemoryCollector] = WeakKeyDictionary()
+
+
 def register_prometheus(
     registry: CollectorRegistry | None = None, monitor: MemoryMonitor | None = None
 ) -> MemoryCollector:
-    """Register a :class:`MemoryCollector`, in the client's default registry unless one is given."""
+    """Register a :class:`MemoryCollector`, in the client's default registry unless one is given.
+
+    Again is harmless: a registry has one, the latest.
+    """
     from prometheus_client import REGISTRY
 
+    registry = REGISTRY if registry is None else registry
     collector = MemoryCollector(monitor)
-    (registry if registry is not None else REGISTRY).register(collector)
+    with suppress(KeyError):  # there is none yet, or its owner took it out
+        registry.unregister(_collectors[registry])
+    registry.register(collector)
+    _collectors[registry] = collector
     return collector
 
 
