@@ -128,7 +128,7 @@ TEST(cuda_memory_lives_as_long_as_its_last_owner)
 {
     static const float values[] = {1.0f, 2.0f, 3.0f};
     float read[3] = {0.0f};
-    aimo_device_memory *memory, *copy;
+    aimo_device_memory *memory, *copy = NULL;
     aimo_error err;
     if (!cuda_is_here())
         return;
@@ -143,7 +143,7 @@ TEST(cuda_memory_lives_as_long_as_its_last_owner)
     good &= aimo_device_memory_read(memory, read, &err) == AIMO_OK && read[2] == 3.0f;
     aimo_device_memory_release(memory);
     memset(read, 0, sizeof read);
-    good &= aimo_device_memory_read(copy, read, &err) == AIMO_OK && read[2] == 3.0f;
+    good = good && aimo_device_memory_read(copy, read, &err) == AIMO_OK && read[2] == 3.0f;
     aimo_device_memory_release(copy);
     aimo_device_memory_release(NULL);
     CHECK(good);

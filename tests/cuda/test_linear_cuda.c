@@ -13,32 +13,44 @@ typedef struct {
     aimo_rows_kind y_kind;
 } linear_case;
 
-/* A packed random matrix on both backends. int8 weights are compared as the f16 that they become.
+/* w [n, k] in panels, for aimo_memory_free; NULL, with a failure of the test, without memory. */
+static void *new_panels(aimo_dtype dtype, size_t n, size_t k, const float *w)
+{
+    size_t bytes;
+    void *panels = NULL;
+    aimo_error err;
+    if (aimo_panels_size(dtype, n, k, &bytes, &err) == AIMO_OK &&
+        aimo_memory_new_zero(&panels, 1, bytes, "panels", &err) == AIMO_OK)
+        aimo_panels_pack(dtype, n, k, panels, w, 0, n);
+    else
+        test_fail(__FILE__, __LINE__, "%s", err.message);
+    return panels;
+}
+
+/* A random matrix on both backends; the CPU's reads the panels that are returned. NULL, with a
+ * failure of the test, where there is none. int8 weights are compared as the f16 that they become.
  */
 static void *new_matrix(bench *b, const linear_case *c, aimo_backend_matrix **cpu,
                         aimo_backend_matrix **cuda, uint64_t *random)
 {
-    size_t bytes;
-    aimo_error err;
-    void *panels, *plain;
+    aimo_error err = {""};
     float *w = random_rows(b, c->n * c->k, random);
     for (size_t i = 0; i < c->n * c->k; i++)
         w[i] = rounded_to(b->operand, w[i] / sqrtf((float)c->k));
-    bool good = aimo_panels_size(b->dtype, c->n, c->k, &bytes, &err) == AIMO_OK &&
-                aimo_memory_new_zero(&panels, 1, bytes, "panels", &err) == AIMO_OK;
-    aimo_panels_pack(b->dtype, c->n, c->k, panels, w, 0, c->n);
-    aimo_panels_unpack(b->dtype, c->n, c->k, panels, w, 0, c->n);
-    for (size_t i = 0; i < c->n * c->k; i++)
-        w[i] = rounded_to(b->operand, w[i]);
-    good = good && aimo_panels_size(AIMO_F32, c->n, c->k, &bytes, &err) == AIMO_OK &&
-           aimo_memory_new_zero(&plain, 1, bytes, "panels", &err) == AIMO_OK;
-    aimo_panels_pack(AIMO_F32, c->n, c->k, plain, w, 0, c->n);
-    good &= b->cpu->ops->matrix_new(b->cpu, AIMO_F32, c->n, c->k, plain, cpu, &err) == AIMO_OK;
-    good &= b->cuda->ops->matrix_new(b->cuda, b->dtype, c->n, c->k, panels, cuda, &err) == AIMO_OK;
+    void *panels = new_panels(b->dtype, c->n, c->k, w), *plain = NULL;
+    *cpu = *cuda = NULL;
+    if (panels != NULL &&
+        b->cuda->ops->matrix_new(b->cuda, b->dtype, c->n, c->k, panels, cuda, &err) == AIMO_OK) {
+        aimo_panels_unpack(b->dtype, c->n, c->k, panels, w, 0, c->n);
+        for (size_t i = 0; i < c->n * c->k; i++)
+            w[i] = rounded_to(b->operand, w[i]);
+        plain = new_panels(AIMO_F32, c->n, c->k, w);
+    }
+    if (plain == NULL ||
+        b->cpu->ops->matrix_new(b->cpu, AIMO_F32, c->n, c->k, plain, cpu, &err) != AIMO_OK)
+        test_fail(__FILE__, __LINE__, "%s", err.message);
     aimo_memory_free(panels); /* uploaded */
     free(w);
-    if (!good)
-        test_fail(__FILE__, __LINE__, "%s", err.message);
     return plain;
 }
 
@@ -91,7 +103,8 @@ static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *ran
         .y = d.expected,
         .y_kind = c->y_kind,
     };
-    bool good = b.cpu->ops->linear(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
+    bool good = cpu_w != NULL && cuda_w != NULL &&
+                b.cpu->ops->linear(b.cpu, b.cpu_workspace, &args, &err) == AIMO_OK;
     args.w = cuda_w;
     args.bias = c->bias ? to_device(&b, d.bias, c->n * sizeof(float)) : NULL;
     args.x = rows_to_device(&b, x_kind, d.x, c->m, c->k);
@@ -100,7 +113,7 @@ static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *ran
     args.y = rows_to_device(&b, c->y_kind, c->norm ? d.residual : NULL, c->m, c->n);
     args.residual = args.y; /* in place, as the encoder does */
     args.scratch = to_device(&b, d.scratch, c->m * c->n * sizeof(float));
-    good &= b.cuda->ops->linear(b.cuda, b.workspace, &args, &err) == AIMO_OK;
+    good = good && b.cuda->ops->linear(b.cuda, b.workspace, &args, &err) == AIMO_OK;
     /* Before an activation, an operand is rounded once, and after it once more. */
     const aimo_dtype rounded = kept_in(&b, c->y_kind);
     good = good && rows_from_device(&b, c->y_kind, args.y, c->m, c->n, d.got) &&
@@ -109,8 +122,10 @@ static bool linear_matches(aimo_dtype dtype, const linear_case *c, uint64_t *ran
     if (!good)
         printf("    %s\n", err.message);
     linear_data_free(&d);
-    b.cpu->ops->matrix_free(b.cpu, cpu_w);
-    b.cuda->ops->matrix_free(b.cuda, cuda_w);
+    if (cpu_w != NULL)
+        b.cpu->ops->matrix_free(b.cpu, cpu_w);
+    if (cuda_w != NULL)
+        b.cuda->ops->matrix_free(b.cuda, cuda_w);
     aimo_memory_free(panels);
     bench_clear(&b);
     return good;
@@ -148,9 +163,7 @@ static bool norm_huge_sums(bench *b, size_t n, float *y)
 {
     enum { K = 8, ROWS = 2 };
     aimo_error err = {""};
-    size_t bytes;
-    void *panels;
-    aimo_backend_matrix *matrix;
+    aimo_backend_matrix *matrix = NULL;
     float *w = calloc(n * K, sizeof *w), *weight = malloc(n * sizeof *weight);
     float *zeros = calloc(ROWS * n, sizeof *zeros), x[ROWS * K] = {0.0f};
     for (size_t i = 0; i < n; i++) {
@@ -159,11 +172,9 @@ static bool norm_huge_sums(bench *b, size_t n, float *y)
     }
     x[0] = 60000.0f;
     x[K] = NAN;
-    bool good = aimo_panels_size(b->dtype, n, K, &bytes, &err) == AIMO_OK &&
-                aimo_memory_new_zero(&panels, 1, bytes, "panels", &err) == AIMO_OK;
-    aimo_panels_pack(b->dtype, n, K, panels, w, 0, n);
-    good =
-        good && b->cuda->ops->matrix_new(b->cuda, b->dtype, n, K, panels, &matrix, &err) == AIMO_OK;
+    void *panels = new_panels(b->dtype, n, K, w);
+    bool good = panels != NULL &&
+                b->cuda->ops->matrix_new(b->cuda, b->dtype, n, K, panels, &matrix, &err) == AIMO_OK;
     const aimo_layer_norm norm = {to_device(b, weight, n * sizeof *weight),
                                   to_device(b, zeros, n * sizeof *zeros), 1e-12f};
     const aimo_linear_args args = {
@@ -180,7 +191,8 @@ static bool norm_huge_sums(bench *b, size_t n, float *y)
     };
     good = good && b->cuda->ops->linear(b->cuda, b->workspace, &args, &err) == AIMO_OK;
     (void)rows_from_device(b, AIMO_ROWS_HIDDEN, args.y, ROWS, n, y); /* NaN differs from NaN */
-    b->cuda->ops->matrix_free(b->cuda, matrix);
+    if (matrix != NULL)
+        b->cuda->ops->matrix_free(b->cuda, matrix);
     aimo_memory_free(panels);
     free(zeros);
     free(weight);
