@@ -1,7 +1,9 @@
 /* Matrix products with packed weights.
  *
- * A weight matrix is packed once, into panels of 16 output columns, and that is its only copy. The
- * inputs, sums and results are f32; 16-bit weights are widened on their way into registers. */
+ * A weight matrix is packed once, into panels of 16 output columns, and that is its only copy.
+ * Inputs and results are f32. Most rows of kernels widen 16-bit weights on their way into
+ * registers; where the processor multiplies bf16 itself, and with int8 weights, x is rounded
+ * instead. Sums are f32, or int32 of 8-bit integers. */
 #ifndef AIMO_GEMM_GEMM_H
 #define AIMO_GEMM_GEMM_H
 
@@ -77,8 +79,8 @@ aimo_matrix aimo_matrix_of(aimo_dtype dtype, size_t n, size_t k, const void *pan
  *   x [m, ldx] f32, its first k columns   bias [n] f32 or NULL   y [m, ldy] f32, not overlapping x
  *
  * Computes the columns of panels [panel_begin, panel_end) only, so that threads can share one
- * product; 0 and aimo_matrix_panel_count for all. Every element's sum runs over k in order: it
- * depends neither on m nor on the split. */
+ * product; 0 and aimo_matrix_panel_count for all. In what order an element's products are added is
+ * fixed by k and the row of kernels: it depends neither on m nor on the split. */
 void aimo_gemm(const aimo_matrix *w, const float *x, size_t ldx, size_t m, const float *bias,
                aimo_activation activation, float *y, size_t ldy, size_t panel_begin,
                size_t panel_end);

@@ -1,9 +1,8 @@
 /* Blocking of the matrix product, written once for the rows that multiply in f32.
  *
  * For each group of panels and each part of k: widen the weights into a buffer that stays in the L1
- * cache, then run the register tile down all rows of x. Widening costs one pass over the weights
- * per KC x 16 block and is shared by all m rows; a few rows do without it. Include after a
- * simd_<isa>.h. */
+ * cache, then run the register tile down the rows of x. One pass that widens is shared by up to MC
+ * rows; a few rows do without it. Include after a simd_<isa>.h. */
 #ifndef AIMO_GEMM_BODY_H
 #define AIMO_GEMM_BODY_H
 

@@ -25,6 +25,7 @@ enum {
     AIMO_INT8_GROUP = 4,
     AIMO_INT8_LARGEST = 127, /* of a weight */
     AIMO_INT8_STEPS = 255,   /* of an input, from the least of its row to the largest */
+    /* A factor of packed files, from when 128 was the zero point of all inputs; kernels divide. */
     AIMO_INT8_CORRECTION = -128,
     AIMO_INT8_PANEL_TAIL = AIMO_PANEL_COLUMNS * (4 + 4 + 2 * AIMO_INT8_OUTLIERS),
     AIMO_INT8_HEADER = 64,

@@ -1,8 +1,8 @@
 /* The register tile: the one inner loop of matrix products, for weights and for attention.
  *
  * Weights lie in panels of 16 columns, [k][16]: one step of k is one cache line, and reading a
- * panel is sequential. A tile keeps TILE_ROWS x TILE_PANELS panels of sums in registers over the
- * whole of k; each sum adds its products in the order of k, whatever the tile's shape, so an
+ * panel is sequential. A tile keeps TILE_ROWS x TILE_PANELS panels of sums in registers over its
+ * part of k; each sum adds its products in the order of k, whatever the tile's shape, so an
  * element of the result never depends on what it was computed beside. Include after a simd_<isa>.h.
  */
 #ifndef AIMO_SIMD_TILE_H

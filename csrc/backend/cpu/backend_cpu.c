@@ -1,8 +1,9 @@
 /* The CPU backend: host memory, the thread pool, and the strongest rows of kernels.
  *
- * A batch is cut into chunks that fit the L2 cache and each chunk runs the whole forward pass on
- * one thread; inside, every operation is a loop that idle threads may join, so a single short text
- * and the last chunk of a batch use all of them too. */
+ * A batch is cut into chunks so small that each operation finds its rows in the L2 cache, and each
+ * chunk runs the whole forward pass on one thread; inside, products, norms and attention are loops
+ * that idle threads may join, so a single short text and the last chunk of a batch use all of them
+ * too. */
 #include "backend/backend.h"
 
 #include "backend/cpu/cpu_kernels.h"
@@ -55,7 +56,7 @@ static const cpu_backend *as_cpu(const aimo_backend *backend)
     return (const cpu_backend *)backend;
 }
 
-/* 128 tokens of MiniLM keep 1.6 MB of rows, of which one operation looks at less than an L2 cache;
+/* 128 tokens of MiniLM keep 1.2 MB of rows, of which one operation looks at less than an L2 cache;
  * tiles of AMX are so fast that reading the weights would show, and such processors have 2 MiB. All
  * chunks are about equal, and as many for each thread. */
 static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens, size_t token_bytes)

@@ -21,7 +21,9 @@ AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 
 /* The most queries, keys and dimensions that are rounded at once, and queries in a vector. */
 enum { QUERIES = 128, KEYS = 128, DIMS = 128, LANES = 16 };
+/* A score's int32 sum has room for DIMS products of two factors, and for no larger ones. */
 enum { FACTOR_LARGEST = 4095, VALUE_LARGEST = 127, PROBABILITY_LARGEST = 255 };
+_Static_assert((int64_t)FACTOR_LARGEST *FACTOR_LARGEST *DIMS <= INT32_MAX, "scores overflow");
 
 /* A vector of its lanes' own type, as in gemm_avx512_vnni.c. */
 typedef int32_t vi32 __attribute__((vector_size(64)));
