@@ -1,35 +1,24 @@
 /* EmbeddingIndex: stored embeddings and exact lookup over numpy arrays. Which contexts there are,
- * how many rows, and what belongs to them is Python's. */
-#include "binding/binding.h"
+ * how many rows, and what belongs to them is Python's. cache_search_py.c has the lookups. */
+#include "binding/cache_py.h"
 
 #include "backend/row_screen.h"
-#include "cache/cache.h"
 
-#include <stdbool.h>
 #include <string.h>
 
-enum { MOST_FOUND = 64 };
-
-typedef struct {
-    PyObject_HEAD aimo_cache *cache;
-} index_object;
-
-static aimo_cache *cache_of(PyObject *self) { return ((index_object *)self)->cache; }
-
-static PyObject *raise_for(PyObject *self, aimo_status status, const aimo_error *err)
+PyObject *aimo_py_index_raise(PyObject *self, aimo_status status, const aimo_error *err)
 {
     return aimo_py_raise(aimo_py_state_of_type(Py_TYPE(self)), status, err);
 }
 
-/* `argument` as a C-contiguous array of shape (rows, dim), or (dim,) when rows is NULL. */
-static PyArrayObject *vectors_from(PyObject *self, PyObject *argument, npy_intp *rows)
+PyArrayObject *aimo_py_index_vectors(PyObject *self, PyObject *argument, npy_intp *rows)
 {
     const int dimensions = rows != NULL ? 2 : 1;
     PyArrayObject *array =
         (PyArrayObject *)PyArray_FROM_OTF(argument, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY);
     if (array == NULL)
         return NULL;
-    const npy_intp dim = (npy_intp)aimo_cache_dim(cache_of(self));
+    const npy_intp dim = (npy_intp)aimo_cache_dim(aimo_py_index_cache(self));
     if (PyArray_NDIM(array) == dimensions && PyArray_DIM(array, dimensions - 1) == dim) {
         if (rows != NULL)
             *rows = PyArray_DIM(array, 0);
@@ -45,8 +34,7 @@ static PyArrayObject *vectors_from(PyObject *self, PyObject *argument, npy_intp 
     return NULL;
 }
 
-/* `argument` as a C-contiguous array of `rows` int64. */
-static PyArrayObject *integers_from(PyObject *argument, npy_intp rows, const char *what)
+PyArrayObject *aimo_py_index_integers(PyObject *argument, npy_intp rows, const char *what)
 {
     PyArrayObject *array =
         (PyArrayObject *)PyArray_FROM_OTF(argument, NPY_INT64, NPY_ARRAY_IN_ARRAY);
@@ -116,17 +104,17 @@ static PyObject *index_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static void index_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    aimo_cache_free(cache_of(self));
+    aimo_cache_free(aimo_py_index_cache(self));
     type->tp_free(self);
     Py_DECREF(type);
 }
 
 static Py_ssize_t index_length(PyObject *self)
 {
-    return (Py_ssize_t)aimo_cache_count(cache_of(self));
+    return (Py_ssize_t)aimo_cache_count(aimo_py_index_cache(self));
 }
 
-/* ---- changes ------------------------------------------------------------------------------- */
+/* ---- rows ---------------------------------------------------------------------------------- */
 
 /* add(vector: ndarray[float32], context: int, /) -> int */
 static PyObject *index_add(PyObject *self, PyObject *args)
@@ -135,10 +123,10 @@ static PyObject *index_add(PyObject *self, PyObject *args)
     long long context;
     if (!PyArg_ParseTuple(args, "OL:add", &argument, &context))
         return NULL;
-    PyArrayObject *vector = vectors_from(self, argument, NULL);
+    PyArrayObject *vector = aimo_py_index_vectors(self, argument, NULL);
     if (vector == NULL)
         return NULL;
-    aimo_cache *cache = cache_of(self);
+    aimo_cache *cache = aimo_py_index_cache(self);
     const float *data = PyArray_DATA(vector);
     const int64_t where = context;
     int64_t slot;
@@ -148,7 +136,7 @@ static PyObject *index_add(PyObject *self, PyObject *args)
     status = aimo_cache_add(cache, data, &where, 1, &slot, &err);
     Py_END_ALLOW_THREADS;
     Py_DECREF(vector);
-    return status == AIMO_OK ? PyLong_FromLongLong(slot) : raise_for(self, status, &err);
+    return status == AIMO_OK ? PyLong_FromLongLong(slot) : aimo_py_index_raise(self, status, &err);
 }
 
 /* add_many(vectors: ndarray[float32], contexts: ndarray[int64], /) -> ndarray[int64] */
@@ -158,11 +146,13 @@ static PyObject *index_add_many(PyObject *self, PyObject *args)
     npy_intp n;
     if (!PyArg_ParseTuple(args, "OO:add_many", &argument, &context_argument))
         return NULL;
-    PyArrayObject *contexts = NULL, *slots = NULL, *vectors = vectors_from(self, argument, &n);
-    if (vectors == NULL || (contexts = integers_from(context_argument, n, "contexts")) == NULL ||
+    PyArrayObject *contexts = NULL, *slots = NULL,
+                  *vectors = aimo_py_index_vectors(self, argument, &n);
+    if (vectors == NULL ||
+        (contexts = aimo_py_index_integers(context_argument, n, "contexts")) == NULL ||
         (slots = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_INT64)) == NULL)
         goto done;
-    aimo_cache *cache = cache_of(self);
+    aimo_cache *cache = aimo_py_index_cache(self);
     const float *data = PyArray_DATA(vectors);
     const int64_t *where = PyArray_DATA(contexts);
     int64_t *out = PyArray_DATA(slots);
@@ -173,7 +163,7 @@ static PyObject *index_add_many(PyObject *self, PyObject *args)
     Py_END_ALLOW_THREADS;
     if (status != AIMO_OK) {
         Py_CLEAR(slots);
-        raise_for(self, status, &err);
+        aimo_py_index_raise(self, status, &err);
     }
 done:
     Py_XDECREF(vectors);
@@ -187,177 +177,29 @@ static PyObject *index_remove(PyObject *self, PyObject *argument)
     const long long slot = PyLong_AsLongLong(argument);
     if (slot == -1 && PyErr_Occurred())
         return NULL;
-    aimo_cache *cache = cache_of(self);
+    aimo_cache *cache = aimo_py_index_cache(self);
     aimo_error err;
     aimo_status status;
     Py_BEGIN_ALLOW_THREADS;
     status = aimo_cache_remove(cache, slot, &err);
     Py_END_ALLOW_THREADS;
     if (status != AIMO_OK)
-        return raise_for(self, status, &err);
+        return aimo_py_index_raise(self, status, &err);
     Py_RETURN_NONE;
 }
 
 /* optimize() -> None */
 static PyObject *index_optimize(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    aimo_cache *cache = cache_of(self);
+    aimo_cache *cache = aimo_py_index_cache(self);
     aimo_error err;
     aimo_status status;
     Py_BEGIN_ALLOW_THREADS;
     status = aimo_cache_optimize(cache, &err);
     Py_END_ALLOW_THREADS;
     if (status != AIMO_OK)
-        return raise_for(self, status, &err);
+        return aimo_py_index_raise(self, status, &err);
     Py_RETURN_NONE;
-}
-
-/* ---- lookup -------------------------------------------------------------------------------- */
-
-/* Searches for `n` queries; the results have shape (n, k), or (hits,) for one. */
-static PyObject *search(PyObject *self, PyArrayObject *queries, const int64_t *contexts, npy_intp n,
-                        double threshold, Py_ssize_t k, bool one)
-{
-    npy_intp shape[2] = {n, k};
-    PyArrayObject *slots = (PyArrayObject *)PyArray_SimpleNew(2 - one, shape + one, NPY_INT64);
-    PyArrayObject *scores = (PyArrayObject *)PyArray_SimpleNew(2 - one, shape + one, NPY_FLOAT64);
-    if (slots == NULL || scores == NULL)
-        goto fail;
-    aimo_cache *cache = cache_of(self);
-    const float *data = PyArray_DATA(queries);
-    int64_t *out_slots = PyArray_DATA(slots);
-    double *out_scores = PyArray_DATA(scores);
-    aimo_error err;
-    aimo_status status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = aimo_cache_search(cache, data, contexts, (size_t)n, threshold, (size_t)k, out_slots,
-                               out_scores, &err);
-    Py_END_ALLOW_THREADS;
-    if (status != AIMO_OK) {
-        raise_for(self, status, &err);
-        goto fail;
-    }
-    return Py_BuildValue("(NN)", slots, scores);
-fail:
-    Py_XDECREF(slots);
-    Py_XDECREF(scores);
-    return NULL;
-}
-
-static int check_k(Py_ssize_t k)
-{
-    if (k > 0)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "k: expected at least 1, got %zd", k);
-    return -1;
-}
-
-/* The hits of a single query end where the slots do. */
-static PyObject *cut(PyObject *found, Py_ssize_t k)
-{
-    if (found == NULL)
-        return NULL;
-    const int64_t *slots = PyArray_DATA((PyArrayObject *)PyTuple_GET_ITEM(found, 0));
-    Py_ssize_t hits = 0;
-    while (hits < k && slots[hits] >= 0)
-        hits++;
-    if (hits == k)
-        return found;
-    PyObject *cut_slots = PySequence_GetSlice(PyTuple_GET_ITEM(found, 0), 0, hits);
-    PyObject *cut_scores = PySequence_GetSlice(PyTuple_GET_ITEM(found, 1), 0, hits);
-    Py_DECREF(found);
-    if (cut_slots == NULL || cut_scores == NULL) {
-        Py_XDECREF(cut_slots);
-        Py_XDECREF(cut_scores);
-        return NULL;
-    }
-    return Py_BuildValue("(NN)", cut_slots, cut_scores);
-}
-
-/* search(query: ndarray[float32], context: int, threshold: float, k: int, /)
- *     -> (ndarray[int64], ndarray[float64]) */
-static PyObject *index_search(PyObject *self, PyObject *args)
-{
-    PyObject *argument;
-    long long context;
-    double threshold;
-    Py_ssize_t k;
-    if (!PyArg_ParseTuple(args, "OLdn:search", &argument, &context, &threshold, &k) ||
-        check_k(k) != 0)
-        return NULL;
-    PyArrayObject *query = vectors_from(self, argument, NULL);
-    if (query == NULL)
-        return NULL;
-    const int64_t where = context;
-    PyObject *found = search(self, query, &where, 1, threshold, k, true);
-    Py_DECREF(query);
-    return cut(found, k);
-}
-
-/* The hits as a list of (slot, score). */
-static PyObject *list_of_hits(const int64_t *slots, const double *scores, Py_ssize_t k)
-{
-    Py_ssize_t hits = 0;
-    while (hits < k && slots[hits] >= 0)
-        hits++;
-    PyObject *list = PyList_New(hits);
-    for (Py_ssize_t i = 0; list != NULL && i < hits; i++) {
-        PyObject *pair = Py_BuildValue("(Ld)", (long long)slots[i], scores[i]);
-        if (pair == NULL)
-            Py_CLEAR(list);
-        else
-            PyList_SET_ITEM(list, i, pair);
-    }
-    return list;
-}
-
-/* find(query: ndarray[float32], context: int, threshold: float, k: int, /)
- *     -> list[tuple[int, float]]
- * For a cache of a thousand rows, parsing and making arrays would take as long as the search. */
-static PyObject *index_find(PyObject *self, PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 4)
-        return PyErr_Format(PyExc_TypeError, "find expected 4 arguments, got %zd", count);
-    const int64_t context = PyLong_AsLongLong(args[1]);
-    const double threshold = PyFloat_AsDouble(args[2]);
-    const Py_ssize_t k = PyLong_AsSsize_t(args[3]);
-    if (PyErr_Occurred() || check_k(k) != 0)
-        return NULL;
-    if (k > MOST_FOUND)
-        return PyErr_Format(PyExc_ValueError, "k: expected at most %d, got %zd", MOST_FOUND, k);
-    PyArrayObject *query = vectors_from(self, args[0], NULL);
-    if (query == NULL)
-        return NULL;
-    aimo_cache *cache = cache_of(self);
-    const float *data = PyArray_DATA(query);
-    int64_t slots[MOST_FOUND];
-    double scores[MOST_FOUND];
-    aimo_error err;
-    aimo_status status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = aimo_cache_search(cache, data, &context, 1, threshold, (size_t)k, slots, scores, &err);
-    Py_END_ALLOW_THREADS;
-    Py_DECREF(query);
-    return status == AIMO_OK ? list_of_hits(slots, scores, k) : raise_for(self, status, &err);
-}
-
-/* search_many(queries: ndarray[float32], contexts: ndarray[int64], threshold: float, k: int, /)
- *     -> (ndarray[int64], ndarray[float64]) */
-static PyObject *index_search_many(PyObject *self, PyObject *args)
-{
-    PyObject *argument, *context_argument, *found = NULL;
-    double threshold;
-    Py_ssize_t k;
-    npy_intp n;
-    if (!PyArg_ParseTuple(args, "OOdn:search_many", &argument, &context_argument, &threshold, &k) ||
-        check_k(k) != 0)
-        return NULL;
-    PyArrayObject *contexts = NULL, *queries = vectors_from(self, argument, &n);
-    if (queries != NULL && (contexts = integers_from(context_argument, n, "contexts")) != NULL)
-        found = search(self, queries, PyArray_DATA(contexts), n, threshold, k, false);
-    Py_XDECREF(queries);
-    Py_XDECREF(contexts);
-    return found;
 }
 
 /* vector(slot: int, /) -> ndarray[float32] */
@@ -366,12 +208,12 @@ static PyObject *index_vector(PyObject *self, PyObject *argument)
     const long long slot = PyLong_AsLongLong(argument);
     if (slot == -1 && PyErr_Occurred())
         return NULL;
-    npy_intp dim = (npy_intp)aimo_cache_dim(cache_of(self));
+    npy_intp dim = (npy_intp)aimo_cache_dim(aimo_py_index_cache(self));
     PyArrayObject *vector = (PyArrayObject *)PyArray_SimpleNew(1, &dim, NPY_FLOAT32);
     if (vector == NULL)
         return NULL;
     aimo_error err;
-    aimo_cache *cache = cache_of(self);
+    aimo_cache *cache = aimo_py_index_cache(self);
     float *out = PyArray_DATA(vector);
     aimo_status status;
     Py_BEGIN_ALLOW_THREADS;
@@ -380,20 +222,20 @@ static PyObject *index_vector(PyObject *self, PyObject *argument)
     if (status == AIMO_OK)
         return (PyObject *)vector;
     Py_DECREF(vector);
-    return raise_for(self, status, &err);
+    return aimo_py_index_raise(self, status, &err);
 }
 
 /* ---- saving -------------------------------------------------------------------------------- */
 
 static int row_typenum(PyObject *self)
 {
-    return aimo_cache_row_type(cache_of(self)) == AIMO_ROWS_F16 ? NPY_UINT16 : NPY_INT8;
+    return aimo_cache_row_type(aimo_py_index_cache(self)) == AIMO_ROWS_F16 ? NPY_UINT16 : NPY_INT8;
 }
 
 /* export() -> (rows: ndarray[uint16 | int8], slots: ndarray[int64], contexts: ndarray[int64]) */
 static PyObject *index_export(PyObject *self, PyObject *Py_UNUSED(unused))
 {
-    aimo_cache *cache = cache_of(self);
+    aimo_cache *cache = aimo_py_index_cache(self);
     aimo_cache_snapshot *snapshot;
     aimo_error err;
     aimo_status status;
@@ -401,7 +243,7 @@ static PyObject *index_export(PyObject *self, PyObject *Py_UNUSED(unused))
     status = aimo_cache_snapshot_open(cache, &snapshot, &err);
     Py_END_ALLOW_THREADS;
     if (status != AIMO_OK)
-        return raise_for(self, status, &err);
+        return aimo_py_index_raise(self, status, &err);
     npy_intp shape[2] = {(npy_intp)aimo_cache_snapshot_count(snapshot),
                          (npy_intp)aimo_cache_dim(cache)};
     PyArrayObject *rows = (PyArrayObject *)PyArray_SimpleNew(2, shape, row_typenum(self));
@@ -426,7 +268,7 @@ static PyObject *index_export(PyObject *self, PyObject *Py_UNUSED(unused))
 static aimo_status restore_arrays(PyObject *self, PyArrayObject *rows, PyArrayObject *slots,
                                   PyArrayObject *contexts, aimo_error *err)
 {
-    aimo_cache *cache = cache_of(self);
+    aimo_cache *cache = aimo_py_index_cache(self);
     const void *row_data = PyArray_DATA(rows);
     const int64_t *slot_data = PyArray_DATA(slots), *context_data = PyArray_DATA(contexts);
     const size_t n = (size_t)PyArray_DIM(rows, 0);
@@ -450,18 +292,18 @@ static PyObject *index_restore(PyObject *self, PyObject *args)
     if (rows == NULL)
         return NULL;
     if (PyArray_NDIM(rows) != 2 ||
-        PyArray_DIM(rows, 1) != (npy_intp)aimo_cache_dim(cache_of(self))) {
+        PyArray_DIM(rows, 1) != (npy_intp)aimo_cache_dim(aimo_py_index_cache(self))) {
         PyErr_Format(PyExc_ValueError, "rows: expected an array of shape (n, %zu)",
-                     aimo_cache_dim(cache_of(self)));
+                     aimo_cache_dim(aimo_py_index_cache(self)));
         goto done;
     }
     const npy_intp n = PyArray_DIM(rows, 0);
-    if ((slots = integers_from(slot_argument, n, "slots")) == NULL ||
-        (contexts = integers_from(context_argument, n, "contexts")) == NULL)
+    if ((slots = aimo_py_index_integers(slot_argument, n, "slots")) == NULL ||
+        (contexts = aimo_py_index_integers(context_argument, n, "contexts")) == NULL)
         goto done;
     aimo_error err;
     const aimo_status status = restore_arrays(self, rows, slots, contexts, &err);
-    result = status == AIMO_OK ? Py_NewRef(Py_None) : raise_for(self, status, &err);
+    result = status == AIMO_OK ? Py_NewRef(Py_None) : aimo_py_index_raise(self, status, &err);
 done:
     Py_DECREF(rows);
     Py_XDECREF(slots);
@@ -473,25 +315,25 @@ done:
 
 static PyObject *get_dim(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(aimo_cache_dim(cache_of(self)));
+    return PyLong_FromSize_t(aimo_cache_dim(aimo_py_index_cache(self)));
 }
 
 static PyObject *get_row_dtype(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyUnicode_FromString(aimo_cache_row_type(cache_of(self)) == AIMO_ROWS_F16 ? "f16"
-                                                                                     : "int8");
+    return PyUnicode_FromString(
+        aimo_cache_row_type(aimo_py_index_cache(self)) == AIMO_ROWS_F16 ? "f16" : "int8");
 }
 
 static PyObject *get_memory_bytes(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(aimo_cache_bytes(cache_of(self)));
+    return PyLong_FromSize_t(aimo_cache_bytes(aimo_py_index_cache(self)));
 }
 
 /* {"device": int, "rows": int, "searches": int, "failures": int, "lost": bool, "error": str} */
 static PyObject *get_device_state(PyObject *self, void *Py_UNUSED(closure))
 {
     aimo_cache_device d;
-    aimo_cache_get_device(cache_of(self), &d);
+    aimo_cache_get_device(aimo_py_index_cache(self), &d);
     return Py_BuildValue("{s:i,s:n,s:n,s:n,s:O,s:s}", "device", d.device, "rows",
                          (Py_ssize_t)d.rows, "searches", (Py_ssize_t)d.searches, "failures",
                          (Py_ssize_t)d.failures, "lost", d.lost ? Py_True : Py_False, "error",
@@ -511,11 +353,11 @@ static PyMethodDef methods[] = {
     {"add_many", index_add_many, METH_VARARGS,
      "add_many(vectors, contexts, /)\n--\n\nStore vectors, all or none."},
     {"remove", index_remove, METH_O, "remove(slot, /)\n--\n\nForget a row."},
-    {"search", index_search, METH_VARARGS,
+    {"search", aimo_py_index_search, METH_VARARGS,
      "search(query, context, threshold, k, /)\n--\n\nThe best rows, exactly."},
-    {"find", (PyCFunction)(void (*)(void))index_find, METH_FASTCALL,
+    {"find", (PyCFunction)(void (*)(void))aimo_py_index_find, METH_FASTCALL,
      "find(query, context, threshold, k, /)\n--\n\nThe same as a list, k at most 64."},
-    {"search_many", index_search_many, METH_VARARGS,
+    {"search_many", aimo_py_index_search_many, METH_VARARGS,
      "search_many(queries, contexts, threshold, k, /)\n--\n\nThe same for many queries."},
     {"vector", index_vector, METH_O, "vector(slot, /)\n--\n\nThe stored row."},
     {"optimize", index_optimize, METH_NOARGS,
