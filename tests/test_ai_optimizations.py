@@ -79,7 +79,10 @@ def test_the_report_takes_the_users_messages_and_refuses_none(
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
     assert cli.main(["report", "--messages", str(empty)]) == 1
-    assert "no messages in it" in capsys.readouterr().err
+    assert "empty.txt: no line with text" in capsys.readouterr().err
+    empty.write_bytes(b"one\n\xff\n")
+    assert cli.main(["report", "--messages", str(empty)]) == 1
+    assert "empty.txt: not UTF-8" in capsys.readouterr().err
     assert cli.main(["report", "--messages", str(tmp_path / "none.txt")]) == 1
     assert cli.main(["report", "--count", "0"]) == 1
 

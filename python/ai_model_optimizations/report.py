@@ -29,6 +29,7 @@ from .content.answers import Answer
 from .content.model_slots import model_bytes
 from .embedding import BatchEmbeddingProcessor, EmbeddingModel
 from .embedding.lookup import DEFAULT_MODEL, find_model
+from .embedding.tune import read_lines
 from .optimized_content_manager import OptimizedContentManager
 from .quantization import ModelQuantizer
 
@@ -458,10 +459,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--count: expected a positive number, got {options.count}")
         messages = chat_messages(options.count, options.seed)
     else:
-        lines = options.messages.read_text(encoding="utf-8").splitlines()
-        messages = [line.strip() for line in lines if line.strip()]
-        if not messages:
-            raise ValueError(f"{options.messages}: no messages in it")
+        messages = read_lines(options.messages)
     found = compare(messages, options.model, plain_engine=options.plain)
     print(table(found))
     if options.json is not None:

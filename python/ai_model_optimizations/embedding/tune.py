@@ -98,7 +98,13 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the lines of a file that are not empty, at most 5,000 taken evenly from all of it.
+    """Return the lines of a file that are not empty, at most 5,000 taken evenly from all of it."""
+    texts = read_lines(path)
+    return texts[:: -(-len(texts) // _MOST_TEXTS)]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file that are not empty.
 
     Raises
     ------
@@ -112,7 +118,7 @@ def read_texts(path: Path) -> list[str]:
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise ValueError(f"{path}: no line with text in it")
-    return texts[:: -(-len(texts) // _MOST_TEXTS)]
+    return texts
 
 
 def thread_counts() -> list[int]:
