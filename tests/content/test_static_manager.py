@@ -17,6 +17,7 @@ from ai_model_optimizations import (
     find_optimized_response,
     process_batch_queries,
 )
+from ai_model_optimizations.content import matcher
 from ai_model_optimizations.errors import ContentFileError
 
 PASSWORD = ("Reset it under Settings, Security.", "keyword")
@@ -145,6 +146,41 @@ def test_without_a_model_keywords_still_answer_and_the_rest_is_counted(content_d
         assert manager.find_response("tell me about security")[1] == "default"
     found = counted(manager)
     assert found["fallback_count"] == 2 and found["cache_hits"] == 0  # nothing of it was kept
+
+
+def until(
+    manager: OptimizedContentManager, message: str, answer: tuple[str, str]
+) -> tuple[str, str]:
+    """Ask again and again, as users do; a minute at most."""
+    deadline = time.monotonic() + 60
+    while (found := manager.find_response(message)) != answer and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def test_changed_keywords_answer_without_a_model_too(content_dir: Path) -> None:
+    manager = OptimizedContentManager(content_dir, embedder="no-such-model-anywhere")
+    assert manager.find_response("tell me about security")[1] == "default"
+    changed = {"responses": {"password": {"message": "Call us.", "keywords": ["password"]}}}
+    (content_dir / "static_responses.json").write_text(json.dumps(changed))
+    assert until(manager, "my password", ("Call us.", "keyword")) == ("Call us.", "keyword")
+
+
+def test_changed_content_that_could_not_be_embedded_is_tried_again(
+    content_dir: Path, embedder: TopicEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matcher, "_RETRY_SECONDS", 0.0)
+    manager = OptimizedContentManager(content_dir, embedder=embedder)
+    assert manager.find_response("tell me about security")[1] == "semantic"
+    embedder.fail_on = {"Security is all."}
+    (content_dir / "static_responses.json").write_text('{"responses": {"a": "Security is all."}}')
+    deadline = time.monotonic() + 60
+    while not manager.get_stats()["content_reload_errors"] and time.monotonic() < deadline:
+        assert manager.find_response("my password") == PASSWORD
+        time.sleep(0.02)
+    embedder.fail_on = set()
+    new = ("Security is all.", "semantic")
+    assert until(manager, "tell me about security", new) == new
 
 
 def test_a_model_that_loads_slowly_holds_up_no_loop(content_dir: Path) -> None:

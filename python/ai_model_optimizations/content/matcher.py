@@ -8,6 +8,7 @@ embedded.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -99,6 +100,11 @@ class _State:
     index: Future[MeaningIndex | None] | None  # None before the first question needs it
     retry_at: float = 0.0
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether questions can be compared with it."""
+        return self.index is not None and self.index.done() and not self.index.exception()
+
 
 class ContentMatcher:
     """The plain content manager of a content file; follows its changes.
@@ -126,7 +132,8 @@ class ContentMatcher:
         self._lock = threading.Lock()
         self._state = _State(read_content(path), None)
         self._checked = time.monotonic()
-        self._refused: tuple[int, ...] | None = None  # the stamp of a file that was no content
+        self._refused: tuple[int, ...] | None = None  # the stamp of a file that is not used
+        self._again_at = math.inf  # when that file is worth another look
         self.reloads = 0
         self.reload_errors = 0
 
@@ -157,8 +164,7 @@ class ContentMatcher:
         """The answer by meaning, or the default; without a vector the latter is not kept."""
         state = self._state
         content = state.content
-        ready = state.index is not None and state.index.done() and not state.index.exception()
-        if vector is None or not ready:
+        if vector is None or not state.is_ready:
             return Found(content.default_answer(message), "default", "no")
         assert state.index is not None
         index = state.index.result()
@@ -191,8 +197,10 @@ class ContentMatcher:
             stamp = file_stamp(self.path)
         except OSError:
             stamp = (0,)
-        if stamp not in (self._state.content.stamp, self._refused):
-            self._refused = stamp  # so that it is read once
+        if stamp == self._state.content.stamp:
+            return
+        if stamp != self._refused or now >= self._again_at:
+            self._refused, self._again_at = stamp, math.inf  # so that it is read once
             self._worker.submit(self._reload_quietly)
 
     def reload(self) -> StaticContent:
@@ -218,19 +226,30 @@ class ContentMatcher:
         """Runs in the lane: reads and embeds, then lets the new content answer."""
         try:
             content = read_content(self.path)
-            index: Future[MeaningIndex | None] | None = None
-            if self._state.index is not None:
-                index = Future()
-                index.set_result(build_index(content, self._embedder))
         except Exception as error:
-            self.reload_errors += 1
-            logger.warning("the changed content is not used, the old one answers: %s", error)
+            self._keep_old(error)
             return
+        index: Future[MeaningIndex | None] | None = None
+        if self._state.index is not None:
+            index = Future()
+            try:
+                index.set_result(build_index(content, self._embedder))
+            except Exception as error:
+                if self._state.is_ready:
+                    # The model's failure may pass, and the file itself is good.
+                    self._again_at = time.monotonic() + _RETRY_SECONDS
+                    self._keep_old(error)
+                    return
+                index.set_exception(error)
         with self._lock:
             self._state = _State(content, index, time.monotonic() + _RETRY_SECONDS)
             self._refused = None
             self.reloads += 1
         self.caches.clear()
+
+    def _keep_old(self, error: Exception) -> None:
+        self.reload_errors += 1
+        logger.warning("the changed content is not used, the old one answers: %s", error)
 
 
 def content_key(path: Path) -> str:
