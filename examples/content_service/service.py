@@ -18,11 +18,13 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import prometheus_client
 import uvicorn
-from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from ai_model_optimizations import OptimizedContentManager
@@ -35,12 +37,13 @@ from ai_model_optimizations.memory_monitor import (
 
 CONTENT = Path(__file__).parent / "content"
 LONGEST_MESSAGE = 4000
+Message = Annotated[str, Field(max_length=LONGEST_MESSAGE)]
 
 
 class Question(BaseModel):
     """What a client asks; `user` is the wall behind which answers are kept, "" for everybody."""
 
-    message: str = Field(max_length=LONGEST_MESSAGE)
+    message: Message
     user: str = Field(default="", max_length=100)
 
 
@@ -79,12 +82,18 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
         )
         return Answer(response=response, source=source)
 
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Without the input, which may hold what no UTF-8 can carry back, such as half an emoji.
+        wrong = [{"loc": list(found["loc"]), "msg": found["msg"]} for found in error.errors()]
+        return JSONResponse({"detail": wrong}, status_code=422)
+
     @app.post("/chat")
     async def chat(question: Question) -> Answer:
         return await answer(question)
 
     @app.post("/chat/batch")
-    async def chat_batch(questions: list[str]) -> list[Answer]:
+    async def chat_batch(questions: list[Message]) -> list[Answer]:
         found = await manager.process_batch_queries(questions)
         return [Answer(response=response, source=source) for response, source in found]
 

@@ -90,6 +90,18 @@ def test_wrong_requests_get_a_clear_error(address: str) -> None:
     assert ask(address, "")["source"] == "default"
 
 
+def test_letters_that_are_no_unicode_are_a_wrong_request(address: str) -> None:
+    for path, body in (
+        ("chat", b'{"message": "half an emoji: \\ud83d"}'),
+        ("chat", b'{"message": "hello", "user": "\\ud83d"}'),
+        ("chat/batch", b'["hello", "\\ud83d"]'),
+    ):
+        reply = httpx.post(
+            f"http://{address}/{path}", content=body, headers={"content-type": "application/json"}
+        )
+        assert reply.status_code == 422 and "valid string" in reply.json()["detail"][0]["msg"]
+
+
 def test_health_metrics_memory_and_statistics(address: str) -> None:
     ask(address, "I forgot my password")
     health = httpx.get(f"http://{address}/health").json()
