@@ -13,6 +13,7 @@ from ai_model_optimizations.cache.guards.text import fold
 guard = make_guard("auto")
 
 REFUSED = [
+    ("Which ATMs can I use?", "Which POSs can I use?", "entity"),
     # Pain 1: opposite questions.
     ("How do I open the account?", "How do I close the account?", "antonym"),
     ("Is the port open by default?", "Is the port closed by default?", "antonym"),
@@ -63,6 +64,8 @@ REFUSED = [
 ]
 
 ALLOWED = [
+    ("Can I use my card at any ATMs?", "Can I use my card at an ATM?"),
+    ("Which ATM's accept my card?", "What ATMs accept my card?"),
     ("refund after 14 days", "refund after two weeks"),
     ("Call me at 5pm", "call me at 17:00"),
     ("twenty-five percent of it", "25% of it"),

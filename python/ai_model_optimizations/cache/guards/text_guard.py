@@ -42,6 +42,7 @@ _PERCENT_WORD = re.compile(r"\byuzde\s*(?=\d)")
 _IDENTIFIER = re.compile(r"(?=.*\d)(?=.*[a-z])[a-z0-9][\w.-]+")
 _QUANTITY = re.compile(r"-?[\d.,]+(?:[a-z]{1,3}|'[a-z]+)?")
 _SHORT_NAMES = {"US": "usa", "U.S": "usa", "UK": "uk", "U.K": "uk", "EU": "europe"}
+_PLURAL_OF_CAPITALS = re.compile(r"[A-Z]{2,}s(?:'|$)")
 _COMPOUND_NAME = re.compile(
     r"\b(new york|los angeles|san francisco|san diego|las vegas|hong kong|salt lake city"
     r"|united states|united kingdom)\b",
@@ -165,10 +166,16 @@ def _entities(text: str, written: Sequence[Word]) -> frozenset[str]:
         position += len(word.written)
     # In a title or a shouted sentence capitals mark no names.
     if len(capitals) * 2 <= len(written):
-        found.update({word.folded.partition("'")[0] for word in capitals} - {"i"})
+        found.update({_singular(word) for word in capitals} - {"i"})
     # Names that are also words are compared under another name.
     found.difference_update(name.lower() for name in _SHORT_NAMES)
     return frozenset(found)
+
+
+def _singular(name: Word) -> str:
+    """A name without what hangs on it: "ATMs", "ATM's" and "ATM'de" are of one ATM."""
+    stem = name.folded.partition("'")[0]
+    return stem[:-1] if _PLURAL_OF_CAPITALS.match(name.written) else stem
 
 
 def _alike(a: _Features, b: _Features) -> bool:
