@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from older_managers import TopicEmbedder
 
@@ -270,6 +271,35 @@ def test_the_real_model_finds_answers_by_meaning_in_english(
     ]:
         assert manager.find_response(message) == (responses[name], "semantic"), message
     assert manager.find_response("Who won the football world cup in 1974?")[1] == "default"
+
+
+def test_each_category_answers_from_what_is_near_in_its_own_language(minilm_path: Path) -> None:
+    """English is not held to the threshold of Turkish, which this model takes for all alike."""
+    content = Path(__file__).parents[2] / "examples" / "content_service" / "content"
+    manager = OptimizedContentManager(content, embedder=str(minilm_path))
+    for message, name in [
+        ("When are you open?", "hours"),
+        ("what time do you close", "hours"),
+        ("when will my order arrive", "delivery"),
+        ("can I return this", "refund"),
+        ("I can't get into my account", "password"),
+    ]:
+        answer = (manager.static_responses[name]["message"], "semantic")
+        assert manager.find_response(message) == answer, message
+    for message in ("tell me a joke", "do you sell shoes", "kaç yaşındasın", "bana fıkra anlat"):
+        assert manager.find_response(message)[1] == "default", message
+
+
+def test_a_threshold_lies_above_what_comes_near_from_other_categories() -> None:
+    rows = np.array([[1, 0, 0], [0.8, 0.6, 0], [0.5, 0, 0.866], [0, 0, 1]], np.float32)
+    thresholds = matcher.calibrated_thresholds(rows, np.array([0, 1, 3, 3]), 4)
+    assert thresholds.tolist() == pytest.approx([0.75, 0.75, 0.45, 0.5], abs=1e-3)
+    many = np.random.default_rng(0).standard_normal((2500, 4)).astype(np.float32)
+    many /= np.linalg.norm(many, axis=1, keepdims=True)
+    names = np.arange(2500) // 2
+    cosines = np.where(names[:, None] == names[None, :], -1.0, many @ many.T).max(axis=1)
+    expected = np.clip(cosines.reshape(-1, 2).max(axis=1), 0.45, 0.75)
+    assert matcher.calibrated_thresholds(many, names, 1250) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_child_of_a_fork_answers(content_dir: Path, embedder: TopicEmbedder) -> None:

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..cache.calibration import LabelledPair, calibrate_pairs
 from .answers import AnswerCaches, Found
 from .embedder import SharedEmbedder
 from .lane import Lane
@@ -31,67 +30,76 @@ logger = logging.getLogger("ai_model_optimizations")
 
 _CHECK_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 30.0
-# A question and its answer are less alike than two questions; below and above these bounds a
-# threshold from a few texts is an accident.
-_LOWEST, _USUAL, _HIGHEST = 0.35, 0.5, 0.75
-_WRONG_SHARE: Final = 0.1
+# Below the lower bound nothing is meant; what reaches the upper one is meant in any language.
+_LOWEST, _HIGHEST = 0.45, 0.75
+_ROWS_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True)
 class MeaningIndex:
-    """The category texts' vectors and the similarity from which one answers."""
+    """The category texts' vectors and the similarities from which the categories answer."""
 
     index: _core.EmbeddingIndex
-    categories: tuple[int, ...]
-    threshold: float
+    categories: NDArray[np.int64]  # of each text
+    thresholds: NDArray[np.float32]  # of each category
 
     def find(self, vector: NDArray[np.float32]) -> int | None:
-        """The number of the category that is meant; None when none is near enough."""
-        slots, _ = self.index.search(np.ascontiguousarray(vector), 0, self.threshold, 1)
-        return self.categories[int(slots[0])] if len(slots) else None
+        """The number of the category that is meant; None when the nearest is not near enough."""
+        found = self.index.find(vector, 0, float(self.thresholds.min()), 1)
+        if not found:
+            return None
+        slot, similarity = found[0]
+        category = int(self.categories[slot])
+        return category if similarity >= self.thresholds[category] else None
 
 
 def build_index(content: StaticContent, embedder: SharedEmbedder) -> MeaningIndex | None:
     """Embed the texts of all categories in one batch; None when there are none."""
-    texts, categories = [], []
+    texts, listed = [], []
     for number, entry in enumerate(content.entries):
         for text in entry.texts:
             texts.append(text)
-            categories.append(number)
+            listed.append(number)
     if not texts:
         return None
     vectors = embedder.processor.process_batch_sync(texts)
+    categories = np.array(listed)
     index = _core.EmbeddingIndex(vectors.shape[1])
-    kept: list[int] = []
-    for vector, category in zip(vectors, categories, strict=True):
+    for vector in vectors:
         index.add(np.ascontiguousarray(vector), 0)
-        kept.append(category)
-    threshold = content.threshold
-    if threshold is None:
-        threshold = calibrated_threshold(vectors, np.array(categories))
-    return MeaningIndex(index, tuple(kept), threshold)
+    if content.threshold is None:
+        thresholds = calibrated_thresholds(vectors, categories, len(content.entries))
+    else:
+        thresholds = np.full(len(content.entries), content.threshold, np.float32)
+    return MeaningIndex(index, categories, thresholds)
 
 
-def calibrated_threshold(vectors: NDArray[np.float32], categories: NDArray[np.int64]) -> float:
-    """The lowest similarity at which few texts are nearer to another category than that.
+def calibrated_thresholds(
+    vectors: NDArray[np.float32], categories: NDArray[np.int64], count: int
+) -> NDArray[np.float32]:
+    """How near a message must come to each category: nearer than the others' texts are to it.
+
+    What a category is not about comes about as near to it as the texts of others do. In a language
+    that the model hardly knows all texts are near each other, and nearness says little there, while
+    the categories of another language may still answer from far less.
 
     Parameters
     ----------
     vectors : (n, dim), of the categories' texts
-    categories : (n,), whose text each is
+    categories : (n,), whose text each is, below `count`
+
+    Returns
+    -------
+    (count,) cosines
     """
     rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    cosines = rows @ rows.T
-    np.fill_diagonal(cosines, -1.0)
-    same = categories[:, None] == categories[None, :]
-    own = np.where(same, cosines, -1.0).max(axis=1)
-    foreign = np.where(same, -1.0, cosines).max(axis=1)
-    pairs = [LabelledPair(float(value), True) for value in own if value > -1.0]
-    pairs += [LabelledPair(float(value), False) for value in foreign if value > -1.0]
-    if not pairs:
-        return _USUAL
-    found = calibrate_pairs(pairs, None, _WRONG_SHARE, 0.5).threshold
-    return min(max(_USUAL if found is None else found, _LOWEST), _HIGHEST)
+    nearest = np.full(count, -1.0, np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        cosines = rows[part] @ rows.T
+        cosines[categories[part, None] == categories[None, :]] = -1.0
+        np.maximum.at(nearest, categories[part], cosines.max(axis=1))
+    return np.clip(nearest, _LOWEST, _HIGHEST)
 
 
 @dataclass(frozen=True)
