@@ -52,7 +52,7 @@ class OptimizedContentManager(Optimized):
         BatchEmbeddingProcessor; the default model when None. Names are looked for on this machine
         alone. It is loaded by the first message that needs it; see `warmup`.
     similarity_threshold : of wrapped managers: the cosine from which another message's answer is
-        given. The content's own threshold is calibrated on its texts, unless its ``settings`` have
+        given. The content's own ones are calibrated on its texts, unless its ``settings`` have
         a ``similarity_threshold``.
     ttl : seconds that a cached answer lives; None for ever
     max_size : most cached answers
@@ -263,12 +263,14 @@ class OptimizedContentMixin(Optimized):
         return self._engine.find(user_message, context)
 
     def reload_content(self, *args: Any, **kwargs: Any) -> Any:
-        """The manager's own, after which no answer of before is given."""
-        return _forgetting(super().reload_content, self._engine.caches)(*args, **kwargs)  # type: ignore[misc]
+        """The manager's own, if it has one, after which no answer of before is given."""
+        own = getattr(super(), "reload_content", _nothing)
+        return _forgetting(own, self._engine.caches)(*args, **kwargs)
 
     def clear_cache(self, *args: Any, **kwargs: Any) -> Any:
-        """The manager's own, and ours."""
-        return _forgetting(super().clear_cache, self._engine.caches)(*args, **kwargs)  # type: ignore[misc]
+        """The manager's own, if it has one, and ours."""
+        own = getattr(super(), "clear_cache", _nothing)
+        return _forgetting(own, self._engine.caches)(*args, **kwargs)
 
     def _base_stats(self) -> dict[str, Any]:
         # After Optimized in the method resolution order: its own get_stats leads back here.
@@ -337,6 +339,10 @@ def _forgetting(method: Callable[..., Any], caches: AnswerCaches) -> Callable[..
             caches.clear()
 
     return call
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a manager does that has no method for it."""
 
 
 def _stats_of(manager: Any) -> dict[str, Any]:

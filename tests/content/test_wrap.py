@@ -485,6 +485,22 @@ def test_a_subclass_gets_the_caches_by_the_mixin() -> None:
     assert manager.calls == [first, "cleared", first]
 
 
+@pytest.mark.parametrize("method", ["reload_content", "clear_cache"])
+def test_a_subclass_of_a_manager_without_a_method_empties_its_caches_by_it(method: str) -> None:
+    class Plain:
+        def find_response(self, user_message: str) -> tuple[str, str]:
+            return "Within five days.", "keyword"
+
+    class Fast(OptimizedContentMixin, Plain):
+        optimization_options = {"embedder": TopicEmbedder("card")}  # noqa: RUF012
+
+    manager = Fast()
+    manager.find_response("my card")
+    assert len(manager.semantic_cache) == 1
+    assert getattr(manager, method)() is None
+    assert len(manager.semantic_cache) == 0
+
+
 def test_what_is_dropped_is_freed() -> None:
     plain, embedder = older()
     manager = wrap(plain, embedder)
