@@ -474,10 +474,14 @@ def test_skip_is_honoured(small: Any) -> None:
     assert "one type for all" in str(quantizer.report)
 
 
-def test_in_place_refuses_a_shared_model(small: Any) -> None:
+@pytest.mark.parametrize("part", ["a table", "the transformer", "the first module"])
+def test_in_place_refuses_a_shared_model(small: Any, part: str) -> None:
     inner = next(iter(small[0]._modules.values()))
     other = torch.nn.Module()
-    other.table = inner.embeddings.word_embeddings
+    if part == "a table":
+        other.part = inner.embeddings.word_embeddings
+    else:  # of which nothing would be left for the other model
+        other.part = inner if part == "the transformer" else small[0]
     with pytest.raises(ValueError, match="is shared with another model"):
         ModelQuantizer("f16").quantize_model(small, in_place=True)
     assert type(small) is SentenceTransformer

@@ -125,8 +125,9 @@ def _through_encoder(
         raise UnsupportedError("skip keeps tensors in f32, the C encoder has one type for all")
     folder, tokenizer = describe(model)
     if request.in_place and not request.dry_run:
-        _, _, transformer = transformer_of(model)
-        check_not_shared(transformer, make_plan(transformer, request.without_texts()).weights)
+        first, _, transformer = transformer_of(model)
+        weights = make_plan(transformer, request.without_texts()).weights
+        check_not_shared(first, weights, owner=model)
     notes: list[str] = []
     for dtype in request.candidates():
         try:

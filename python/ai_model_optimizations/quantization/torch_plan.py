@@ -167,19 +167,26 @@ def stored_type(model: torch.nn.Module, dtypes: tuple[str, ...]) -> str | None:
     )
 
 
-def check_not_shared(model: torch.nn.Module, weights: list[Weight]) -> None:
+def check_not_shared(
+    model: torch.nn.Module, weights: list[Weight], owner: torch.nn.Module | None = None
+) -> None:
     """Refuse to take apart, in place, what another model uses as well.
 
-    Modules that contain ``model`` as a whole are not meant: they get the quantized one with it.
+    Parameters
+    ----------
+    owner : the only one that may hold ``model``; None lets any module hold it as a whole, which
+        gets the quantized one with it
 
     Raises
     ------
     ValueError
-        If a module outside ``model`` holds one of its inner modules or its weights' memory.
+        If a module outside holds a part of ``model`` or its weights' memory.
     """
-    own = {id(module) for module in model.modules()}
+    inner = {id(module) for module in model.modules()}
+    own = inner if owner is None else {id(module) for module in owner.modules()}
     storages = {weight.parameter.untyped_storage().data_ptr(): weight.name for weight in weights}
-    inner = own - {id(model)}
+    if owner is None:
+        inner = inner - {id(model)}
     for other in _all_modules():
         if id(other) in own:
             continue
@@ -189,9 +196,9 @@ def check_not_shared(model: torch.nn.Module, weights: list[Weight]) -> None:
         for parameter in other.__dict__.get("_parameters", {}).values():
             if parameter is None or parameter.is_meta or type(parameter) not in _PLAIN_TENSORS:
                 continue
-            owner = storages.get(parameter.untyped_storage().data_ptr())
-            if owner is not None and parameter.numel():
-                raise _shared(f"the storage of {owner!r}", other)
+            weight = storages.get(parameter.untyped_storage().data_ptr())
+            if weight is not None and parameter.numel():
+                raise _shared(f"the storage of {weight!r}", other)
 
 
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
