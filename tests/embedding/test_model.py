@@ -215,10 +215,18 @@ def test_quantizer_halves_the_real_model(minilm_path: Path) -> None:
 def test_unknown_dtypes_are_refused(small_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype: expected 'auto' or one of"):
         EmbeddingModel.load(small_path, dtype="int3")
-    with pytest.raises(ValueError, match="expected a type of 8 or 16 bits"):
+    with pytest.raises(ValueError, match="dtype: expected 'auto', 'smallest' or one of"):
         ModelQuantizer(dtype="f32")
     with pytest.raises(ValueError, match="the weights are f16 already"):
         ModelQuantizer(dtype="bf16").quantize_model(EmbeddingModel.load(small_path, dtype="f16"))
+
+
+def test_a_packed_model_of_another_dtype_is_not_said_to_be_loadable_as_this_one(
+    small_path: Path, tmp_path: Path
+) -> None:
+    EmbeddingModel.load(small_path, dtype="int8").save(tmp_path / "packed")
+    with pytest.raises(ValueError, match="int8 already; load the model that it was packed from"):
+        EmbeddingModel.load(tmp_path / "packed").astype("f16")
 
 
 def test_memory_stays_flat_over_batches_of_changing_shape(small_model: EmbeddingModel) -> None:

@@ -20,7 +20,9 @@ from ai_model_optimizations.quantization.request import Request, matches
     ("arguments", "error", "message"),
     [
         ({"dtype": "int3"}, ValueError, "dtype: expected"),
-        ({"dtype": "f32"}, ValueError, "dtype: expected a type of 8 or 16 bits"),
+        ({"dtype": "f32"}, ValueError, "dtype: expected 'auto', 'smallest' or one of"),
+        ({"skip": 5}, TypeError, "skip: expected names or regexes, got int"),
+        ({"skip": b"name"}, TypeError, "skip: expected names or regexes, got bytes"),
         ({"skip": [3]}, TypeError, r"skip\[0\]: expected str or a compiled pattern, got int"),
         ({"skip": ["a("]}, ValueError, r"skip\[0\]: 'a\(' is neither a name nor a regex"),
         ({"min_cosine": 2}, ValueError, "min_cosine: expected -1 to 1, got 2"),

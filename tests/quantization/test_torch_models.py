@@ -66,6 +66,15 @@ def test_layer_refuses_other_widths() -> None:
         quantized(torch.nn.Linear(8, 3))(torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_layer_refuses_what_is_no_float_as_torch_does(dtype: Any) -> None:
+    plain = torch.nn.Linear(8, 3)
+    with pytest.raises(RuntimeError):
+        plain(torch.ones(2, 8, dtype=dtype))
+    with pytest.raises(TypeError, match=f"input: expected a floating dtype, got {dtype}"):
+        quantized(plain)(torch.ones(2, 8, dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_gpt2_generates_with_the_same_logits(dtype: str, in_place: bool) -> None:
@@ -340,6 +349,18 @@ def test_index_buffers_shrink() -> None:
     assert model.embeddings.position_ids.dtype == torch.int32
     with torch.no_grad():
         assert_close(model(IDS).last_hidden_state, plain(IDS).last_hidden_state, "f16")
+
+
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+def test_what_transformers_could_not_load_again_is_not_saved(dtype: str, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20, "vocab_size": 30}
+    plain = BertModel(BertConfig(**sizes, num_hidden_layers=1))
+    with pytest.raises(UnsupportedError, match="BertModel cannot be loaded by its own library"):
+        ModelQuantizer().save_quantized(quantized(plain, dtype), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    ModelQuantizer().save_quantized(plain, tmp_path / "saved")
 
 
 def test_pipeline_comes_back_as_a_pipeline() -> None:

@@ -400,10 +400,10 @@ class EmbeddingModel:
         if storage == self._dtype:
             return self
         if self._dtype != "f32" and (self._dtype, storage) != ("f16", "int8"):
-            raise ValueError(
-                f"dtype: the weights are {self._dtype} already; "
-                f"use EmbeddingModel.load({str(self.path)!r}, dtype={storage!r})"
-            )
+            hint = f"use EmbeddingModel.load({str(self.path)!r}, dtype={storage!r})"
+            if find_packed(self.path) is not None:
+                hint = "load the model that it was packed from with that dtype"
+            raise ValueError(f"dtype: the weights are {self._dtype} already; {hint}")
         parts = convert(self._own_parts(), storage, source=self._device, device=self._device)
         return EmbeddingModel(*parts, self._options, self._device)
 

@@ -208,7 +208,8 @@ class ModelQuantizer:
         Raises
         ------
         UnsupportedError
-            If ``model`` cannot be saved.
+            If ``model`` cannot be saved: it is something else, or a torch model with packed layers,
+            which its library would not know when it loads the file.
         OSError
             If it cannot be written, as on a full disk; nothing is left then.
         """
@@ -219,6 +220,11 @@ class ModelQuantizer:
             from .tensor_files import write_tensors
 
             return write_tensors(model, target)
+        if _has_packed_layers(model):
+            raise UnsupportedError(
+                f"model: the packed layers of a {type(model).__name__} cannot be loaded by its own "
+                "library again; torch.save the model as a whole, or quantize it after loading"
+            )
         for name in ("save", "save_pretrained"):
             if callable(method := getattr(model, name, None)):
                 method(str(target))
@@ -310,10 +316,11 @@ class ModelQuantizer:
 def _resolve(dtype: str) -> str:
     if dtype == "smallest":
         return dtype
-    resolved = resolve_dtype(dtype)
-    if resolved not in DTYPES:
-        raise ValueError(f"dtype: expected a type of 8 or 16 bits, got {dtype!r}")
-    return resolved
+    if dtype == "auto":
+        return resolve_dtype(dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected 'auto', 'smallest' or one of {DTYPES}, got {dtype!r}")
+    return dtype
 
 
 def _check_cosine(value: float | None) -> float | None:
@@ -338,6 +345,16 @@ def _check_texts(texts: Iterable[str] | None) -> tuple[str, ...] | None:
         if not isinstance(text, str):
             raise TypeError(f"verify_texts[{index}]: expected str, got {type(text).__name__}")
     return result
+
+
+def _has_packed_layers(model: object) -> bool:
+    is_module = _is_instance_of("torch.nn", "Module")
+    module: Any = model if is_module(model) else getattr(model, "model", None)  # a pipeline's
+    if not is_module(module):
+        return False
+    from .torch_modules import PackedModule, TableEmbedding
+
+    return any(isinstance(part, (PackedModule, TableEmbedding)) for part in module.modules())
 
 
 def _not_a_model(model: object) -> str:

@@ -84,7 +84,11 @@ def check_skip_patterns(
     skip: str | re.Pattern[str] | Sequence[str | re.Pattern[str]],
 ) -> tuple[str | re.Pattern[str], ...]:
     """Return ``skip`` as a tuple; TypeError or ValueError names the element that is wrong."""
-    patterns = (skip,) if isinstance(skip, (str, re.Pattern)) else tuple(skip)
+    if isinstance(skip, (str, re.Pattern)):
+        skip = (skip,)
+    if isinstance(skip, bytes) or not isinstance(skip, Iterable):
+        raise TypeError(f"skip: expected names or regexes, got {type(skip).__name__}")
+    patterns = tuple(skip)
     for index, pattern in enumerate(patterns):
         if not isinstance(pattern, (str, re.Pattern)):
             raise TypeError(

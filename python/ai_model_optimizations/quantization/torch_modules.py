@@ -148,6 +148,8 @@ class PackedLinear(PackedModule):
         self._check_call(input)
         if input.ndim == 0 or input.shape[-1] != self._k:
             raise ValueError(f"input: expected (..., {self._k}), got {tuple(input.shape)}")
+        if input.dtype is not torch.float32 and not input.is_floating_point():
+            raise TypeError(f"input: expected a floating dtype, got {input.dtype}")
         x = _as_rows(input, self._k)
         out = torch.empty((x.shape[0], self._n), dtype=torch.float32)
         if x.shape[0] > 0:
