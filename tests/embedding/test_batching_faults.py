@@ -131,6 +131,46 @@ def test_rows_that_are_no_numbers_are_the_models_error() -> None:
         processor.process_batch_sync(["a", "b"])
 
 
+@pytest.mark.parametrize(
+    "row", [[np.inf, -np.inf], [3e38, 3e38], [np.nan, 1.0]], ids=["infinite", "large", "nan"]
+)
+def test_what_is_not_finite_is_found_without_a_warning(row: list[float]) -> None:
+    class Odd:
+        def encode(self, texts: list[str]) -> np.ndarray:
+            return np.array([row if text == "odd" else [1.0, 2.0] for text in texts], np.float32)
+
+    async def main() -> None:
+        async with BatchEmbeddingProcessor(model=Odd(), timeout=5) as processor:
+            if np.isfinite(row).all():
+                assert np.array_equal(await processor.embed("odd"), np.float32(row))
+            else:
+                with pytest.raises(ValueError, match="NaN or infinity"):
+                    await processor.embed("odd")
+            assert np.array_equal(await processor.embed("even"), [1.0, 2.0])
+
+    run(main())
+
+
+def test_a_failure_of_our_own_reaches_the_callers_and_the_worker_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = FakeEmbedder()
+
+    def no_memory(texts: list[str], vectors: np.ndarray) -> None:
+        raise MemoryError("for the copy")
+
+    async def main() -> None:
+        async with BatchEmbeddingProcessor(model=model, timeout=None) as processor:
+            with monkeypatch.context() as patch:
+                patch.setattr(processor._dispatcher.cache, "put_many", no_memory)
+                with pytest.raises(MemoryError, match="for the copy"):
+                    await asyncio.wait_for(processor.process_batch(["a", "b"]), 10)
+            assert np.array_equal(await processor.embed("c"), model.vector("c"))
+
+    run(main())
+    assert "answering a batch failed" in caplog.text
+
+
 def test_a_coroutine_encode_is_refused() -> None:
     class Async:
         async def encode(self, texts: list[str]) -> Any:
@@ -165,6 +205,11 @@ def test_the_model_is_loaded_once_in_a_worker_thread_and_by_the_first_text() -> 
     run(main())
     assert len(loads) == 1
     assert loads[0].startswith("aimo-batch")
+
+
+def test_a_class_is_called_as_any_function_that_returns_a_model() -> None:
+    with BatchEmbeddingProcessor(model=FakeEmbedder) as processor:
+        assert np.array_equal(processor.embed_sync("a"), FakeEmbedder().vector("a"))
 
 
 def test_a_failed_load_fails_its_callers_and_is_tried_again() -> None:

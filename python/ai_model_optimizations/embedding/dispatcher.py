@@ -250,8 +250,13 @@ class Dispatcher:
             except BaseException as error:
                 logger.error("loading the embedding model failed: %s", type(error).__name__)
                 self._settle_failure(worker, worker.batch, error)
-            else:
+                continue
+            try:
                 self._run(worker, engine, worker.batch)
+            except BaseException as error:  # of our own, as no memory for the cache's copy
+                logger.error("answering a batch failed: %s", type(error).__name__)
+                left = [item for item in worker.batch if item.state is not State.OVER]
+                self._settle_failure(worker, left, error)
 
     def _take_batch(self, worker: Worker) -> bool:
         """Wait for work and take it; False when this thread has to end."""
@@ -332,7 +337,9 @@ class Dispatcher:
     def _settle(self, worker: Worker, batch: list[Item], vectors: NDArray[np.float32]) -> None:
         """Give the rows to their callers and keep them in the cache."""
         # Cheap, and never finite when a number is not. `sum` is a method in Python around this.
-        if not math.isfinite(np.add.reduce(vectors, axis=None)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.add.reduce(vectors, axis=None)
+        if not math.isfinite(total):
             finite = np.isfinite(vectors).all(axis=1)
             bad = [batch[i] for i in np.flatnonzero(~finite)]
             batch = [batch[i] for i in np.flatnonzero(finite)]

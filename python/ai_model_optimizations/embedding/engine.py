@@ -122,7 +122,7 @@ def model_loader(
     """
     if model is None or isinstance(model, (str, os.PathLike)):
         return functools.partial(load_by_name, model)
-    if callable(getattr(model, "encode", None)):
+    if callable(getattr(model, "encode", None)) and not isinstance(model, type):
         ready = cast(Embedder, model)
         return lambda: ready
     if callable(model):
