@@ -161,6 +161,7 @@ def test_a_custom_detector_takes_the_built_in_ones_place() -> None:
         ({"quality": "high"}, TypeError, "quality: "),
         ({"quality": float("nan")}, ValueError, "quality: "),
         ({"languages": "en"}, TypeError, "languages: "),
+        ({"languages": [3]}, TypeError, "languages: "),
         ({"max_tokens": 0}, ValueError, "max_tokens: "),
         ({"memory_mb": -1}, ValueError, "memory_mb: "),
         ({"model_or_loader": 3}, TypeError, "model_or_loader: "),
@@ -183,8 +184,47 @@ def test_select_and_use_refuse_what_they_do_not_know(selector: AdaptiveModelSele
         selector.select(7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no model 'x' is registered"), selector.use("x"):
         pass
-    with pytest.raises(ValueError, match="idle_seconds"):
-        AdaptiveModelSelector(idle_seconds=0)
+    with pytest.raises(TypeError, match="choice: expected a Selection or a name, got int"):
+        selector.use(3).__enter__()  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="text: expected str, got NoneType"):
+        selector.embed(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"idle_seconds": 0}, ValueError),
+        ({"profile_seconds": "0.3"}, TypeError),
+        ({"dwell_seconds": -1}, ValueError),
+        ({"detect": "en"}, TypeError),
+    ],
+)
+def test_arguments_out_of_range_are_named(
+    arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"^{next(iter(arguments))}: expected"):
+        AdaptiveModelSelector(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("requirements", "error"),
+    [
+        ({"max_latency_ms": 0}, ValueError),  # what is measured is divided by it
+        ({"max_latency_ms": float("nan")}, ValueError),
+        ({"max_latency_ms": "50"}, TypeError),
+        ({"max_memory_mb": -1}, ValueError),
+        ({"min_quality": "high"}, TypeError),
+        ({"min_quality": float("nan")}, ValueError),
+        ({"language": 3}, TypeError),
+    ],
+)
+def test_requirements_that_are_none_are_named(
+    selector: AdaptiveModelSelector, requirements: dict[str, Any], error: type[Exception]
+) -> None:
+    selector.register("a", FakeEmbedder(), quality=1)
+    with pytest.raises(error, match=f"^{next(iter(requirements))}: expected"):
+        selector.select("text", **requirements)
+    assert selector.select("text", max_latency_ms=float("inf")).name == "a"
 
 
 # ---- loading and unloading ----

@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
+from ..embedding.arguments import check_number
 from ..embedding.engine import Embedder, model_loader
 from ..embedding.token_estimate import guess_tokens
 from ..embedding.vectors import Embedding
@@ -53,8 +56,11 @@ class AdaptiveModelSelector:
         dwell_seconds: float = 30.0,
     ) -> None:
         if idle_seconds is not None:
-            _check_positive("idle_seconds", idle_seconds)
-        _check_positive("profile_seconds", profile_seconds)
+            check_number("idle_seconds", idle_seconds, at_least_zero=False)
+        check_number("profile_seconds", profile_seconds, at_least_zero=False)
+        check_number("dwell_seconds", dwell_seconds, at_least_zero=True)
+        if not callable(detect):
+            raise TypeError(f"detect: expected a function, got {type(detect).__name__}")
         self._detect = detect
         self._dwell_seconds = dwell_seconds
         self._shelf = ModelShelf(idle_seconds, profile_seconds)
@@ -101,26 +107,26 @@ class AdaptiveModelSelector:
         """
         if not isinstance(name, str) or not name:
             raise ValueError(f"name: expected a string that is not empty, got {name!r}")
-        if isinstance(quality, bool) or not isinstance(quality, (int, float)):
-            raise TypeError(f"quality: expected a number, got {type(quality).__name__}")
-        if not math.isfinite(quality):
-            raise ValueError(f"quality: expected a finite number, got {quality}")
+        _check_finite("quality", quality)
         if isinstance(languages, str):
             raise TypeError(
                 f"languages: expected a sequence of codes, got the string {languages!r}"
             )
         for argument, value in (("max_tokens", max_tokens), ("memory_mb", memory_mb)):
             if value is not None:
-                _check_positive(argument, value)
+                check_number(argument, value, at_least_zero=False)
+        codes = None if languages is None else frozenset(languages)
+        if codes is not None and not all(isinstance(code, str) for code in codes):
+            raise TypeError(f"languages: expected codes as str, got {languages!r}")
         entry = Entry(
             name,
             model_loader(model_or_loader, "model_or_loader"),
             float(quality),
-            None if languages is None else frozenset(languages),
+            codes,
             max_tokens,
             memory_mb,
             family,
-            pinned=hasattr(model_or_loader, "encode"),
+            pinned=hasattr(model_or_loader, "encode") and not isinstance(model_or_loader, type),
         )
         if family is not None:
             with self._lock:
@@ -178,8 +184,8 @@ class AdaptiveModelSelector:
         ------
         NoSuitableModelError
             If no model meets the requirements; the message says why for each.
-        TypeError
-            If `text` is no string.
+        TypeError, ValueError
+            If `text` is no string, or a requirement is none of the above.
         """
         if text is not None and not isinstance(text, str):
             raise TypeError(f"text: expected str or None, got {type(text).__name__}")
@@ -189,6 +195,7 @@ class AdaptiveModelSelector:
             if language is None:
                 language = self._detect(text)
         request = Request(language, max_latency_ms, max_memory_mb, min_quality, quality_priority)
+        _check_requirements(request)
         candidates = [candidate(e, guess, is_ascii) for e in self._shelf.entries.values()]
         suitable = [c for c in candidates if suits(c, request)]
         if not suitable:
@@ -217,6 +224,8 @@ class AdaptiveModelSelector:
         The time that the block takes is what steps a family's variants up and down, when the
         choice had a `max_latency_ms`.
         """
+        if not isinstance(choice, (str, Selection)):
+            raise TypeError(f"choice: expected a Selection or a name, got {type(choice).__name__}")
         name = choice if isinstance(choice, str) else choice.name
         entry = self._shelf.entry(name)
         engine = self._shelf.lease(entry)
@@ -236,6 +245,8 @@ class AdaptiveModelSelector:
         -------
         a list of floats that carries the model's ``space_id``
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected str, got {type(text).__name__}")
         choice = self.select(text, **requirements)
         entry = self._shelf.entry(choice.name)
         with self.use(choice):
@@ -285,8 +296,19 @@ class AdaptiveModelSelector:
         self.close()
 
 
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _check_requirements(request: Request) -> None:
+    if request.language is not None and not isinstance(request.language, str):
+        raise TypeError(f"language: expected str, got {type(request.language).__name__}")
+    if request.max_latency_ms not in (None, math.inf):
+        check_number("max_latency_ms", request.max_latency_ms, at_least_zero=False)
+    if request.max_memory_mb not in (None, math.inf):
+        check_number("max_memory_mb", request.max_memory_mb, at_least_zero=True)
+    if request.min_quality is not None:
+        _check_finite("min_quality", request.min_quality)
+
+
+def _check_finite(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
