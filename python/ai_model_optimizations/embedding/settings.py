@@ -102,8 +102,10 @@ def read_settings(path: str | os.PathLike[str] | None = None) -> Settings:
     except ValueError as error:  # not UTF-8, or not TOML
         raise ValueError(f"{file}: {error}") from error
     for table, values in content.items():
-        if table not in _KEYS or not isinstance(values, dict):
+        if table not in _KEYS:
             raise ValueError(f"{file}: unknown table [{table}]; known are {', '.join(_KEYS)}")
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: {table}: expected a table, got {values!r}")
         for key, value in values.items():
             _check(f"{file}: {table}.{key}", _KEYS[table].get(key), value)
     model = content.get("model", {})
