@@ -32,11 +32,11 @@ class LoopOutcome(asyncio.Future[NDArray[np.float32]]):
         In a task the loop would find another one running.
         """
         waiter, self._waiter = self._waiter, None
-        if waiter is None:
+        # One that no longer waits has removed itself.
+        if waiter is None or not self.remove_done_callback(waiter[0]):
             self.set_result(vectors)
             return
         wake, context = waiter
-        self.remove_done_callback(wake)
         self.set_result(vectors)
         if context is None:
             wake(self)
