@@ -27,3 +27,34 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["demo", "--model", str(tmp_path / "nothing")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("ai-model-optimizations: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["tune", "--texts", "TEXTS"], "--output"),
+        (["quantize", "SOURCE", "TARGET"], "--json"),
+        (["report"], "--json"),
+        (["report"], "--svg"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_before_any_work(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    option: str,
+) -> None:
+    def work(*arguments: object, **options: object) -> None:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr("ai_model_optimizations.embedding.tune.read_texts", work)
+    monkeypatch.setattr("ai_model_optimizations.ModelQuantizer.quantize_path", work)
+    monkeypatch.setattr("ai_model_optimizations.report.compare", work)
+    for file, problem in (
+        (tmp_path / "missing" / "file", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        assert main([*command, option, str(file)]) == 1
+        error = capsys.readouterr().err
+        assert problem in error and repr(str(file)) in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -14,6 +15,22 @@ from typing import Any
 #: What a file is called while it is written, and how long one must lie still to be a leftover.
 _ASIDE = re.compile(r".+\.tmp-\d+-\d+")
 _LEFTOVER_SECONDS = 3600.0
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError when a file cannot be written to ``path``: before work whose result goes there.
+
+    Writing may fail all the same.
+    """
+    if path.is_dir():
+        problem = errno.EISDIR
+    elif not path.parent.is_dir():
+        problem = errno.ENOENT
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        problem = errno.EACCES
+    else:
+        return
+    raise OSError(problem, os.strerror(problem), str(path))
 
 
 def write_whole(path: Path, chunks: Iterable[Any], *, mode: int = 0o666) -> int:

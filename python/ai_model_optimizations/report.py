@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import _core
+from ._files import check_writable
 from .cache.contexts import Context
 from .content.answers import Answer
 from .content.model_slots import model_bytes
@@ -454,6 +455,9 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print the table, write the files."""
+    for file in (options.json, options.svg):
+        if file is not None:
+            check_writable(file)
     if options.messages is None:
         if options.count < 1:
             raise ValueError(f"--count: expected a positive number, got {options.count}")

@@ -78,3 +78,17 @@ def test_the_command_writes_what_from_config_reads(
     assert settings.threads is not None and settings.threads >= 1
     with BatchEmbeddingProcessor.from_config(output, model=FakeEmbedder()) as processor:
         assert processor.batch_size == settings.batching["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "message"), [("auto,f99", "dtype: expected 'auto' or one of"), (",", "--dtypes: ")]
+)
+def test_unknown_types_are_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtypes: str, message: str
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one text", encoding="utf-8")
+    line = ["tune", "--texts", str(texts), "--output", str(tmp_path / "aimo.toml")]
+    assert main([*line, "--dtypes", dtypes]) == 1
+    output = capsys.readouterr()
+    assert message in output.err and output.out == ""

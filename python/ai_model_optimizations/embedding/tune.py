@@ -21,7 +21,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from .._files import check_writable, write_whole
 from .batching import BatchEmbeddingProcessor
+from .dtypes import resolve_dtype
 from .engine import Embedder, load_by_name
 from .settings import THREADS_VARIABLE, Settings
 
@@ -78,12 +80,18 @@ def run_command(arguments: argparse.Namespace) -> int:
     Raises
     ------
     AimoError, OSError, ValueError
-        If the texts cannot be read, the model not loaded or the result not written.
+        If an argument is wrong, the texts cannot be read, the model not loaded or the result not
+        written.
     """
     if arguments.callers < 1 or not arguments.seconds > 0:
         raise ValueError("--callers and --seconds must be above 0")
+    check_writable(arguments.output)
     texts = read_texts(arguments.texts)
     dtypes = [name.strip() for name in arguments.dtypes.split(",") if name.strip()]
+    if not dtypes:
+        raise ValueError("--dtypes: expected at least one type")
+    for dtype in dtypes:
+        resolve_dtype(dtype)
     pairs = [(threads, dtype) for dtype in dtypes for threads in thread_counts()]
     seconds = arguments.seconds / (len(pairs) + _TUNED_TRIALS)
     threads, dtype = _best_pair(arguments.model, pairs, texts, seconds)
@@ -92,7 +100,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             _tune_loaded, arguments.model, dtype, texts, arguments.callers, seconds
         )
     settings = Settings(arguments.model, dtype, batching, threads)
-    _write(arguments.output, settings.to_toml(report))
+    write_whole(arguments.output, [settings.to_toml(report).encode()])
     print(f"{report}\nwritten to {arguments.output}; use it with AIMO_CONFIG={arguments.output}")
     return 0
 
@@ -279,10 +287,3 @@ class _environment:  # noqa: N801 - reads as a function
             del os.environ[self._name]
         else:
             os.environ[self._name] = self._before
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file in one step; nobody reads half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

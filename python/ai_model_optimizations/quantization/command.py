@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .._files import check_writable
 from .model_quantizer import ModelQuantizer
 
 
@@ -41,6 +42,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(options: argparse.Namespace) -> int:
     """Quantize and print the report."""
+    if options.json is not None:
+        check_writable(options.json)
     quantizer = ModelQuantizer(options.dtype, skip=options.skip, min_cosine=options.min_cosine)
     report = quantizer.quantize_path(options.source, options.target, dry_run=options.dry_run)
     print(report.table() if options.report else "\n".join(report.summary()))
