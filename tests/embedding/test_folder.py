@@ -198,3 +198,14 @@ def test_lookup_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for wrong in (None, b"all-MiniLM-L6-v2", 3):
         with pytest.raises(TypeError, match="name_or_path: expected a str or a path, got"):
             lookup.find_model(wrong)  # type: ignore[arg-type]
+
+
+def test_a_failed_download_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface-hub is not installed")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("no name\n  for the host")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(FileNotFoundError, match=r"downloading failed: no name for the host$"):
+        lookup.find_model("someone/nothing")

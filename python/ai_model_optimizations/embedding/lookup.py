@@ -107,4 +107,5 @@ def _from_hub(name: str, revision: str | None, download: bool) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise FileNotFoundError(f"model {name!r}: {where}; downloading failed: {error}") from error
+        why = " ".join(str(error).split())  # in one line
+        raise FileNotFoundError(f"model {name!r}: {where}; downloading failed: {why}") from error
