@@ -168,6 +168,10 @@ def test_the_batch_processor_embeds_with_any_model_into_lists() -> None:
             assert processor.performance_metrics.total_requests == 4
             with pytest.raises(TypeError, match=r"texts\[1\]: expected str"):
                 await processor.process_batch_embeddings(["a", 3], other)  # type: ignore[list-item]
+            with pytest.raises(TypeError, match=r"texts\[70000\]: expected str, got int"):
+                many = [*["a"] * 70_000, 3]
+                await processor.process_batch_embeddings(many, other)  # type: ignore[arg-type]
+            assert len(other.batches) == 2
             with pytest.raises(ValueError, match="priority"):
                 await processor.process_batch_embeddings(["a"], other, "urgent")  # type: ignore[arg-type]
             other.fail_on = {"bad"}

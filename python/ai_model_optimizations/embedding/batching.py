@@ -223,8 +223,7 @@ class BatchEmbeddingProcessor:
     ) -> NDArray[np.float32]:
         """As :meth:`process_batch`, for callers without an event loop; blocks the thread."""
         checked = self._as_list(texts)
-        for start in range(0, len(checked), _CHECKED_AT_ONCE):
-            self._check_texts(checked, start)
+        self._check_all(checked)
         return self._embed_all_sync(checked, priority, progress)
 
     # ---- state ----
@@ -402,6 +401,10 @@ class BatchEmbeddingProcessor:
             self._refuse()
             raise TypeError(f"texts: expected an array of one dimension, got {texts.ndim}")
         return list(texts)  # the caller may change its own while we work
+
+    def _check_all(self, texts: list[str]) -> None:
+        for start in range(0, len(texts), _CHECKED_AT_ONCE):
+            self._check_texts(texts, start)
 
     def _check_texts(self, texts: list[str], start: int) -> None:
         part = texts[start : start + _CHECKED_AT_ONCE]

@@ -51,7 +51,7 @@ class BatchEmbeddingProcessor(_Processor):
         """
         self._check_priority(priority)
         checked = self._as_list(texts)
-        self._check_texts(checked, 0)
+        self._check_all(checked)
         if model is None:
             vectors = await self.process_batch(checked, priority=priority)
             return [Embedding.from_array(row, self.space_id) for row in vectors]
