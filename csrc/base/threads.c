@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "base/thread_count.h"
+#include "base/thread_placement.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -14,7 +15,11 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-enum { MAX_THREADS = 1024, SPIN_ROUNDS = 2000 };
+enum {
+    MAX_THREADS = 1024,
+    SPIN_ROUNDS = 2000,
+    MOST_PLACED = 8, /* of more workers, one that shares its processor matters little */
+};
 
 typedef struct loop {
     aimo_loop_body body;
@@ -27,11 +32,17 @@ typedef struct loop {
     struct loop *outer;     /* the loop whose body started this one, or NULL */
 } loop;
 
+typedef struct {
+    pthread_t thread;
+    bool sleeps;
+    aimo_placement placement;
+} worker;
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t work_arrived = PTHREAD_COND_INITIALIZER;
 /* Protected by lock: */
-static loop *loops;                    /* newest first */
-static pthread_t workers[MAX_THREADS]; /* worker_count of them */
+static loop *loops;                 /* newest first */
+static worker workers[MAX_THREADS]; /* worker_count of them */
 static size_t worker_count;
 static atomic_size_t busy; /* callers inside aimo_parallel_for and workers inside a loop */
 static size_t sleeping;    /* workers waiting on work_arrived */
@@ -101,7 +112,7 @@ AIMO_INLINE void relax_cpu(void)
 }
 
 /* With lock held; returns with it held, after an arrival or a spurious wake-up. */
-static void wait_for_work(void)
+static void wait_for_work(worker *self)
 {
     const unsigned seen = atomic_load(&arrivals);
     pthread_mutex_unlock(&lock);
@@ -110,12 +121,14 @@ static void wait_for_work(void)
     pthread_mutex_lock(&lock);
     if (atomic_load(&arrivals) == seen && !stopping) {
         sleeping++;
+        self->sleeps = true;
         pthread_cond_wait(&work_arrived, &lock);
+        self->sleeps = false;
         sleeping--;
     }
 }
 
-static void *worker_main(void *unused)
+static void *worker_main(void *self)
 {
     pthread_mutex_lock(&lock);
     while (!stopping) {
@@ -123,28 +136,42 @@ static void *worker_main(void *unused)
         if (l != NULL)
             help(l);
         else
-            wait_for_work();
+            wait_for_work(self);
     }
     pthread_mutex_unlock(&lock);
-    return unused;
+    return NULL;
 }
 
 /* With lock held. A worker that cannot be started is done without: the caller does the work. */
 static void start_workers(size_t wanted)
 {
     while (worker_count < wanted && worker_count < MAX_THREADS) {
-        if (pthread_create(&workers[worker_count], NULL, worker_main, NULL) != 0)
+        worker *w = &workers[worker_count];
+        *w = (worker){.placement = AIMO_PLACEMENT_INIT};
+        if (pthread_create(&w->thread, NULL, worker_main, w) != 0)
             return;
         worker_count++;
     }
 }
 
 /* With lock held. */
+static void place_sleepers(void)
+{
+    const size_t count = worker_count < MOST_PLACED ? worker_count : MOST_PLACED;
+    const int here = aimo_placement_here();
+    for (size_t i = 0; i < count; i++)
+        if (workers[i].sleeps)
+            aimo_placement_avoid(&workers[i].placement, workers[i].thread, here);
+}
+
+/* With lock held. */
 static void announce(void)
 {
     atomic_fetch_add(&arrivals, 1);
-    if (sleeping != 0)
-        pthread_cond_broadcast(&work_arrived);
+    if (sleeping == 0)
+        return;
+    place_sleepers();
+    pthread_cond_broadcast(&work_arrived);
 }
 
 /* With lock held: one thread is less busy, so a loop of another caller may be helped. */
@@ -282,7 +309,7 @@ void aimo_threads_stop(void)
     worker_count = 0;
     pthread_mutex_unlock(&lock);
     for (size_t i = 0; i < count; i++)
-        pthread_join(workers[i], NULL);
+        pthread_join(workers[i].thread, NULL);
     pthread_mutex_lock(&lock);
     stopping = false;
     pthread_mutex_unlock(&lock);

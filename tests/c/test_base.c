@@ -1,4 +1,7 @@
 /* base: errors, memory, CPU rows, the thread pool, scratch memory. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "test.h"
 
 #include "base/cpu.h"
@@ -6,9 +9,11 @@
 #include "base/scratch.h"
 #include "base/status.h"
 #include "base/thread_count.h"
+#include "base/thread_placement.h"
 #include "base/threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -180,6 +185,71 @@ TEST(base_thread_that_stays_busy_keeps_its_place)
     CHECK(aimo_threads_idle() == 1);
     CHECK(aimo_thread_count_set(0, NULL) == AIMO_OK);
 }
+
+#if defined(__linux__)
+static void *wait_on(void *barrier)
+{
+    pthread_barrier_wait(barrier);
+    return NULL;
+}
+
+/* Whether `thread` may run on all of `expected` but `without`, and nowhere else. */
+static bool may_run_on(pthread_t thread, cpu_set_t expected, int without)
+{
+    cpu_set_t found;
+    if (without < CPU_SETSIZE)
+        CPU_CLR(without, &expected);
+    return pthread_getaffinity_np(thread, sizeof found, &found) == 0 &&
+           CPU_EQUAL(&found, &expected);
+}
+
+static bool placement_is_right(pthread_t sleeper, const cpu_set_t *all, int first, int second)
+{
+    aimo_placement placement = AIMO_PLACEMENT_INIT;
+    aimo_placement_avoid(&placement, sleeper, -1); /* where the caller runs is not known */
+    bool right = may_run_on(sleeper, *all, CPU_SETSIZE);
+    aimo_placement_avoid(&placement, sleeper, first);
+    right = right && may_run_on(sleeper, *all, first);
+    aimo_placement_avoid(&placement, sleeper, second);
+    right = right && may_run_on(sleeper, *all, second);
+
+    /* Taken from the caller meanwhile: it does not come back, and with two there is no other. */
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+    pthread_setaffinity_np(sleeper, sizeof one, &one);
+    aimo_placement_avoid(&placement, sleeper, first);
+    right = right && may_run_on(sleeper, one, CPU_SETSIZE);
+    pthread_setaffinity_np(pthread_self(), sizeof *all, all);
+    return right;
+}
+
+TEST(base_placement_leaves_out_one_processor_and_gives_it_back)
+{
+    cpu_set_t all;
+    CHECK(pthread_getaffinity_np(pthread_self(), sizeof all, &all) == 0);
+    if (CPU_COUNT(&all) < 2) {
+        test_skip("one processor");
+        return;
+    }
+    int first = 0;
+    while (!CPU_ISSET(first, &all))
+        first++;
+    int second = first + 1;
+    while (!CPU_ISSET(second, &all))
+        second++;
+    pthread_barrier_t barrier;
+    pthread_t sleeper;
+    CHECK(pthread_barrier_init(&barrier, NULL, 2) == 0);
+    CHECK(pthread_create(&sleeper, NULL, wait_on, &barrier) == 0);
+    const bool right = placement_is_right(sleeper, &all, first, second);
+    pthread_barrier_wait(&barrier);
+    pthread_join(sleeper, NULL);
+    pthread_barrier_destroy(&barrier);
+    CHECK(right);
+}
+#endif
 
 #if !defined(__SANITIZE_THREAD__) /* TSan does not follow threads into a forked child */
 TEST(base_pool_and_scratch_work_in_a_forked_child)
