@@ -22,6 +22,7 @@ enum {
     /* Rows that a query compares outright before its tail is worth preparing, which reads as many
      * bytes as a hundred rows: in a small cache, or near no row at all, it never is. */
     OUTRIGHT_ROWS = 48,
+    FETCHED_CODES = 4096, /* bytes; of a chunk before its turn */
 };
 
 typedef struct {
@@ -218,6 +219,16 @@ static size_t screen_blocks(tile *t, const chunk *c)
     return heads.blocks * AIMO_HEAD_BLOCK;
 }
 
+/* Asks for the first codes of a chunk, which lies somewhere in memory; the screen asks for the rest
+ * as it goes. */
+static void fetch_codes(const chunk *c)
+{
+    if (c->basis == NULL)
+        return;
+    for (size_t byte = 0; byte < FETCHED_CODES; byte += AIMO_CACHE_LINE)
+        __builtin_prefetch(c->codes + byte, 0, 2);
+}
+
 static void search_chunk(tile *t, const chunk *c)
 {
     const size_t screened = c->basis != NULL ? screen_blocks(t, c) : 0;
@@ -262,6 +273,10 @@ static void search_tile(tile *t, int64_t context)
         const aimo_screen_candidate *candidates;
         size_t count;
         if (!aimo_device_pass_chunk(&pass, i, &candidates, &count)) {
+            if (i + 2 < l->chunk_count)
+                __builtin_prefetch(l->chunks[i + 2]);
+            if (i + 1 < l->chunk_count)
+                fetch_codes(l->chunks[i + 1]);
             search_chunk(t, l->chunks[i]);
             continue;
         }
