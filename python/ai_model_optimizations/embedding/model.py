@@ -15,7 +15,7 @@ from .. import _core
 from ..device_array import DeviceArray
 from ..devices import CPU, device_name, parse_device
 from ..errors import ModelFormatError
-from .arguments import check_count
+from .arguments import check_count, check_dimension, check_texts
 from .dtypes import DType, resolve_dtype
 from .encode_call import EncodeCall
 from .folder import ModelFolder, read_folder
@@ -66,7 +66,7 @@ class EmbeddingModel:
         self._options = options
         self._device = device
         narrow = options.truncate_dim if options.truncate_dim is not None else folder.truncate_dim
-        self._dimension = _columns(narrow, folder.dimension)
+        self._dimension = check_dimension(narrow, folder.dimension)
         self._truncation = TruncationLog(folder.max_seq_length)
 
     @classmethod
@@ -301,7 +301,7 @@ class EmbeddingModel:
             normalize=self.normalizes or normalize_embeddings,
             prompt=folder.prompts.resolve(prompt_name, prompt),
             include_prompt=folder.head.include_prompt,
-            dimension=_columns(columns, folder.dimension),
+            dimension=check_dimension(columns, folder.dimension),
             on_truncate=self._options.on_truncate
             if on_truncate is None
             else check_policy(on_truncate),
@@ -312,7 +312,7 @@ class EmbeddingModel:
         check_count("batch_size", batch_size)
         if isinstance(texts, str):
             return call.one(texts)
-        texts = _as_sequence(texts)
+        texts = check_texts(texts)
         return call.many(texts, batch_size, show_progress_bar)
 
     @overload
@@ -385,7 +385,7 @@ class EmbeddingModel:
         """Return how many tokens of each text the model sees, special tokens included; (n,)."""
         if isinstance(texts, str):
             raise TypeError("texts: expected a sequence of str, got one str; put it into a list")
-        return np.diff(self._tokenizer.pack(_as_sequence(texts)).offsets)
+        return np.diff(self._tokenizer.pack(check_texts(texts)).offsets)
 
     def astype(self, dtype: str) -> EmbeddingModel:
         """Return this model with its weights stored as ``dtype``; itself when they are already.
@@ -468,24 +468,6 @@ class EmbeddingModel:
 
     def _own_parts(self) -> ModelParts:
         return ModelParts(self._encoder, self._tokenizer, self._folder, self._dtype, self._space_id)
-
-
-def _columns(truncate_dim: int | None, dimension: int) -> int:
-    """Return how many elements of a vector are kept."""
-    if truncate_dim is None:
-        return dimension
-    is_count = isinstance(truncate_dim, (int, np.integer)) and not isinstance(truncate_dim, bool)
-    if not is_count or not 1 <= truncate_dim <= dimension:
-        raise ValueError(f"truncate_dim: expected 1 to {dimension}, got {truncate_dim!r}")
-    return int(truncate_dim)
-
-
-def _as_sequence(texts: Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, (Sequence, np.ndarray)):
-        raise TypeError(f"texts: expected str or a sequence of str, got {type(texts).__name__}")
-    if isinstance(texts, np.ndarray) and texts.ndim != 1:
-        raise TypeError(f"texts: expected an array of one dimension, got {texts.ndim}")
-    return texts
 
 
 def _load_packed(file: Path, dtype: DType | None, options: Options, device: int) -> EmbeddingModel:
