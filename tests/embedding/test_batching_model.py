@@ -56,7 +56,7 @@ def test_bits_equal_offline_encode_whoever_shares_the_batch(model: EmbeddingMode
 
     async def main() -> None:
         async with BatchEmbeddingProcessor(
-            batch_size=7, max_tokens=300, model=model, workers=2
+            batch_size=7, max_tokens=300, model=model, workers=2, timeout=None
         ) as processor:
             alone = asyncio.gather(*map(processor.embed, TEXTS))
             together = processor.process_batch(TEXTS[::-1], priority="low")
@@ -107,7 +107,7 @@ def test_a_batch_of_long_texts_is_tokenized_in_pieces(
     long = [f"{i} {'some words that go on ' * 40}" for i in range(32)]
     expected = model.encode(long)
     monkeypatch.setattr(EncodeCall, "_tokenize", counting)
-    with BatchEmbeddingProcessor(model=model) as processor:
+    with BatchEmbeddingProcessor(model=model, timeout=None) as processor:
         assert np.array_equal(processor.process_batch_sync(long), expected)
         assert pieces == [11, 11, 10]
         pieces.clear()
