@@ -5,7 +5,8 @@
 
 Concurrent callers of one text each go through BatchEmbeddingProcessor, through mixedbread's
 `batched` and through infinity's batch handler, each as it comes but for batches of 32, beside plain
-`encode` of the same texts at once and one by one. (`pip install --no-deps batched infinity_emb`;
+`encode` of the same texts at once and one by one, and one by one through sentence-transformers, as
+most services do. (`pip install --no-deps batched infinity_emb`;
 they need `requests`, torch and transformers as well.) The rounds of all are interleaved; figures
 are medians over the rounds. Every vector is compared with what plain `encode` gives: bit for bit,
 but for OpenVINO, whose vectors depend on the batch.
@@ -145,6 +146,23 @@ def one_by_one(model: Any, texts: list[str], count: int, expected: Any) -> Figur
     return {"texts_per_second": len(part) / (time.perf_counter() - began)}
 
 
+@functools.cache
+def before() -> Any:
+    """What most services call: sentence-transformers in fp32."""
+    from encoder_engines import SentenceTransformers
+
+    peer = SentenceTransformers()
+    peer.load()
+    return peer
+
+
+def one_by_one_before(model: Any, texts: list[str], count: int, expected: Any) -> Figures:
+    part = texts[: max(1, len(texts) // 8)]
+    cosines = np.sum(before().encode(part) * expected[: len(part)], axis=1)
+    assert cosines.min() > 0.999, "a vector is not that of sentence-transformers"
+    return one_by_one(before(), part, count, expected)
+
+
 # ---- the processor alone ----
 
 
@@ -264,9 +282,13 @@ def ways() -> dict[str, Callable[..., Figures]]:
     }
     if TOLERANCE == 0.0:  # OpenVINO's request takes one call at a time
         found["the same, workers=2"] = functools.partial(ours, workers=2)
-    for name, way in (("batched", mixedbread), ("infinity_emb", infinity)):
+    for name, module, way in (
+        ("batched", "batched", mixedbread),
+        ("infinity_emb", "infinity_emb", infinity),
+        ("sentence-transformers, one by one", "sentence_transformers", one_by_one_before),
+    ):
         try:
-            importlib.import_module(name)
+            importlib.import_module(module)
         except ImportError as error:
             harness.missing(name, error)
         else:
@@ -302,7 +324,7 @@ def show(title: str, results: dict[str, Figures]) -> None:
     print(title)
     for name, figures in results.items():
         line = "  ".join(f"{key} {value:.3g}" for key, value in figures.items())
-        print(f"  {name:24} {line}")
+        print(f"  {name:34} {line}")
 
 
 def main() -> None:
