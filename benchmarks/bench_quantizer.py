@@ -299,7 +299,7 @@ def layers(dtypes: list[str], rounds: int, short: bool) -> dict[str, Any]:
                     given = x.to(dtype)
                     error = (layer(given).double() - exact).abs().max() / exact.abs().max()
                     errors[name] = float(error)
-                    calls = max(1, 2_000_000_000 // (m * n * k * 8 + 20_000_000))
+                    calls = max(8, 2_000_000_000 // (m * n * k * 8 + 20_000_000))
 
                     def work(layer: Any = layer, given: Any = given) -> object:
                         return layer(given)

@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAUSE_SECONDS = 0.02  # see interleave
 
 #: Each library has its own variable for the size of its thread pool.
 _THREAD_VARIABLES = (
@@ -83,10 +84,12 @@ def interleave(
     """Time the engines in turn, so that what disturbs the machine disturbs all of them.
 
     Each callable does the work once and returns the seconds it took. The first round warms up.
+    Between them is a pause: threads that wait for more work spin on a processor for a while.
     """
     timings: dict[str, list[float]] = {name: [] for name in engines}
     for round_number in range(rounds + 1):
         for name, run in engines.items():
+            time.sleep(PAUSE_SECONDS)
             seconds = run()
             if round_number > 0:
                 timings[name].append(seconds)
