@@ -38,7 +38,10 @@ BUILD_TOOLS = ["scikit-build-core>=0.10", "cmake>=3.20", "ninja", "numpy>=2.0"]
 RUNTIME = ["tokenizers>=0.15", "safetensors>=0.4", "psutil>=5.9"]
 TEST_TOOLS = ["pytest>=7.4", "hypothesis>=6.80", "prometheus-client>=0.17", "websockets>=13"]
 # What single tests stand beside; they skip where it is missing, so here it is installed.
-NEIGHBOURS = ["memray", "opentelemetry-sdk", "fastapi>=0.100", "uvicorn>=0.23", "httpx>=0.25"]
+NEIGHBOURS = [
+    "memray", "ml-dtypes>=0.4", "opentelemetry-sdk",
+    "fastapi>=0.100", "uvicorn>=0.23", "httpx>=0.25",
+]  # fmt: skip
 CHECKERS = ["mypy>=1.8", "ruff>=0.4", "types-psutil", "build>=1.0"]
 # C tests of what several threads use at once, by the beginning of their names.
 THREADED = ("base_", "scratch_", "encoder_", "cache_", "memhook_")
