@@ -84,6 +84,8 @@ UNDER_ADDRESS_SANITIZER = (
 )  # fmt: skip
 # No part takes this long unless it hangs.
 LONGEST_COMMAND = 1200
+# Of a failed part, at the very end.
+LAST_LINES = 6
 
 
 class MissingError(Exception):
@@ -495,8 +497,17 @@ PARTS: dict[str, Callable[[Log], None]] = {
 }
 
 
-def run_part(name: str, part: Callable[[Log], None]) -> bool:
-    """Run one part and print its result; False when it failed."""
+@dataclass
+class Result:
+    """How a part ended; `end` is what the log of a failed one ends with."""
+
+    name: str
+    passed: bool
+    end: list[str]
+
+
+def run_part(name: str, part: Callable[[Log], None]) -> Result:
+    """Run one part and print its result."""
     log = Log(LOGS / (name.replace(",", "").replace(" ", "-") + ".log"))
     log.path.unlink(missing_ok=True)
     start = time.monotonic()
@@ -511,15 +522,16 @@ def run_part(name: str, part: Callable[[Log], None]) -> bool:
     except (FailedError, OSError, subprocess.CalledProcessError, ValueError) as error:
         result, reason = "FAILED", f": {error}"
     report = [f"{name}: {result} in {time.monotonic() - start:.0f} s{reason}"]
+    end = []
     if result == "FAILED" and log.path.exists():
-        lines = log.path.read_text(errors="replace").splitlines()
-        report += [f"    | {line}" for line in lines[-60:]]
+        end = log.path.read_text(errors="replace").splitlines()[-60:]
+        report += [f"    | {line}" for line in end]
         report.append(f"    all of it: {log.path.relative_to(ROOT)}")
     print(*report, sep="\n", flush=True)
-    return result != "FAILED"
+    return Result(name, result != "FAILED", end)
 
 
-def run_parts(parts: dict[str, Callable[[Log], None]]) -> list[bool]:
+def run_parts(parts: dict[str, Callable[[Log], None]]) -> list[Result]:
     """Run the environment first, then two parts at a time: most keep one core busy."""
     results = []
     if "environment and package build" in parts:
@@ -528,6 +540,15 @@ def run_parts(parts: dict[str, Callable[[Log], None]]) -> list[bool]:
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         results += pool.map(lambda item: run_part(*item), rest)
     return results
+
+
+def summarize(results: list[Result], minutes: float) -> None:
+    """What failed once more, because a service that runs tests may keep the last lines only."""
+    passed = sum(result.passed for result in results)
+    print(f"{passed} passed, {len(results) - passed} failed in {minutes:.1f} min")
+    for result in results:
+        if not result.passed:
+            print(f"FAILED: {result.name}", *result.end[-LAST_LINES:], sep="\n    | ")
 
 
 def main() -> int:
@@ -548,9 +569,8 @@ def main() -> int:
         chosen = {"environment and package build": environment, **chosen}
     start = time.monotonic()
     results = run_parts(chosen)
-    minutes = (time.monotonic() - start) / 60
-    print(f"{results.count(True)} passed, {results.count(False)} failed in {minutes:.1f} min")
-    return 0 if all(results) and results else 1
+    summarize(results, (time.monotonic() - start) / 60)
+    return 0 if results and all(result.passed for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ typedef struct test_case {
     const char *name;
     void (*run)(void);
     struct test_case *next;
+    char failure[200]; /* the first one; told once more after all tests */
 } test_case;
 
 void test_register(test_case *t);
@@ -38,7 +39,7 @@ void test_skip(const char *reason);
 
 #define TEST(test_name)                                                                            \
     static void test_name(void);                                                                   \
-    static test_case test_name##_case = {#test_name, test_name, NULL};                             \
+    static test_case test_name##_case = {#test_name, test_name, NULL, ""};                         \
     __attribute__((constructor)) static void test_name##_register(void)                            \
     {                                                                                              \
         test_register(&test_name##_case);                                                          \

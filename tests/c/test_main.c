@@ -11,8 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static test_case *cases;
-static int failures_of_this_test;
+static test_case *cases, *running;
 
 void test_register(test_case *t)
 {
@@ -25,13 +24,15 @@ void test_register(test_case *t)
 
 void test_fail(const char *file, int line, const char *format, ...)
 {
+    char what[sizeof running->failure / 2], line_of[sizeof running->failure];
     va_list arguments;
     va_start(arguments, format);
-    printf("    %s:%d: ", file, line);
-    vprintf(format, arguments);
-    printf("\n");
+    vsnprintf(what, sizeof what, format, arguments);
     va_end(arguments);
-    failures_of_this_test++;
+    snprintf(line_of, sizeof line_of, "%s:%d: %s", file, line, what);
+    printf("    %s\n", line_of);
+    if (running->failure[0] == '\0')
+        memcpy(running->failure, line_of, sizeof line_of);
 }
 
 void test_skip(const char *reason) { printf("    skip: %s\n", reason); }
@@ -75,21 +76,46 @@ static bool tiles_are_free(void)
 #endif
 }
 
-static bool run_case(const test_case *t)
+static bool has_failed(const test_case *t) { return t->failure[0] != '\0'; }
+
+static void run_case(test_case *t)
 {
     const size_t live_before = aimo_memory_live_bytes();
     printf("%s\n", t->name);
-    failures_of_this_test = 0;
+    running = t;
     t->run();
     aimo_memory_fail_after(-1);
     aimo_threads_stop();
     aimo_scratch_trim();
     const size_t live_after = aimo_memory_live_bytes();
-    if (failures_of_this_test == 0 && live_after != live_before)
+    if (!has_failed(t) && live_after != live_before)
         test_fail(t->name, 0, "%zu bytes leaked", live_after - live_before);
     if (!tiles_are_free())
         test_fail(t->name, 0, "a kernel keeps its tiles");
-    return failures_of_this_test == 0;
+}
+
+/* Runs those whose name contains `filter`; returns how many failed, -1 when there is none. */
+static int run_cases(const char *filter)
+{
+    int passed = 0, failed = 0;
+    for (test_case *t = cases; t != NULL; t = t->next)
+        if (strstr(t->name, filter) != NULL) {
+            run_case(t);
+            *(has_failed(t) ? &failed : &passed) += 1;
+        }
+    printf("row %s, %zu threads: %d passed, %d failed\n", aimo_cpu_row(), aimo_thread_count(),
+           passed, failed);
+    for (const test_case *t = cases; t != NULL; t = t->next)
+        if (has_failed(t))
+            printf("%s: %s\n", t->name, t->failure);
+    return passed + failed != 0 ? failed : -1;
+}
+
+static void list_cases(const char *filter)
+{
+    for (const test_case *t = cases; t != NULL; t = t->next)
+        if (strstr(t->name, filter) != NULL)
+            printf("%s\n", t->name);
 }
 
 int main(int argc, char **argv)
@@ -108,17 +134,8 @@ int main(int argc, char **argv)
         return 2;
     }
     aimo_scratch_init();
-    int passed = 0, failed = 0;
-    for (const test_case *t = cases; t != NULL; t = t->next) {
-        if (strstr(t->name, filter) == NULL)
-            continue;
-        if (list)
-            printf("%s\n", t->name);
-        else
-            *(run_case(t) ? &passed : &failed) += 1;
-    }
     if (!list)
-        printf("row %s, %zu threads: %d passed, %d failed\n", aimo_cpu_row(), aimo_thread_count(),
-               passed, failed);
-    return failed != 0 || (!list && passed == 0);
+        return run_cases(filter) == 0 ? 0 : 1;
+    list_cases(filter);
+    return 0;
 }
