@@ -151,9 +151,12 @@ static size_t list_candidates(const uint16_t *masks, size_t blocks, uint16_t *ca
     return count;
 }
 
-/* Asks for a row that is looked at soon: it lies somewhere in memory. */
+/* Asks for a row that is looked at soon: it lies somewhere in memory. A row that came after the
+ * tile's version may lie in a store chunk that its directory does not have. */
 static void fetch_row(const tile *t, uint32_t slot)
 {
+    if (slot / STORE_ROWS >= t->store->chunk_count)
+        return;
     const char *row = aimo_store_row(t->cache, t->store, slot);
     for (size_t byte = 0; byte < t->cache->row_bytes; byte += AIMO_CACHE_LINE)
         __builtin_prefetch(row + byte);

@@ -158,6 +158,52 @@ TEST(cache_every_answer_beside_a_writer_is_that_of_one_instant)
     CHECK(atomic_load(&shared.lookups) > 10);
 }
 
+/* The store grows while rows are compared: those that come after a search began are among its
+ * candidates, because all rows are alike, but lie where its own directory of rows ends. */
+enum { GROWN_DIM = 32, FIRST_ROWS = 2000, GROWN_ROWS = 200000, GROWN_BATCH = 64 };
+
+static void *grow_until_done(void *cache)
+{
+    static float rows[GROWN_BATCH][GROWN_DIM];
+    static const int64_t contexts[GROWN_BATCH];
+    int64_t slots[GROWN_BATCH];
+    for (int i = 0; i < GROWN_BATCH; i++)
+        rows[i][0] = 1.0f;
+    for (size_t n = 0; n < test_rounds(GROWN_ROWS); n += GROWN_BATCH)
+        if (aimo_cache_add(cache, rows[0], contexts, GROWN_BATCH, slots, NULL) != AIMO_OK)
+            break;
+    return NULL;
+}
+
+TEST(cache_grows_while_all_of_its_rows_are_candidates)
+{
+    const float query[GROWN_DIM] = {1.0f};
+    const int64_t context = 0;
+    aimo_cache *cache;
+    pthread_t writer;
+    int64_t slot;
+    double score;
+    CHECK(aimo_cache_new(&cache, GROWN_DIM, AIMO_ROWS_F16, NULL) == AIMO_OK);
+    CHECK(aimo_cache_add(cache, query, &context, 1, &slot, NULL) == AIMO_OK);
+    uint64_t random = 3;
+    for (int i = 0; i < FIRST_ROWS; i++) { /* the directions are learnt from these */
+        float x[GROWN_DIM];
+        for (size_t j = 0; j < GROWN_DIM; j++)
+            x[j] = test_random_normal(&random);
+        CHECK(aimo_cache_add(cache, x, &context, 1, &slot, NULL) == AIMO_OK);
+    }
+    CHECK(aimo_cache_optimize(cache, NULL) == AIMO_OK);
+    CHECK(pthread_create(&writer, NULL, grow_until_done, cache) == 0);
+    bool first = true;
+    while (first && aimo_cache_count(cache) <= test_rounds(GROWN_ROWS))
+        first =
+            aimo_cache_search(cache, query, &context, 1, 0.5, 1, &slot, &score, NULL) == AIMO_OK &&
+            slot == 0 && score == 1.0;
+    pthread_join(writer, NULL);
+    aimo_cache_free(cache);
+    CHECK(first);
+}
+
 #if !defined(__SANITIZE_THREAD__) /* TSan does not follow threads into a forked child */
 TEST(cache_works_in_a_child_forked_beside_readers_and_writers)
 {
