@@ -128,6 +128,7 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--list") == 0)
             list = true;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0); /* so that the last line is that of the test that crashes */
     aimo_error err;
     if (aimo_cpu_init(&err) != AIMO_OK || aimo_threads_init(&err) != AIMO_OK) {
         fprintf(stderr, "%s\n", err.message);
