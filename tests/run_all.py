@@ -82,6 +82,7 @@ UNDER_ADDRESS_SANITIZER = (
     "-k",
     "not torch and not memray and not sentence_transformers and not ten_thousand and not retained",
 )  # fmt: skip
+WITH_PYMALLOC = "small_blocks or samples or raw_memory or tracemalloc and not memray"
 # No part takes this long unless it hangs.
 LONGEST_COMMAND = 1200
 # Of a failed part, at the very end.
@@ -275,11 +276,20 @@ def python_address(log: Log) -> None:
         log, python, "--no-deps", "--no-build-isolation", "--target", where, ".",
         settings=(f"build-dir={WORK / 'package-address'}", "cmake.define.AIMO_SANITIZE=address"),
     )  # fmt: skip
+    sanitizer = {
+        "PYTHONPATH": str(where),
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+    }
     # malloc below the hook, so that every block is the sanitizer's; Python itself leaks by design.
     log.run(
         python, "-m", "pytest", "-q", "--durations=5", *UNDER_ADDRESS_SANITIZER,
-        PYTHONPATH=str(where), LD_PRELOAD=library, PYTHONMALLOC="malloc",
-        ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1",
+        PYTHONMALLOC="malloc", **sanitizer,
+    )  # fmt: skip
+    # With pymalloc above it the hook follows samples in another way.
+    log.run(
+        python, "-m", "pytest", "-q", UNDER_ADDRESS_SANITIZER[0], "-k", WITH_PYMALLOC,
+        PYTHONMALLOC="pymalloc", **sanitizer,
     )  # fmt: skip
 
 

@@ -97,6 +97,18 @@ bool aimo_frames_in_main_interpreter(void)
     return thread != NULL && thread->interp == PyInterpreterState_Main();
 }
 
+/* Up to 3.11 the current thread state is the process's, not the thread's, so it tells only that
+ * somebody holds the GIL. */
+bool aimo_frames_holds_gil(void)
+{
+    const PyThreadState *thread = _PyThreadState_UncheckedGet();
+#if PY_VERSION_HEX < 0x030c0000
+    return thread != NULL && thread == PyGILState_GetThisThreadState();
+#else
+    return thread != NULL;
+#endif
+}
+
 void aimo_frames_retain(void *code) { Py_INCREF((PyObject *)code); }
 
 /* Frames count instructions in units of two bytes, line tables in bytes. */

@@ -17,6 +17,9 @@ size_t aimo_frames_walk(aimo_frame *frames, size_t capacity);
 /* Whether the calling thread runs in the main interpreter. */
 bool aimo_frames_in_main_interpreter(void);
 
+/* Whether the calling thread holds the GIL; any thread may ask, at any time. */
+bool aimo_frames_holds_gil(void);
+
 /* The line of a frame whose code is alive; not for use inside an allocation. */
 int aimo_frames_line(const aimo_frame *frame);
 

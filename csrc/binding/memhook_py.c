@@ -6,6 +6,7 @@
 #include "memhook/memhook.h"
 
 #include <stdbool.h>
+#include <string.h>
 
 _Static_assert(sizeof(aimo_allocator) == sizeof(PyMemAllocatorEx) &&
                    offsetof(aimo_allocator, context) == offsetof(PyMemAllocatorEx, ctx) &&
@@ -15,26 +16,40 @@ _Static_assert(sizeof(aimo_allocator) == sizeof(PyMemAllocatorEx) &&
                    offsetof(aimo_allocator, free) == offsetof(PyMemAllocatorEx, free),
                "aimo_allocator must be PyMemAllocatorEx");
 
-/* Not the RAW domain: it is called without the GIL, and what passes there is seen already as an
- * object or is no Python object. Buffers of numpy and torch come from malloc and pass nowhere. */
+/* Not RAW's blocks: that domain is called without the GIL, and what passes there is seen already as
+ * an object or is no Python object. Buffers of numpy and torch come from malloc and pass nowhere.
+ */
 static const PyMemAllocatorDomain domains[AIMO_MEMHOOK_DOMAINS] = {PYMEM_DOMAIN_OBJ,
                                                                    PYMEM_DOMAIN_MEM};
+
+/* Samples that are made large take half a kilobyte more each, so at most 1% of what is allocated
+ * when they are this far apart. Samples that are closer are counted at every free. */
+enum { LEAST_DISTANCE_OF_LARGE = 64 << 10 };
+
+/* What was put in last. Protected by the GIL. */
+static aimo_allocator installed[AIMO_MEMHOOK_DOMAINS], installed_raw, below_raw;
 
 /* The hook was on and somebody's PyMem_SetAllocator took it out. Protected by the GIL. */
 static bool displaced;
 
-static aimo_allocator get_allocator(size_t domain)
+static aimo_allocator get_allocator(PyMemAllocatorDomain domain)
 {
     PyMemAllocatorEx current;
-    PyMem_GetAllocator(domains[domain], &current);
+    PyMem_GetAllocator(domain, &current);
     return (aimo_allocator){current.ctx, current.malloc, current.calloc, current.realloc,
                             current.free};
 }
 
-static void set_allocator(size_t domain, const aimo_allocator *a)
+static void set_allocator(PyMemAllocatorDomain domain, const aimo_allocator *a)
 {
     PyMemAllocatorEx next = {a->context, a->malloc, a->calloc, a->realloc, a->free};
-    PyMem_SetAllocator(domains[domain], &next);
+    PyMem_SetAllocator(domain, &next);
+}
+
+static bool is_on_top(PyMemAllocatorDomain domain, const aimo_allocator *ours)
+{
+    const aimo_allocator top = get_allocator(domain);
+    return memcmp(&top, ours, sizeof top) == 0;
 }
 
 /* Whether an allocation in the domain still passes our wrapper, whoever has wrapped it since. */
@@ -48,26 +63,86 @@ static bool is_reached(size_t domain)
     return aimo_memhook_probe_end();
 }
 
-static void install(void)
+/* The same of a free in RAW; without memory for a try it is believed. */
+static bool raw_is_reached(void)
 {
-    for (size_t i = 0; i < AIMO_MEMHOOK_DOMAINS; i++) {
-        if (is_reached(i))
-            continue; /* left in when another allocator stood on top at the last stop */
-        const aimo_allocator below = get_allocator(i);
-        const aimo_allocator wrapper = aimo_memhook_wrap(i, &below);
-        set_allocator(i, &wrapper);
-    }
+    void *block = PyMem_RawMalloc(1);
+    if (block == NULL)
+        return true;
+    aimo_memhook_probe_free_begin(block);
+    PyMem_RawFree(block);
+    return aimo_memhook_probe_free_end(block);
+}
+
+/* Whether large blocks of the domain come from RAW: not with PYTHONMALLOC=malloc, for example. */
+static bool large_free_is_seen(size_t domain)
+{
+    const aimo_allocator below = aimo_memhook_below(domain);
+    void *block = below.malloc(below.context, AIMO_MEMHOOK_LARGE);
+    if (block == NULL)
+        return true;
+    aimo_memhook_probe_free_begin(block);
+    below.free(below.context, block);
+    return aimo_memhook_probe_free_end(block);
+}
+
+static bool large_frees_are_seen(void)
+{
+    for (size_t i = 0; i < AIMO_MEMHOOK_DOMAINS; i++)
+        if (!large_free_is_seen(i))
+            return false;
+    return true;
 }
 
 /* Only the top of the chain can be taken out; below another allocator the wrapper stays, idle. */
 static void uninstall(void)
 {
     for (size_t i = 0; i < AIMO_MEMHOOK_DOMAINS; i++) {
-        const aimo_allocator top = get_allocator(i), below = aimo_memhook_below(i);
-        const aimo_allocator ours = aimo_memhook_wrap(i, &below);
-        if (top.malloc == ours.malloc && top.context == ours.context)
-            set_allocator(i, &below);
+        const aimo_allocator below = aimo_memhook_below(i);
+        if (is_on_top(domains[i], &installed[i]))
+            set_allocator(domains[i], &below);
     }
+    if (is_on_top(PYMEM_DOMAIN_RAW, &installed_raw))
+        set_allocator(PYMEM_DOMAIN_RAW, &below_raw);
+}
+
+/* Threads that call RAW without the GIL meanwhile see its old free or the new one, and both are
+ * right: nothing else of it changes. */
+static void install_raw(void)
+{
+    if (raw_is_reached())
+        return;
+    below_raw = get_allocator(PYMEM_DOMAIN_RAW);
+    installed_raw = aimo_memhook_wrap_large(&below_raw);
+    set_allocator(PYMEM_DOMAIN_RAW, &installed_raw);
+}
+
+/* What was left in when another allocator stood on top at the last stop, and still does, is used
+ * as it is. */
+static void install(size_t sample_bytes)
+{
+    bool is_new[AIMO_MEMHOOK_DOMAINS], large = sample_bytes >= LEAST_DISTANCE_OF_LARGE;
+    uninstall();
+    for (size_t i = 0; i < AIMO_MEMHOOK_DOMAINS; i++) {
+        is_new[i] = !is_reached(i);
+        if (is_new[i]) {
+            const aimo_allocator below = get_allocator(domains[i]);
+            aimo_memhook_wrap(i, &below);
+        } else {
+            large = large || !aimo_memhook_wraps_free(&installed[i]);
+        }
+    }
+    if (large)
+        install_raw();
+    large = large && large_frees_are_seen();
+    aimo_memhook_make_samples_large(large);
+    for (size_t i = 0; i < AIMO_MEMHOOK_DOMAINS; i++)
+        if (is_new[i]) {
+            const aimo_allocator below = aimo_memhook_below(i);
+            installed[i] =
+                large ? aimo_memhook_wrap_but_free(i, &below) : aimo_memhook_wrap(i, &below);
+            set_allocator(domains[i], &installed[i]);
+        }
 }
 
 /* May run finalizers: the last reference to a code object may be the hook's. */
@@ -94,6 +169,8 @@ static void check_displaced(void)
         return;
     for (size_t i = 0; i < AIMO_MEMHOOK_DOMAINS && !displaced; i++)
         displaced = !is_reached(i);
+    if (s.samples_are_large && !displaced)
+        displaced = !large_frees_are_seen();
     if (displaced)
         stop();
 }
@@ -121,6 +198,7 @@ static PyObject *memhook_start(PyObject *module, PyObject *args)
         .frames = frames >= 0 ? (size_t)frames : SIZE_MAX,
         .seed = seed,
         .owner = aimo_frames_in_main_interpreter,
+        .holds_lock = aimo_frames_holds_gil,
         .walk = aimo_frames_walk,
         .retain = aimo_frames_retain,
     };
@@ -128,7 +206,7 @@ static PyObject *memhook_start(PyObject *module, PyObject *args)
     if (status != AIMO_OK)
         return aimo_py_raise(aimo_py_state_of(module), status, &err);
     displaced = false;
-    install();
+    install(config.sample_bytes);
     Py_RETURN_NONE;
 #endif
 }
@@ -147,14 +225,15 @@ static PyObject *memhook_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(u
     check_displaced();
     aimo_memhook_summary s;
     aimo_memhook_summarize(&s);
-    return Py_BuildValue("{s:O,s:O,s:z,s:n,s:n,s:n,s:d,s:d,s:d,s:n,s:n,s:n}", "active",
-                         s.active ? Py_True : Py_False, "displaced", displaced ? Py_True : Py_False,
-                         "frames_missing", aimo_frames_missing, "sample_bytes",
-                         (Py_ssize_t)s.sample_bytes, "frames", (Py_ssize_t)s.frames, "live_samples",
-                         (Py_ssize_t)s.live.samples, "live_bytes", s.live.bytes, "live_variance",
-                         s.live.variance, "peak_bytes", s.peak_bytes, "dropped_samples",
-                         (Py_ssize_t)s.dropped_samples, "cut_stacks", (Py_ssize_t)s.cut_stacks,
-                         "memory_bytes", (Py_ssize_t)aimo_memhook_memory_bytes());
+    return Py_BuildValue(
+        "{s:O,s:O,s:O,s:z,s:n,s:n,s:n,s:d,s:d,s:d,s:n,s:n,s:n}", "active",
+        s.active ? Py_True : Py_False, "samples_are_large",
+        s.samples_are_large ? Py_True : Py_False, "displaced", displaced ? Py_True : Py_False,
+        "frames_missing", aimo_frames_missing, "sample_bytes", (Py_ssize_t)s.sample_bytes, "frames",
+        (Py_ssize_t)s.frames, "live_samples", (Py_ssize_t)s.live.samples, "live_bytes",
+        s.live.bytes, "live_variance", s.live.variance, "peak_bytes", s.peak_bytes,
+        "dropped_samples", (Py_ssize_t)s.dropped_samples, "cut_stacks", (Py_ssize_t)s.cut_stacks,
+        "memory_bytes", (Py_ssize_t)aimo_memhook_memory_bytes());
 }
 
 /* (parent, filename, line, function) of a node, or None for the root and for unused nodes. */

@@ -6,6 +6,10 @@
  * reach). While the hook is off the count is out of reach and the filter is empty, so the wrappers,
  * which cannot always be taken out (somebody may have wrapped them), need no switch of their own.
  *
+ * Most frees can pass at no cost at all. CPython's small-object allocator hands blocks of more than
+ * 512 bytes to and from the RAW domain, and finds out by the address which ones: where every sample
+ * is asked for as such a block, only RAW's free has to be wrapped, and few frees arrive there.
+ *
  * Poisson sampling: distances between sample points in the stream of allocated bytes are
  * exponential with mean R, so a block of s bytes is sampled with p = 1 - exp(-s / R) whatever came
  * before, and 1/p, s/p are unbiased counts of blocks and bytes (a fixed distance would resonate
@@ -29,10 +33,12 @@ enum { FILTER_SLOTS = 1 << 18, FILTER_SHIFT = 9, FILTER_STUCK = UINT8_MAX };
 #define MAX_SAMPLE_BYTES ((size_t)1 << 40)
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
-/* Protected by the GIL, as is everything static here; see memhook.h. */
+/* Protected by the GIL, as is everything static here but for what free_large reads; see memhook.h.
+ */
 static aimo_allocator below_domain[AIMO_MEMHOOK_DOMAINS];
+static aimo_allocator below_large;
 static int64_t bytes_left = INT64_MAX; /* to the next sample */
-static uint8_t filter[FILTER_SLOTS];
+static _Atomic uint8_t filter[FILTER_SLOTS];
 
 static struct {
     aimo_memhook_config config;
@@ -41,6 +47,8 @@ static struct {
     size_t dropped_samples, cut_stacks;
     bool probing;
     int64_t bytes_left_before_probe;
+    bool samples_are_large;
+    void *probed_free; /* a block whose free is to be seen, or NULL */
 } hook;
 
 /* Set while the table or the tree changes. The GIL makes it superfluous; against threads that
@@ -100,30 +108,30 @@ static bool take_sample(size_t size)
 
 /* The filter */
 
-static uint8_t *filter_slot(uintptr_t address)
+/* Written with the GIL, read without it by free_large, to which a count that is a moment old tells
+ * enough: the blocks that it has to find are freed by threads that hold the GIL. */
+static _Atomic uint8_t *filter_slot(uintptr_t address)
 {
     return &filter[address >> FILTER_SHIFT & (FILTER_SLOTS - 1)];
 }
 
-static void filter_add(uintptr_t address)
+static uint8_t filter_count(uintptr_t address)
 {
-    uint8_t *slot = filter_slot(address);
-    if (*slot != FILTER_STUCK)
-        ++*slot;
+    return atomic_load_explicit(filter_slot(address), memory_order_relaxed);
 }
 
 /* A counter that reached its maximum has lost count and stays: looking up in vain is harmless. */
-static void filter_subtract(uintptr_t address)
+static void filter_change(uintptr_t address, int by)
 {
-    uint8_t *slot = filter_slot(address);
-    if (*slot != FILTER_STUCK)
-        --*slot;
+    const uint8_t count = filter_count(address);
+    if (count != FILTER_STUCK)
+        atomic_store_explicit(filter_slot(address), (uint8_t)(count + by), memory_order_relaxed);
 }
 
 static void filter_clear(void)
 {
     for (size_t i = 0; i < FILTER_SLOTS; i++)
-        filter[i] = 0;
+        atomic_store_explicit(&filter[i], 0, memory_order_relaxed);
 }
 
 /* Live blocks; all with `changing` set. */
@@ -132,7 +140,7 @@ static void forget(aimo_live_block block)
 {
     const aimo_memhook_stats stats = stats_of_sample(block.size);
     aimo_sites_subtract((uint32_t)block.site, &stats);
-    filter_subtract(block.address);
+    filter_change(block.address, -1);
 }
 
 static void remember(aimo_live_block block)
@@ -147,7 +155,7 @@ static void remember(aimo_live_block block)
     }
     const aimo_memhook_stats stats = stats_of_sample(block.size);
     aimo_sites_add((uint32_t)block.site, &stats);
-    filter_add(block.address);
+    filter_change(block.address, 1);
 }
 
 static void note_allocated(void *block, size_t size)
@@ -189,11 +197,18 @@ static void note_not_freed(aimo_live_block known)
 /* The rare cases, functions of their own so that the common ones need no stack frame and end in a
  * jump. */
 
+/* What to ask for, so that the free of a sample is seen. */
+static size_t bytes_to_ask(size_t size, bool sampled)
+{
+    return sampled && hook.samples_are_large && size < AIMO_MEMHOOK_LARGE ? AIMO_MEMHOOK_LARGE
+                                                                          : size;
+}
+
 static __attribute__((noinline)) void *sampled_malloc(size_t domain, size_t size)
 {
     const aimo_allocator *below = &below_domain[domain];
     const bool sampled = take_sample(size);
-    void *block = below->malloc(below->context, size);
+    void *block = below->malloc(below->context, bytes_to_ask(size, sampled));
     if (sampled && block != NULL)
         note_allocated(block, size);
     return block;
@@ -203,7 +218,7 @@ static __attribute__((noinline)) void *sampled_calloc(size_t domain, size_t coun
 {
     const aimo_allocator *below = &below_domain[domain];
     const bool sampled = take_sample(count * size);
-    void *block = below->calloc(below->context, count, size);
+    void *block = below->calloc(below->context, 1, bytes_to_ask(count * size, sampled));
     if (sampled && block != NULL)
         note_allocated(block, count * size);
     return block;
@@ -217,7 +232,7 @@ static __attribute__((noinline)) void *sampled_realloc(size_t domain, void *bloc
     const aimo_allocator *below = &below_domain[domain];
     const bool sampled = counted_out && take_sample(size);
     const aimo_live_block known = note_freed(block);
-    void *moved = below->realloc(below->context, block, size);
+    void *moved = below->realloc(below->context, block, bytes_to_ask(size, sampled));
     if (moved == NULL)
         note_not_freed(known);
     else if (sampled)
@@ -230,6 +245,17 @@ static __attribute__((noinline)) void filtered_free(size_t domain, void *block)
     const aimo_allocator *below = &below_domain[domain];
     note_freed(block);
     below->free(below->context, block);
+}
+
+static __attribute__((noinline)) void filtered_free_large(void *block)
+{
+    if (hook.config.holds_lock()) {
+        if (block == hook.probed_free)
+            hook.probed_free = NULL;
+        else
+            note_freed(block);
+    }
+    below_large.free(below_large.context, block);
 }
 
 /* The common cases, a few instructions before the jump to the allocator below. Each domain has its
@@ -261,7 +287,7 @@ ALWAYS_INLINE void *hook_realloc(size_t domain, void *block, size_t size)
     const aimo_allocator *below = &below_domain[domain];
     bytes_left -= (int64_t)size;
     const bool counted_out = bytes_left < 0;
-    if (UNLIKELY(counted_out || *filter_slot((uintptr_t)block) != 0))
+    if (UNLIKELY(counted_out || filter_count((uintptr_t)block) != 0))
         return sampled_realloc(domain, block, size, counted_out);
     return below->realloc(below->context, block, size);
 }
@@ -269,7 +295,7 @@ ALWAYS_INLINE void *hook_realloc(size_t domain, void *block, size_t size)
 ALWAYS_INLINE void hook_free(size_t domain, void *block)
 {
     const aimo_allocator *below = &below_domain[domain];
-    if (UNLIKELY(*filter_slot((uintptr_t)block) != 0)) {
+    if (UNLIKELY(filter_count((uintptr_t)block) != 0)) {
         filtered_free(domain, block);
         return;
     }
@@ -302,8 +328,8 @@ WRAPPER(0)
 WRAPPER(1)
 
 static const aimo_allocator wrappers[AIMO_MEMHOOK_DOMAINS] = {
-    {&below_domain[0], malloc_0, calloc_0, realloc_0, free_0},
-    {&below_domain[1], malloc_1, calloc_1, realloc_1, free_1},
+    {NULL, malloc_0, calloc_0, realloc_0, free_0},
+    {NULL, malloc_1, calloc_1, realloc_1, free_1},
 };
 
 aimo_allocator aimo_memhook_wrap(size_t domain, const aimo_allocator *below)
@@ -311,6 +337,39 @@ aimo_allocator aimo_memhook_wrap(size_t domain, const aimo_allocator *below)
     below_domain[domain] = *below;
     return wrappers[domain];
 }
+
+aimo_allocator aimo_memhook_wrap_but_free(size_t domain, const aimo_allocator *below)
+{
+    aimo_allocator wrapper = aimo_memhook_wrap(domain, below);
+    wrapper.context = below->context;
+    wrapper.free = below->free;
+    return wrapper;
+}
+
+bool aimo_memhook_wraps_free(const aimo_allocator *wrapper)
+{
+    return wrapper->free == free_0 || wrapper->free == free_1;
+}
+
+static void free_large(void *context, void *block)
+{
+    (void)context;
+    if (UNLIKELY(filter_count((uintptr_t)block) != 0)) {
+        filtered_free_large(block);
+        return;
+    }
+    below_large.free(below_large.context, block);
+}
+
+aimo_allocator aimo_memhook_wrap_large(const aimo_allocator *below)
+{
+    below_large = *below;
+    aimo_allocator wrapper = *below;
+    wrapper.free = free_large;
+    return wrapper;
+}
+
+void aimo_memhook_make_samples_large(bool large) { hook.samples_are_large = large; }
 
 aimo_allocator aimo_memhook_below(size_t domain) { return below_domain[domain]; }
 
@@ -353,6 +412,7 @@ aimo_status aimo_memhook_start(const aimo_memhook_config *config, aimo_error *er
     hook.dropped_samples = hook.cut_stacks = 0;
     seed_random(config->seed);
     bytes_left = draw_distance();
+    hook.samples_are_large = false;
     hook.active = true;
     return AIMO_OK;
 }
@@ -385,9 +445,24 @@ bool aimo_memhook_probe_end(void)
     return reached;
 }
 
+void aimo_memhook_probe_free_begin(void *block)
+{
+    hook.probed_free = block;
+    filter_change((uintptr_t)block, 1);
+}
+
+bool aimo_memhook_probe_free_end(const void *block)
+{
+    filter_change((uintptr_t)block, -1);
+    const bool seen = hook.probed_free == NULL;
+    hook.probed_free = NULL;
+    return seen;
+}
+
 void aimo_memhook_summarize(aimo_memhook_summary *summary)
 {
     *summary = (aimo_memhook_summary){.active = hook.active,
+                                      .samples_are_large = hook.samples_are_large,
                                       .sample_bytes = hook.config.sample_bytes,
                                       .frames = hook.config.frames,
                                       .dropped_samples = hook.dropped_samples,
@@ -406,6 +481,6 @@ void *aimo_memhook_next_release(void) { return aimo_sites_next_release(); }
 
 size_t aimo_memhook_memory_bytes(void)
 {
-    return sizeof filter + sizeof below_domain + sizeof hook + aimo_table_memory_bytes() +
-           aimo_sites_memory_bytes();
+    return sizeof filter + sizeof below_domain + sizeof below_large + sizeof hook +
+           aimo_table_memory_bytes() + aimo_sites_memory_bytes();
 }

@@ -7,7 +7,7 @@
  *
  * Who may call: everything here, and every wrapped allocator, is called by one thread at a time,
  * the holder of the GIL; CPython demands that of the OBJ and MEM domains anyway. A thread that
- * breaks the rule loses a sample, never the process. */
+ * breaks the rule loses a sample, never the process. The large blocks' free alone is anybody's. */
 #ifndef AIMO_MEMHOOK_MEMHOOK_H
 #define AIMO_MEMHOOK_MEMHOOK_H
 
@@ -34,6 +34,7 @@ typedef struct {
 
 enum {
     AIMO_MEMHOOK_DOMAINS = 2,
+    AIMO_MEMHOOK_LARGE = 513, /* bytes that CPython's small-object allocator passes on */
     AIMO_MEMHOOK_MAX_FRAMES = 64,
     AIMO_MEMHOOK_MAX_NODES = 1 << 15,
     AIMO_MEMHOOK_MAX_LIVE = 1 << 16, /* sampled blocks alive at once */
@@ -45,9 +46,11 @@ typedef struct {
     uint64_t seed;
     /* Called inside an allocation: must not allocate, lock or fail.
      * owner: whether the calling thread's blocks are tracked at all.
+     * holds_lock: whether the calling thread is the one that may call; asked by any thread.
      * walk: writes at most `capacity` frames, innermost first, and returns how many.
      * retain: keeps `code` valid until aimo_memhook_next_release hands it back. */
     bool (*owner)(void);
+    bool (*holds_lock)(void);
     size_t (*walk)(aimo_frame *frames, size_t capacity);
     void (*retain)(void *code);
 } aimo_memhook_config;
@@ -70,7 +73,7 @@ typedef struct {
 } aimo_memhook_node;
 
 typedef struct {
-    bool active;
+    bool active, samples_are_large;
     size_t sample_bytes, frames;
     aimo_memhook_stats live;
     double peak_bytes;
@@ -83,8 +86,18 @@ typedef struct {
  * (aimo_memhook_probe_begin tells). The wrapper adds no header to blocks; it may be put in and
  * taken out while blocks are alive. */
 aimo_allocator aimo_memhook_wrap(size_t domain, const aimo_allocator *below);
+/* The same, but frees go to `below` directly: for samples that are large, see below. */
+aimo_allocator aimo_memhook_wrap_but_free(size_t domain, const aimo_allocator *below);
+/* Which of the two made a wrapper. */
+bool aimo_memhook_wraps_free(const aimo_allocator *wrapper);
 /* The allocator below the wrapper of `domain`. */
 aimo_allocator aimo_memhook_below(size_t domain);
+
+/* The allocator that the domains get their large blocks from, with its free wrapped; all else is
+ * `below` itself. Unlike the rest it may be called by any thread at any time. */
+aimo_allocator aimo_memhook_wrap_large(const aimo_allocator *below);
+/* Whether every sample, however small, is asked for as a large block from now on. Until stop. */
+void aimo_memhook_make_samples_large(bool large);
 
 /* Begins with an empty table. AIMO_ERR_ARGUMENT for a value out of range, or when it is active. */
 AIMO_MUST_CHECK aimo_status aimo_memhook_start(const aimo_memhook_config *config, aimo_error *err);
@@ -95,6 +108,10 @@ void aimo_memhook_stop(void);
  * probing allocation itself is never sampled. */
 void aimo_memhook_probe_begin(void);
 bool aimo_memhook_probe_end(void);
+
+/* The same of a block's free and the wrapper of large blocks. The hook must be active. */
+void aimo_memhook_probe_free_begin(void *block);
+bool aimo_memhook_probe_free_end(const void *block);
 
 void aimo_memhook_summarize(aimo_memhook_summary *summary);
 /* Copies the first `capacity` nodes at most; returns how many there are, used or not. */

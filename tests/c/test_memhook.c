@@ -82,7 +82,7 @@ static aimo_status start(size_t sample_bytes, size_t frames, uint64_t seed)
     is_owner = true;
     retained = 0;
     set_stack(16, 32);
-    const aimo_memhook_config config = {sample_bytes, frames, seed, owner, walk, retain};
+    const aimo_memhook_config config = {sample_bytes, frames, seed, owner, owner, walk, retain};
     return aimo_memhook_start(&config, NULL);
 }
 
@@ -328,6 +328,122 @@ TEST(memhook_probe_tells_whether_the_wrapper_is_reached_and_is_never_sampled)
     void *sampled = hooked_malloc(1000);
     CHECK(live_samples() == 1);
     hooked_free(sampled);
+    CHECK(stop_releases_what_was_retained());
+}
+
+/* An allocator in the manner of CPython's: small blocks from an arena of its own, which are not
+ * reused, and large ones from another allocator, found again by their address. */
+static char arena[1 << 16];
+static size_t arena_used;
+static aimo_allocator large;
+
+static bool is_in_arena(const void *block)
+{
+    return (uintptr_t)block - (uintptr_t)arena < sizeof arena;
+}
+
+static void *small_malloc(void *context, size_t size)
+{
+    (void)context;
+    if (size >= AIMO_MEMHOOK_LARGE)
+        return large.malloc(large.context, size);
+    void *block = &arena[arena_used];
+    arena_used += (size + 15) / 16 * 16;
+    return block;
+}
+
+static void *small_calloc(void *context, size_t count, size_t size)
+{
+    void *block = small_malloc(context, count * size);
+    return block != NULL ? memset(block, 0, count * size) : NULL;
+}
+
+static void small_free(void *context, void *block)
+{
+    (void)context;
+    if (!is_in_arena(block))
+        large.free(large.context, block);
+}
+
+static void *small_realloc(void *context, void *block, size_t size)
+{
+    if (!is_in_arena(block))
+        return large.realloc(large.context, block, size);
+    void *moved = small_malloc(context, size);
+    return moved != NULL ? memcpy(moved, block, 16) : NULL;
+}
+
+/* Like start, with every sample large and the domain's free not wrapped. */
+static bool start_with_large_samples(void)
+{
+    if (start(1, 8, 3) != AIMO_OK)
+        return false;
+    const aimo_allocator raw = {&below, below_malloc, below_calloc, below_realloc, below_free};
+    const aimo_allocator small = {NULL, small_malloc, small_calloc, small_realloc, small_free};
+    large = aimo_memhook_wrap_large(&raw);
+    hooked = aimo_memhook_wrap_but_free(0, &small);
+    aimo_memhook_make_samples_large(true);
+    arena_used = 0;
+    return hooked.free == small_free && !aimo_memhook_wraps_free(&hooked) &&
+           large.malloc == below_malloc;
+}
+
+TEST(memhook_large_samples_are_followed_through_the_large_blocks_free_alone)
+{
+    CHECK(start_with_large_samples() && summary().samples_are_large);
+    void *a = hooked_malloc(100), *b = hooked.calloc(hooked.context, 10, 20);
+    void *c = hooked_malloc(5000);
+    CHECK(!is_in_arena(a) && !is_in_arena(b) && ((char *)b)[199] == 0);
+    CHECK(live_samples() == 3 && summary().live.bytes == 5300.0);
+    a = hooked.realloc(hooked.context, a, 120); /* stays a sample, of its new size */
+    CHECK(!is_in_arena(a) && live_samples() == 3 && summary().live.bytes == 5320.0);
+    hooked_free(b);
+    hooked_free(c);
+    CHECK(live_samples() == 1 && summary().live.bytes == 120.0);
+    hooked_free(a);
+    CHECK(live_samples() == 0);
+    CHECK(stop_releases_what_was_retained());
+}
+
+TEST(memhook_blocks_that_are_no_samples_stay_small)
+{
+    CHECK(start_with_large_samples());
+    is_owner = false;
+    char *small = hooked_malloc(100);
+    CHECK(is_in_arena(small) && live_samples() == 0);
+    strcpy(small, "kept");
+    is_owner = true;
+    char *moved = hooked.realloc(hooked.context, small, 200); /* becomes one by growing */
+    CHECK(!is_in_arena(moved) && strcmp(moved, "kept") == 0 && live_samples() == 1);
+    hooked_free(moved);
+    CHECK(live_samples() == 0);
+    CHECK(stop_releases_what_was_retained());
+    small = hooked_malloc(100); /* the wrapper that stays after a stop asks for nothing more */
+    CHECK(is_in_arena(small));
+}
+
+TEST(memhook_large_frees_without_the_lock_are_not_looked_up)
+{
+    CHECK(start_with_large_samples());
+    void *sample = hooked_malloc(100);
+    is_owner = false; /* stands for the lock, too */
+    large.free(large.context, sample);
+    CHECK(live_samples() == 1);
+    is_owner = true;
+    CHECK(stop_releases_what_was_retained());
+}
+
+TEST(memhook_probe_tells_whether_a_large_free_is_seen)
+{
+    CHECK(start_with_large_samples());
+    void *block = below_malloc(&below, AIMO_MEMHOOK_LARGE);
+    aimo_memhook_probe_free_begin(block);
+    large.free(large.context, block);
+    CHECK(aimo_memhook_probe_free_end(block));
+    block = below_malloc(&below, AIMO_MEMHOOK_LARGE);
+    aimo_memhook_probe_free_begin(block);
+    CHECK(!aimo_memhook_probe_free_end(block));
+    below_free(&below, block);
     CHECK(stop_releases_what_was_retained());
 }
 

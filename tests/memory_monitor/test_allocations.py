@@ -25,6 +25,10 @@ from ai_model_optimizations.errors import UnsupportedError
 from ai_model_optimizations.memory_monitor.allocations import Frame, Site, Snapshot
 
 EXACT = 1  # sample_bytes: everything but the smallest blocks is a sample
+LARGE = 64 << 10  # the least sample_bytes with which the frees of small blocks are not wrapped
+needs_pymalloc = pytest.mark.skipif(
+    os.environ.get("PYTHONMALLOC", "").startswith("malloc"), reason="no small-object allocator"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -200,8 +204,8 @@ def test_estimates_are_within_their_errors() -> None:
         within_two += error <= 2 * site.standard_error
         assert error <= 5 * site.standard_error
         allocations.stop()
-    # 68% and 95%, less three binomial standard deviations.
-    assert within_one >= 0.46 * runs and within_two >= 0.85 * runs
+    # 68% and 95%, less 4.5 binomial standard deviations.
+    assert within_one >= 0.35 * runs and within_two >= 0.8 * runs
 
 
 @pytest.mark.slow
@@ -294,6 +298,104 @@ def test_table_and_json_tell_the_same_story() -> None:
     assert document["live_bytes"] == snapshot.live_bytes == 6500
     assert [site["live_bytes"] for site in document["sites"]] == [3000, 2000]
     assert document["standard_error"] == round(math.sqrt(300**2 + 400**2 + 100**2 + 50**2))
+
+
+# Samples that are made large
+
+
+def kept_and_freed() -> tuple[float, float, float]:
+    """Live bytes of 100,000 small blocks, of a tenth of them, and of none."""
+    kept = make_blocks(100_000, 100)
+    readings = [of_function(allocations.snapshot(), "make_blocks").live_bytes]
+    del kept[10_000:]
+    readings.append(of_function(allocations.snapshot(), "make_blocks").live_bytes)
+    kept.clear()
+    readings.append(of_function(allocations.snapshot(), "make_blocks").live_bytes)
+    return readings[0], readings[1], readings[2]
+
+
+@needs_pymalloc
+def test_small_blocks_are_followed_without_a_wrapper_around_their_frees() -> None:
+    _core.memhook_start(LARGE, 8, 1)
+    assert _core.memhook_info()["samples_are_large"]
+    everything, tenth, nothing = kept_and_freed()
+    truth = 100_000 * sys.getsizeof(bytes(100))
+    assert everything == pytest.approx(truth, rel=0.4)
+    assert 0 < tenth < 0.3 * everything
+    assert nothing == 0
+
+
+def test_samples_that_lie_close_are_followed_by_their_own_frees() -> None:
+    allocations.start(LARGE - 1)
+    assert not _core.memhook_info()["samples_are_large"]
+    everything, tenth, nothing = kept_and_freed()
+    assert 0 < tenth < 0.3 * everything and nothing == 0
+
+
+@needs_pymalloc
+def test_blocks_allocated_as_samples_count_once_in_the_interpreter() -> None:
+    before = sys.getallocatedblocks()
+    allocations.start(LARGE)
+    kept = make_blocks(100_000, 100)
+    held = sys.getallocatedblocks() - before
+    allocations.stop()
+    del kept
+    assert held == pytest.approx(100_000, rel=0.02)
+    assert sys.getallocatedblocks() - before < 2000
+
+
+@pytest.mark.parametrize("allocator", ["debug", "malloc", "malloc_debug"])
+def test_over_an_allocator_without_large_blocks_every_free_is_wrapped(allocator: str) -> None:
+    output = run_python(
+        f"""
+        from ai_model_optimizations import _core
+        from ai_model_optimizations.memory_monitor import allocations
+        allocations.start({LARGE})
+        kept = [bytes(100) for _ in range(100_000)]
+        held = allocations.status().live_bytes
+        kept.clear()
+        print(_core.memhook_info()["samples_are_large"], held > 5e6,
+              allocations.status().live_bytes < held / 10)
+        """,
+        env={"PYTHONMALLOC": allocator},
+    )
+    assert output == "False True True"
+
+
+def test_threads_free_raw_memory_without_the_gil_meanwhile() -> None:
+    arrays = [np.arange(40_000.0) for _ in range(2)]
+    ending = threading.Event()
+
+    def sort() -> None:  # numpy sorts without the GIL
+        while not ending.is_set():
+            np.sort(arrays[0] * -1)
+            os.listdir("/proc/self/fd")
+
+    threads = [threading.Thread(target=sort) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        allocations.start(LARGE)
+        assert kept_and_freed()[2] == 0
+        allocations.stop()
+    ending.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("first", [EXACT, LARGE])
+def test_a_hook_left_below_tracemalloc_serves_the_next_start(first: int) -> None:
+    allocations.start(first)
+    tracemalloc.start()
+    allocations.stop()
+    for sample_bytes in (LARGE, EXACT, LARGE):
+        allocations.start(sample_bytes)
+        everything, tenth, nothing = kept_and_freed()
+        assert 0 < tenth < 0.3 * everything and nothing == 0
+        allocations.stop()
+    tracemalloc.stop()
+    allocations.start(EXACT)
+    assert not _core.memhook_info()["samples_are_large"]
 
 
 # Bad input and states
