@@ -4,7 +4,7 @@
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "encoder/encoder_config.h"
-#include "encoder/weights.h"
+#include "encoder/encoder_weights.h"
 
 aimo_status aimo_encoder_new(const aimo_encoder_config *config, aimo_encoder **out, aimo_error *err)
 {

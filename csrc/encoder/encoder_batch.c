@@ -7,7 +7,7 @@
 #include "encoder/encoder_config.h"
 #include "encoder/encoder_forward.h"
 #include "encoder/encoder_workspace.h"
-#include "encoder/weights.h"
+#include "encoder/encoder_weights.h"
 
 #include <stdatomic.h>
 #include <string.h>

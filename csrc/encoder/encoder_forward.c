@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "encoder/encoder_config.h"
 #include "encoder/encoder_workspace.h"
-#include "encoder/weights.h"
+#include "encoder/encoder_weights.h"
 
 /* A chunk on its way. */
 typedef struct {

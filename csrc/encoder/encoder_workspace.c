@@ -3,7 +3,7 @@
 
 #include "base/memory.h"
 #include "encoder/encoder_config.h"
-#include "encoder/weights.h"
+#include "encoder/encoder_weights.h"
 
 static size_t align_up(size_t bytes)
 {

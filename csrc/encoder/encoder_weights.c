@@ -1,5 +1,5 @@
 /* The encoder's tensors: one table says, for each, its name, its kind, its shape and its place. */
-#include "encoder/weights.h"
+#include "encoder/encoder_weights.h"
 
 #include "base/memory.h"
 #include "gemm/gemm_int8.h"
