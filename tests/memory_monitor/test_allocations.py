@@ -405,7 +405,7 @@ def test_a_hook_left_below_tracemalloc_serves_the_next_start(first: int) -> None
     ("arguments", "error", "text"),
     [
         ({"sample_bytes": 0}, ValueError, "sample_bytes: expected 1 to"),
-        ({"sample_bytes": -5}, ValueError, "sample_bytes: expected 1 to"),
+        ({"sample_bytes": -5}, ValueError, "sample_bytes: expected 1 to .*, got -5"),
         ({"sample_bytes": 1 << 200}, ValueError, "sample_bytes: expected 1 to"),
         ({"frames": 65}, ValueError, "frames: expected 0 to 64"),
         ({"frames": -1}, ValueError, "frames: expected 0 to 64"),

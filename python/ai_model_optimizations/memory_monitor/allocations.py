@@ -362,10 +362,12 @@ def _note(info: dict[str, Any]) -> str:
     return "; ".join(notes)
 
 
-def _check_count(name: str, value: object) -> int:
+def _check_count(name: str, value: object, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    return min(max(value, -1), 1 << 62)
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+    return value
 
 
 def _check_allowed() -> None:
@@ -396,8 +398,8 @@ def start(sample_bytes: int = 128 << 10, frames: int = 8) -> None:
     ValueError
         If a value is out of range, or sampling runs with other settings.
     """
-    sample_bytes = _check_count("sample_bytes", sample_bytes)
-    frames = _check_count("frames", frames)
+    sample_bytes = _check_count("sample_bytes", sample_bytes, 1, 1 << 40)
+    frames = _check_count("frames", frames, 0, 64)
     _check_allowed()
     info = _core.memhook_info()
     if info["active"]:
