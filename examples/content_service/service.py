@@ -75,18 +75,24 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
     app = FastAPI(title="Content service", lifespan=lifespan)
     app.state.manager = manager
 
-    async def answer(question: Question) -> Answer:
-        context = ("user", question.user) if question.user else ""
-        response, source = await manager.find_response_optimized(
-            question.message, context=context
-        )
-        return Answer(response=response, source=source)
-
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
         # Without the input, which may hold what no UTF-8 can carry back, such as half an emoji.
         wrong = [{"loc": list(found["loc"]), "msg": found["msg"]} for found in error.errors()]
         return JSONResponse({"detail": wrong}, status_code=422)
+
+    _add_chat(app, manager, sockets)
+    _add_figures(app, manager, registry)
+    return app
+
+
+def _add_chat(app: FastAPI, manager: OptimizedContentManager, sockets: set[WebSocket]) -> None:
+    """The ways to ask; `sockets` are those that are open."""
+
+    async def answer(question: Question) -> Answer:
+        context = ("user", question.user) if question.user else ""
+        response, source = await manager.find_response_optimized(question.message, context=context)
+        return Answer(response=response, source=source)
 
     @app.post("/chat")
     async def chat(question: Question) -> Answer:
@@ -115,6 +121,14 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
         finally:
             sockets.discard(socket)
 
+
+def _add_figures(
+    app: FastAPI,
+    manager: OptimizedContentManager,
+    registry: prometheus_client.CollectorRegistry,
+) -> None:
+    """What operators and their tools look at."""
+
     @app.get("/health")
     async def health() -> dict[str, Any]:
         statistics = manager.get_optimization_statistics()
@@ -138,8 +152,6 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
     @app.get("/stats")
     async def stats() -> dict[str, Any]:
         return manager.get_optimization_statistics()
-
-    return app
 
 
 def _own_metrics(manager: OptimizedContentManager) -> bytes:
