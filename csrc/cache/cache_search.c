@@ -43,6 +43,15 @@ typedef struct {
     aimo_query_codes codes;
 } seeker;
 
+/* The rows of a chunk that the heads leave to a query. */
+typedef struct {
+    const chunk *chunk;
+    seeker *seeker;
+    const int16_t *dots;  /* [CHUNK_ROWS], in the tile's */
+    uint16_t *candidates; /* [CHUNK_ROWS] */
+    size_t count;
+} listing;
+
 /* What a tile's queries share. */
 typedef struct {
     aimo_cache *cache;
@@ -57,7 +66,8 @@ typedef struct {
     aimo_head_query *heads; /* [SCREEN_QUERIES] */
     int16_t *dots;          /* [SCREEN_QUERIES, CHUNK_ROWS] */
     uint16_t *masks;        /* [SCREEN_QUERIES, CHUNK_BLOCKS] */
-    uint16_t *candidates;   /* [CHUNK_ROWS] */
+    listing listings[2];    /* what is listed next, and what was listed last */
+    size_t turn;            /* of the two, the next */
 } tile;
 
 /* ---- one row ------------------------------------------------------------------------------- */
@@ -136,8 +146,10 @@ static void consider(const tile *t, seeker *s, const chunk *c, size_t position)
 
 /* ---- one chunk ----------------------------------------------------------------------------- */
 
-/* The rows whose bits are set, in order. Four masks at a time, most of which are empty. */
-static size_t list_candidates(const uint16_t *masks, size_t blocks, uint16_t *candidates)
+/* The rows whose bits are set, in order. Four masks at a time, most of which are empty. Asks for
+ * their tails unless these are NULL. */
+static size_t list_candidates(const uint16_t *masks, size_t blocks, const aimo_tail *tails,
+                              uint16_t *candidates)
 {
     size_t count = 0;
     for (size_t b = 0; b < blocks; b += 4) {
@@ -145,8 +157,12 @@ static size_t list_candidates(const uint16_t *masks, size_t blocks, uint16_t *ca
         uint64_t mask = 0;
         for (size_t i = 0; i < left; i++)
             mask |= (uint64_t)masks[b + i] << (AIMO_HEAD_BLOCK * i);
-        for (; mask != 0; mask &= mask - 1)
-            candidates[count++] = (uint16_t)(b * AIMO_HEAD_BLOCK + (unsigned)__builtin_ctzll(mask));
+        for (; mask != 0; mask &= mask - 1) {
+            const size_t row = b * AIMO_HEAD_BLOCK + (unsigned)__builtin_ctzll(mask);
+            candidates[count++] = (uint16_t)row;
+            if (tails != NULL)
+                __builtin_prefetch(&tails[row]);
+        }
     }
     return count;
 }
@@ -163,21 +179,34 @@ static void fetch_row(const tile *t, uint32_t slot)
 }
 
 /* Compares the candidates whose tails may still reach the bar, or outright those that are few. */
-static void consider_candidates(tile *t, const chunk *c, seeker *s, const int16_t *dots,
-                                size_t count)
+static void consider_candidates(const tile *t, const listing *left)
 {
+    const chunk *c = left->chunk;
+    seeker *s = left->seeker;
+    size_t count = left->count;
     if (!s->codes.has_tail && s->outright + count <= OUTRIGHT_ROWS) {
         s->outright += count;
     } else {
         aimo_query_prepare_tail(c->basis, t->cache->kernels, s->unit, &s->codes);
         aimo_query_set_tail_bar(&s->codes, s->bar);
-        count = t->cache->kernels->refine(c->tails, dots, &s->codes.tail, t->candidates, count);
+        count = t->cache->kernels->refine(c->tails, left->dots, &s->codes.tail, left->candidates,
+                                          count);
     }
     for (size_t i = 0; i < count; i++) {
         if (i + 2 < count)
-            fetch_row(t, c->slots[t->candidates[i + 2]]);
-        consider(t, s, c, t->candidates[i]);
+            fetch_row(t, c->slots[left->candidates[i + 2]]);
+        consider(t, s, c, left->candidates[i]);
     }
+}
+
+/* What was listed last is compared only after the next rows are listed: by then its tails, which
+ * were asked for, have come from memory. */
+static void consider_last(tile *t)
+{
+    listing *last = &t->listings[1 - t->turn];
+    if (last->count != 0)
+        consider_candidates(t, last);
+    last->count = 0;
 }
 
 static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeker *group,
@@ -187,15 +216,21 @@ static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeke
         aimo_query_set_head_bar(&group[j].codes, group[j].bar);
         t->heads[j] = group[j].codes.head;
     }
-    const aimo_similarity_kernels *kernels = t->cache->kernels;
-    kernels->screen(heads, t->heads, count, t->dots, t->masks);
+    /* Beside the last chunk's, which are still needed when the tile is one query. */
+    int16_t *dots = t->count == 1 ? t->dots + t->turn * CHUNK_ROWS : t->dots;
+    t->cache->kernels->screen(heads, t->heads, count, dots, t->masks);
     for (size_t j = 0; j < count; j++) {
-        const size_t left =
-            list_candidates(t->masks + j * heads->blocks, heads->blocks, t->candidates);
-        if (left != 0)
-            consider_candidates(t, c, &group[j], t->dots + j * heads->blocks * AIMO_HEAD_BLOCK,
-                                left);
+        listing *next = &t->listings[t->turn];
+        next->chunk = c;
+        next->seeker = &group[j];
+        next->dots = dots + j * heads->blocks * AIMO_HEAD_BLOCK;
+        next->count = list_candidates(t->masks + j * heads->blocks, heads->blocks,
+                                      group[j].codes.has_tail ? c->tails : NULL, next->candidates);
+        consider_last(t);
+        t->turn = 1 - t->turn;
     }
+    if (t->count > 1)
+        consider_last(t);
 }
 
 /* Positions before the one returned are done with. */
@@ -210,6 +245,7 @@ static size_t screen_blocks(tile *t, const chunk *c)
     if (heads.blocks == 0)
         return 0;
     if (t->basis != c->basis) {
+        consider_last(t);
         t->basis = c->basis;
         for (size_t i = 0; i < t->count; i++)
             aimo_query_prepare(c->basis, t->cache->kernels, t->seekers[i].unit,
@@ -287,6 +323,7 @@ static void search_tile(tile *t, int64_t context)
             consider(t, &t->seekers[candidates[j].query], l->chunks[i],
                      candidates[j].position % CHUNK_ROWS);
     }
+    consider_last(t);
     aimo_device_pass_end(&pass);
     aimo_cache_unpin(p);
 }
@@ -357,7 +394,7 @@ static size_t tile_bytes(const aimo_cache *cache, size_t queries, size_t k)
            lines(SCREEN_QUERIES * sizeof(aimo_head_query)) +
            lines(SCREEN_QUERIES * CHUNK_ROWS * sizeof(int16_t)) +
            lines(SCREEN_QUERIES * CHUNK_BLOCKS * sizeof(uint16_t)) +
-           lines(CHUNK_ROWS * sizeof(uint16_t));
+           2 * lines(CHUNK_ROWS * sizeof(uint16_t));
 }
 
 static void run_tile(const job *j, size_t index, char *memory)
@@ -375,7 +412,8 @@ static void run_tile(const job *j, size_t index, char *memory)
         .heads = carve(&memory, SCREEN_QUERIES * sizeof(aimo_head_query)),
         .dots = carve(&memory, SCREEN_QUERIES * CHUNK_ROWS * sizeof(int16_t)),
         .masks = carve(&memory, SCREEN_QUERIES * CHUNK_BLOCKS * sizeof(uint16_t)),
-        .candidates = carve(&memory, CHUNK_ROWS * sizeof(uint16_t)),
+        .listings[0].candidates = carve(&memory, CHUNK_ROWS * sizeof(uint16_t)),
+        .listings[1].candidates = carve(&memory, CHUNK_ROWS * sizeof(uint16_t)),
     };
     for (size_t i = 0; i < count; i++) {
         seeker *s = &t.seekers[i];

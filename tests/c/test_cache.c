@@ -136,6 +136,37 @@ TEST(cache_survives_every_allocation_failure)
     }
 }
 
+/* An optimization that memory runs out for leaves chunks of two sets of directions behind. */
+TEST(cache_chunks_of_different_directions_are_searched_together)
+{
+    enum { DIM = 64, ROWS = 5000, QUERIES = 12 };
+    static model m;
+    bool complete = false;
+    for (long failing = 4; !complete; failing += 2) {
+        uint64_t random = 11;
+        aimo_cache *cache;
+        m = (model){.dim = DIM, .type = AIMO_ROWS_F16};
+        CHECK(aimo_cache_new(&cache, DIM, AIMO_ROWS_F16, NULL) == AIMO_OK);
+        for (size_t i = 0; i < ROWS; i++) {
+            float x[DIM];
+            lifelike(x, DIM, i < ROWS / 2 ? i % 10 : 30 + i % 10, &random);
+            CHECK(model_add(&m, cache, x, 1));
+            if (i == ROWS / 2)
+                CHECK(aimo_cache_optimize(cache, NULL) == AIMO_OK);
+        }
+        aimo_memory_fail_after(failing);
+        complete = aimo_cache_optimize(cache, NULL) == AIMO_OK;
+        aimo_memory_fail_after(-1);
+        for (size_t i = 0; i < QUERIES; i++) {
+            float q[DIM];
+            lifelike(q, DIM, i < QUERIES / 2 ? i % 10 : 30 + i % 10, &random);
+            CHECK(agrees(&m, cache, q, 1, 0.3, 12));
+            CHECK(agrees(&m, cache, q, 1, 0.8, 1));
+        }
+        aimo_cache_free(cache);
+    }
+}
+
 TEST(cache_restore_is_the_inverse_of_snapshot)
 {
     for (int type = AIMO_ROWS_F16; type <= AIMO_ROWS_INT8; type++) {
