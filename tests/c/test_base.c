@@ -5,6 +5,7 @@
 #include "test.h"
 
 #include "base/cpu.h"
+#include "base/large_pages.h"
 #include "base/memory.h"
 #include "base/scratch.h"
 #include "base/status.h"
@@ -38,6 +39,29 @@ TEST(base_size_mul_refuses_overflow)
     CHECK(aimo_size_mul(3, 5, &product, "test", &err) == AIMO_OK && product == 15);
     CHECK(aimo_size_mul(0, SIZE_MAX, &product, "test", &err) == AIMO_OK && product == 0);
     CHECK(aimo_size_mul(SIZE_MAX / 2, 3, &product, "test", &err) == AIMO_ERR_ARGUMENT);
+}
+
+TEST(base_gathered_memory_keeps_its_bytes_and_is_freed_as_ever)
+{
+    enum { BYTES = 5 << 20, BLOCKS = 3 };
+    const size_t before = aimo_memory_live_bytes();
+    unsigned char *blocks[BLOCKS];
+    for (size_t b = 0; b < BLOCKS; b++) {
+        CHECK(aimo_memory_new((void **)&blocks[b], BYTES, 1, "test", NULL) == AIMO_OK);
+        for (size_t i = 0; i < BYTES; i++)
+            blocks[b][i] = (unsigned char)(i * 7 + i / 4096 + b);
+        aimo_large_pages_gather(blocks[b] + b, BYTES - b);
+    }
+    aimo_memory_free(blocks[1]);
+    aimo_large_pages_gather(blocks[0], 0);
+    size_t wrong = 0;
+    for (size_t b = 0; b < BLOCKS; b += 2)
+        for (size_t i = 0; i < BYTES; i++)
+            wrong += blocks[b][i] != (unsigned char)(i * 7 + i / 4096 + b);
+    CHECK(wrong == 0);
+    aimo_memory_free(blocks[0]);
+    aimo_memory_free(blocks[2]);
+    CHECK(aimo_memory_live_bytes() == before);
 }
 
 TEST(base_memory_is_aligned_counted_and_can_be_made_to_fail)
