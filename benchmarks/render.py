@@ -6,8 +6,8 @@ printed. The newest result of each is taken unless files are given.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,9 @@ def newest(bench: str) -> list[Path]:
 
 
 def main() -> None:
-    given = [Path(argument) for argument in sys.argv[1:]]
-    paths = given or [*newest("encoder"), *newest("quantizer")]
+    parser = argparse.ArgumentParser(description="Draw results' plots, put tables into README.")
+    parser.add_argument("results", nargs="*", type=Path, help="the newest of each bench if none")
+    paths = parser.parse_args().results or [*newest("encoder"), *newest("quantizer")]
     if not paths:
         raise SystemExit("no result: run bench_encoder.py or bench_quantizer.py first")
     for path in paths:
