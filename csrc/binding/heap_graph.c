@@ -180,18 +180,24 @@ int aimo_heap_graph_extend(aimo_heap_graph *heap)
 
 typedef struct {
     const aimo_pointer_index *objects;
-    uint32_t *targets; /* NULL while the edges are only counted */
-    size_t count;
+    uint32_t *targets; /* [capacity]; NULL while the edges are only counted */
+    size_t count, capacity;
 } edge_list;
 
+/* What an object shows may change though no Python code runs: torch shows a tensor's gradient
+ * function and hooks or not, as other owners, which threads of C++ may be, hold the tensor. What
+ * was not there while edges were counted is left out. */
 static int add_edge(PyObject *referent, void *argument)
 {
     edge_list *edges = argument;
     uint32_t number;
     if (!aimo_pointer_index_find(edges->objects, referent, &number))
         return 0;
-    if (edges->targets != NULL)
+    if (edges->targets != NULL) {
+        if (edges->count == edges->capacity)
+            return 0;
         edges->targets[edges->count] = number;
+    }
     edges->count++;
     return 0;
 }
@@ -221,6 +227,7 @@ int aimo_heap_graph_references(const aimo_heap_graph *heap, aimo_object_graph *g
         return no_memory();
     }
     edges.targets = graph->targets = block;
+    edges.capacity = edges.count;
     visit_edges(heap, &edges, graph->first_edge);
     return 0;
 }

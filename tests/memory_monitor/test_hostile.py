@@ -244,6 +244,65 @@ for _ in range(20):
     run_python(code)
 
 
+# An object that shows a reference once to the first who asks and a thousand times to the next, as
+# tensors do on a smaller scale: what those show depends on how many threads of C++ hold them.
+_FICKLE = """
+import ctypes
+import gc
+
+from ai_model_optimizations import _core
+
+gc.collect()
+gc.disable()
+VISIT = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
+TRAVERSE = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, VISIT, ctypes.c_void_p)
+
+
+class Slot(ctypes.Structure):
+    _fields_ = [("slot", ctypes.c_int), ("function", ctypes.c_void_p)]
+
+
+class Spec(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("sizes", ctypes.c_int * 2),
+        ("flags", ctypes.c_uint),
+        ("slots", ctypes.c_void_p),
+    ]
+
+
+target = []
+shown = 1
+
+
+def show(self, visit, argument):
+    global shown
+    for _ in range(shown):
+        visit(target, argument)
+    shown *= 1000
+    return 0
+
+
+traverse = TRAVERSE(show)
+slots = (Slot * 2)(Slot(71, ctypes.cast(traverse, ctypes.c_void_p)))
+spec = Spec(b"fickle.Fickle", (16, 0), 1 << 18 | 1 << 14, ctypes.addressof(slots))
+make = ctypes.pythonapi.PyType_FromSpec
+make.restype = ctypes.py_object
+fickle = make(ctypes.byref(spec))()
+for _ in range(3):
+    shown = 1
+    _core.heap_cycles()
+    assert shown == 1000 ** 2
+del fickle
+"""
+
+
+def test_an_object_that_shows_more_references_the_second_time_is_no_overflow(
+    run_python: Callable[..., str],
+) -> None:
+    run_python(_FICKLE)
+
+
 def test_nothing_in_the_process_imports_torch_for_the_monitor(
     run_python: Callable[..., str],
 ) -> None:
