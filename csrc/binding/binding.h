@@ -26,6 +26,10 @@ aimo_py_state *aimo_py_state_of_type(PyTypeObject *type);
 /* Raises the exception that belongs to `status`; returns NULL. */
 PyObject *aimo_py_raise(const aimo_py_state *state, aimo_status status, const aimo_error *err);
 
+/* A sequence's items in a tuple, which no other thread and no code that parsing calls can change;
+ * NULL with a TypeError that says `message`. */
+PyObject *aimo_py_tuple_of(PyObject *value, const char *message);
+
 /* The index of `name` in `names`; -1 with a ValueError that names `what` when it is not there. */
 int aimo_py_find_name(const char *what, const char *name, const char *const *names, int count);
 int aimo_py_find_dtype(const char *name);

@@ -19,14 +19,14 @@ static PyObject *cuda_load(PyObject *module, PyObject *args)
     PyObject *names;
     if (!PyArg_ParseTuple(args, "sO", &library, &names))
         return NULL;
-    PyObject *items = PySequence_Fast(names, "cublas: expected a sequence of str");
+    PyObject *items = aimo_py_tuple_of(names, "cublas: expected a sequence of str");
     if (items == NULL)
         return NULL;
-    const Py_ssize_t all = PySequence_Fast_GET_SIZE(items);
+    const Py_ssize_t all = PyTuple_GET_SIZE(items);
     const Py_ssize_t count = all < CUBLAS_FILES_MOST ? all : CUBLAS_FILES_MOST;
     bool good = true;
     for (Py_ssize_t i = 0; good && i < count; i++) {
-        cublas[i] = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(items, i));
+        cublas[i] = PyUnicode_AsUTF8(PyTuple_GET_ITEM(items, i));
         good = cublas[i] != NULL;
     }
     aimo_error err;

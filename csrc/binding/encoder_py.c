@@ -8,14 +8,14 @@ static const char *const poolings[AIMO_POOLING_COUNT] = {
 /* poolings: a sequence of names. False with an exception set. */
 static bool parse_poolings(PyObject *value, aimo_encoder_config *config)
 {
-    PyObject *items = PySequence_Fast(value, "poolings: expected a sequence of names");
+    PyObject *items = aimo_py_tuple_of(value, "poolings: expected a sequence of names");
     if (items == NULL)
         return false;
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    const Py_ssize_t count = PyTuple_GET_SIZE(items);
     config->pooling_count = (size_t)count; /* checked by the encoder */
     bool good = true;
     for (Py_ssize_t i = 0; good && i < count && i < AIMO_POOLINGS_MOST; i++) {
-        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(items, i));
+        const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(items, i));
         const int index =
             name == NULL ? -1 : aimo_py_find_name("poolings", name, poolings, AIMO_POOLING_COUNT);
         good = index >= 0;
@@ -29,14 +29,14 @@ static bool parse_poolings(PyObject *value, aimo_encoder_config *config)
 /* dense: a sequence of (inputs, outputs, activation). False with an exception set. */
 static bool parse_dense(PyObject *value, aimo_encoder_config *config)
 {
-    PyObject *items = PySequence_Fast(value, "dense: expected a sequence of tuples");
+    PyObject *items = aimo_py_tuple_of(value, "dense: expected a sequence of tuples");
     if (items == NULL)
         return false;
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    const Py_ssize_t count = PyTuple_GET_SIZE(items);
     config->dense_count = (size_t)count;
     bool good = true;
     for (Py_ssize_t i = 0; good && i < count && i < AIMO_DENSE_MOST; i++) {
-        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        PyObject *item = PyTuple_GET_ITEM(items, i);
         Py_ssize_t inputs, outputs;
         const char *activation;
         good = PyTuple_Check(item) &&

@@ -1,4 +1,4 @@
-/* The names that Python uses for the core's enumerators. */
+/* Arguments: the names that Python uses for the core's enumerators, and sequences. */
 #include "binding/binding.h"
 
 #include "base/dtype.h"
@@ -29,4 +29,12 @@ int aimo_py_find_dtype(const char *name)
 int aimo_py_find_activation(const char *name)
 {
     return aimo_py_find_name("activation", name, activations, AIMO_ACTIVATION_COUNT);
+}
+
+PyObject *aimo_py_tuple_of(PyObject *value, const char *message)
+{
+    PyObject *items = PySequence_Fast(value, message);
+    PyObject *tuple = items != NULL ? PySequence_Tuple(items) : NULL;
+    Py_XDECREF(items);
+    return tuple;
 }
