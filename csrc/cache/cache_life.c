@@ -94,8 +94,13 @@ pin *aimo_cache_pin(aimo_cache *cache)
         uint64_t idle = AIMO_IDLE;
         pin *p = &cache->pins[i];
         if (atomic_load_explicit(&p->version, memory_order_relaxed) == AIMO_IDLE &&
-            atomic_compare_exchange_strong(&p->version, &idle, atomic_load(&cache->version)))
+            atomic_compare_exchange_strong(&p->version, &idle, atomic_load(&cache->version))) {
+            /* A writer that did not see the pin raised the version before it looked, and who reads
+             * that version sees what was unlinked until then. Without this, processors that let an
+             * acquiring load go before the pin may still find it. */
+            (void)atomic_load(&cache->version);
             return p;
+        }
         if (tried % PIN_COUNT == 0)
             sched_yield();
     }
