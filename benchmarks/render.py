@@ -1,4 +1,4 @@
-"""Render results/encoder-<row>.json and quantizer-<row>.json into README's tables, and a plot.
+"""Render results/encoder-, quantizer- and cache-<row>.json into README's tables, and a plot.
 
 A table replaces what stands between its two marker comments in README.md; without them it is only
 printed. The newest result of each is taken unless files are given.
@@ -107,6 +107,30 @@ def _quantizer_row(
     return f"| {' | '.join(cells)} |"
 
 
+def cache_table(result: dict[str, Any]) -> str:
+    """A lookup among more and more entries, and how many times as long the peers take."""
+    sizes = {key: part for key, part in result.items() if key.startswith("rows_")}
+    peers = list(sizes["rows_1000"]["times_one_query"])
+    machine = result["machine"]
+    lines = [
+        f"{machine['processor']}, row `{machine['row']}`, one thread: a question that misses at "
+        "threshold 0.85, median.",
+        "",
+        "| entries of 384 | `SmartCache` | " + " | ".join(peers) + " |",
+        "|---|---|" + "---|" * len(peers),
+    ]
+    for part in sizes.values():
+        us = part["one_query_1_thread"]["SmartCache f16"]["p50_us"]
+        shown = f"{us:.1f} us" if us < 100 else f"{us / 1e3:.2f} ms"
+        times = [part["times_one_query"].get(peer) for peer in peers]
+        cells = [f"{ratio:.{0 if ratio >= 10 else 1}f}x" if ratio else "" for ratio in times]
+        lines.append(f"| {part['rows']:,} | {shown} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+TABLES = {"encoder": table, "quantizer": quantizer_table, "cache": cache_table}
+
+
 def newest(bench: str) -> list[Path]:
     """The last result of a benchmark, if there is one."""
     found = sorted(harness.RESULTS.glob(f"{bench}-*.json"), key=lambda path: path.stat().st_mtime)
@@ -116,14 +140,14 @@ def newest(bench: str) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw results' plots, put tables into README.")
     parser.add_argument("results", nargs="*", type=Path, help="the newest of each bench if none")
-    paths = parser.parse_args().results or [*newest("encoder"), *newest("quantizer")]
+    paths = parser.parse_args().results or [path for bench in TABLES for path in newest(bench)]
     if not paths:
-        raise SystemExit("no result: run bench_encoder.py or bench_quantizer.py first")
+        raise SystemExit(f"no result: run bench_{', bench_'.join(TABLES)} first")
     for path in paths:
         result = json.loads(path.read_text())
         if result["bench"] == "encoder":
             path.with_suffix(".svg").write_text(plot(result))
-        text = (table if result["bench"] == "encoder" else quantizer_table)(result)
+        text = TABLES[result["bench"]](result)
         print(text)
         write(f"<!-- benchmark: {result['bench']} -->", text)
 
