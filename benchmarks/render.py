@@ -129,12 +129,14 @@ def cache_table(result: dict[str, Any]) -> str:
 
 
 TABLES = {"encoder": table, "quantizer": quantizer_table, "cache": cache_table}
+# Without which there is no table: some results have one part of a benchmark only.
+NEEDED = {"encoder": "mean_tokens", "quantizer": "bytes", "cache": "rows_1000"}
 
 
 def newest(bench: str) -> list[Path]:
-    """The last result of a benchmark, if there is one."""
+    """The last result of a benchmark that a table can be made from, if there is one."""
     found = sorted(harness.RESULTS.glob(f"{bench}-*.json"), key=lambda path: path.stat().st_mtime)
-    return found[-1:]
+    return [path for path in found if NEEDED[bench] in json.loads(path.read_text())][-1:]
 
 
 def main() -> None:
