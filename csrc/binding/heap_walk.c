@@ -35,16 +35,34 @@ const char *const aimo_heap_missing = NULL;
 
 enum {
     BATCH = 64,
-    AHEAD = 1024, /* bytes */
+    NEARBY = 1024, /* bytes */
+    PATTERN = 12,  /* objects; 12 has many divisors */
 };
+
+/* One end of a list, and the objects that a walk from it saw last. */
+typedef struct {
+    uintptr_t recent[PATTERN]; /* a ring */
+    size_t oldest;
+    intptr_t nearby; /* NEARBY in the direction of the walk */
+} trail;
 
 /* A hint: no address is wrong for it. */
 static void fetch(uintptr_t address) { __builtin_prefetch((const void *)address); }
 
+/* Guesses what the walk will need soon. A loop that made objects left them at regular distances,
+ * one for each kind of object: when the pattern's length divides PATTERN, the object that many
+ * further lies as far ahead as the one that many before lies behind. Pools that were used before
+ * are filled out of order; there, what lies nearby is as good a guess as any. */
+static void fetch_ahead(trail *t, uintptr_t object)
+{
+    fetch(object + (uintptr_t)t->nearby);
+    fetch(object + (object - t->recent[t->oldest]));
+    t->recent[t->oldest] = object;
+    t->oldest = (t->oldest + 1) % PATTERN;
+}
+
 /* The next object is known only when this one has come from memory, so a walk along the list mostly
- * waits. Two chains wait half as long: it is taken from both ends until they meet. And objects of
- * one size lie in their pools in the order in which they were made, mostly that of the list, so
- * what lies a little ahead is fetched meanwhile.
+ * waits. Two chains wait half as long: it is taken from both ends until they meet.
  *
  * Both links are right whenever Python code can call: the collector, which keeps counts in one of
  * them, has mended it before it runs any. */
@@ -53,16 +71,17 @@ static void walk_generation(struct gc_generation *generation, aimo_heap_visitor 
 {
     PyGC_Head *const head = &generation->head;
     PyGC_Head *front = _PyGCHead_NEXT(head), *back = _PyGCHead_PREV(head);
+    trail front_trail = {.nearby = NEARBY}, back_trail = {.nearby = -NEARBY};
     PyObject *objects[BATCH + 2];
     size_t count = 0;
     while (front != back) {
         objects[count++] = (PyObject *)(front + 1);
-        fetch((uintptr_t)front + AHEAD);
+        fetch_ahead(&front_trail, (uintptr_t)front);
         front = _PyGCHead_NEXT(front);
         if (front == back)
             break;
         objects[count++] = (PyObject *)(back + 1);
-        fetch((uintptr_t)back - AHEAD);
+        fetch_ahead(&back_trail, (uintptr_t)back);
         back = _PyGCHead_PREV(back);
         if (count >= BATCH) {
             visit(objects, count, context);
