@@ -1,6 +1,7 @@
-"""What the cache's tests share: a clock to set, vectors of known cosine, an embedder of tables."""
+"""What the cache's tests share: a clock, vectors of known cosine, an embedder, a serializer."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -35,3 +36,18 @@ class TableEmbedder:
     def encode(self, texts):
         self.calls.append(list(texts))
         return np.stack([self.vectors[text] for text in texts])
+
+
+class Unreadable:
+    """A serializer that cannot read what begins with "bad"."""
+
+    def dumps(self, value):
+        return value.name.encode()
+
+    def loads(self, data):
+        if data.startswith(b"bad"):
+            raise KeyError("a field of an older version")
+        return SimpleNamespace(name=data.decode())
+
+
+BAD, GOOD = SimpleNamespace(name="bad"), SimpleNamespace(name="good")

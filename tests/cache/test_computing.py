@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from helpers import TableEmbedder, at_angle
+from helpers import BAD, TableEmbedder, Unreadable, at_angle
 
 from ai_model_optimizations.cache import SmartCache
 
@@ -61,6 +61,38 @@ def test_threads_that_ask_at_once_share_one_embedding_and_one_computation(thread
     assert (stats["hits"], stats["exact_hits"], stats["misses"]) == (threads - 1, threads - 1, 1)
     results[0].append("changed")
     assert results[1] == ["How do I pay?"]
+
+
+def test_who_waits_for_a_value_that_cannot_be_read_computes_it():
+    cache = SmartCache(embedder=texts_embedder(), serializer=Unreadable())
+    computed, both = [], threading.Barrier(2)
+
+    def answer(query):
+        computed.append(query)
+        if len(computed) == 1:
+            both.wait()
+            time.sleep(0.05)  # until the other waits
+        return BAD
+
+    leader = threading.Thread(target=cache.get_or_compute, args=("How do I pay?", answer))
+    leader.start()
+    both.wait()
+    assert cache.get_or_compute("How do I pay?", answer) is BAD
+    leader.join()
+
+    async def slow(query):
+        await asyncio.sleep(0.02)
+        return answer(query)
+
+    async def ask_together():
+        asked = [cache.aget_or_compute("Where is it?", slow) for _ in range(2)]
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(ask_together()) == [BAD, BAD]
+    assert cache.get_or_compute("Where is it?", answer) is BAD  # in place of the dropped one
+    assert computed == ["How do I pay?"] * 2 + ["Where is it?"] * 3
+    stats = cache.stats()
+    assert (stats["hits"], stats["misses"], stats["removed"]) == (0, 5, {"unreadable": 1})
 
 
 def test_a_failure_goes_to_all_who_wait_and_is_not_stored():

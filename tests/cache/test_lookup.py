@@ -1,6 +1,8 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from helpers import Clock, TableEmbedder, at_angle
+from helpers import BAD, GOOD, Clock, TableEmbedder, Unreadable, at_angle
 
 from ai_model_optimizations import SpaceMismatchError
 from ai_model_optimizations.cache import SmartCache
@@ -250,6 +252,39 @@ def test_a_serializer_holds_any_value():
     cache = SmartCache(serializer=Complex())
     cache.put([1.0, 0.0], 1 + 2j)
     assert cache.get_semantic_similar([1.0, 0.0]).value == 1 + 2j
+
+
+def test_an_entry_that_the_serializer_cannot_read_is_a_miss_and_leaves(caplog):
+    cache = SmartCache(serializer=Unreadable(), guard=None)
+    cache.put(at_angle(1.0), BAD, query="a")
+    cache.put(at_angle(0.99), BAD, query="b")
+    assert cache.get("a") is None
+    assert cache.get_semantic_similar(at_angle(1.0)) is None
+    assert len(cache) == 0 and cache.get_many([at_angle(1.0)]) == [None]
+    stats = cache.stats()
+    assert (stats["hits"], stats["misses"], stats["removed"]) == (0, 3, {"unreadable": 2})
+    assert len(caplog.records) == 1 and "a field of an older version" in caplog.text
+
+
+def test_what_can_be_read_answers_in_place_of_an_unreadable_entry():
+    cache = SmartCache(serializer=Unreadable(), guard=None)
+    cache.put(at_angle(0.95), GOOD)
+    for i in range(20):
+        cache.put(at_angle(0.99), SimpleNamespace(name=f"bad {i}"))
+    assert cache.get_semantic_similar(at_angle(1.0)).value == GOOD
+    cache.put(at_angle(0.99), BAD)
+    assert [entry.value for entry in cache] == [GOOD]
+    assert cache.stats()["removed"] == {"unreadable": 21}
+
+
+def test_a_value_without_the_serializer_that_wrote_it_is_an_error_and_stays(tmp_path):
+    cache = SmartCache(serializer=Unreadable())
+    cache.put([1.0, 0.0], GOOD, query="q")
+    cache.save(tmp_path / "file")
+    bare = SmartCache.load(tmp_path / "file")
+    for _ in range(2):
+        with pytest.raises(TypeError, match="serializer"):
+            bare.get("q")
 
 
 def test_a_stream_is_cached_as_the_list_of_its_parts():

@@ -32,7 +32,7 @@ from .metrics import CacheCollector, CacheStats, ContextStats, Metrics
 from .results import CacheEntry, Rejection, ShadowHit
 from .single_flight import SingleFlight
 from .text_keys import normalize_text
-from .values import Serializer, StoredValue, decode_value
+from .values import Serializer, StoredValue, UnreadableValueError, decode_value
 from .vectors import (
     FLOAT32,
     Embedder,
@@ -164,9 +164,14 @@ class CacheBase:
                 if slot is None or self._table.expires[slot] <= now:
                     continue
                 record, context = self._table.record(slot), self._table.context(slot)
+            try:
+                value = decode_value(record.value, self._serializer)
+            except UnreadableValueError as error:
+                self._finder.drop_unreadable(entry, error)
+                continue
             yield CacheEntry(
                 entry=entry,
-                value=decode_value(record.value, self._serializer),
+                value=value,
                 query=record.query,
                 context=context,
                 source=record.source,

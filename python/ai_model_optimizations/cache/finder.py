@@ -25,7 +25,7 @@ from .entry_table import NO_CONTEXT, EntryTable
 from .guards import Guard
 from .metrics import Metrics
 from .results import CacheHit, Rejection, ShadowHit
-from .values import Serializer, StoredValue, decode_value
+from .values import Serializer, StoredValue, UnreadableValueError, decode_value
 from .vectors import as_matrix, as_vector
 
 _log = logging.getLogger("ai_model_optimizations")
@@ -82,6 +82,7 @@ class Finder:
         self._serializer = serializer
         self._sliding = sliding
         self._shadow = shadow
+        self._warning = threading.Lock()  # held for good by the first unreadable value
         self.rejections: deque[Rejection] = deque(maxlen=keep_last)
         self.shadow_hits: deque[ShadowHit] = deque(maxlen=keep_last)
 
@@ -308,7 +309,7 @@ class Finder:
         key: ContextKey,
         start: int,
     ) -> CacheHit | None:
-        """The hit of a candidate; None when it has left meanwhile."""
+        """The hit of a candidate; None when it has left meanwhile or cannot be read."""
         with self._lock:
             slot = self._table.slot_of_entry(candidate.entry)
             if slot is None:
@@ -390,9 +391,15 @@ class Finder:
         query: str | None,
         key: ContextKey,
         start: int,
-    ) -> CacheHit:
+    ) -> CacheHit | None:
+        """Decode and count a hit; None after dropping an entry that cannot be read."""
+        try:
+            value = decode_value(stored, self._serializer)
+        except UnreadableValueError as error:
+            self.drop_unreadable(hit.entry, error)
+            return None
         # Frozen for the user; this is its maker, filling in what must not be decoded under a lock.
-        object.__setattr__(hit, "value", decode_value(stored, self._serializer))
+        object.__setattr__(hit, "value", value)
         elapsed = time.perf_counter_ns() - start
         if self._shadow:
             self._metrics.shadow_hit(elapsed, key)
@@ -404,6 +411,23 @@ class Finder:
         else:
             self._metrics.hit(elapsed, key, cost, hit.exact, hit.guarded)
         return hit
+
+    def drop_unreadable(self, entry: int, error: UnreadableValueError) -> None:
+        """Remove an entry that the serializer cannot read, so that no other lookup meets it."""
+        with self._lock:
+            slot = self._table.slot_of_entry(entry)
+            if slot is not None:
+                self._table.remove(slot, "unreadable")
+        self.warn_unreadable(error)
+
+    def warn_unreadable(self, error: UnreadableValueError) -> None:
+        """Log why a value cannot be read, for the first that cannot."""
+        if self._warning.acquire(blocking=False):
+            _log.warning(
+                "the cache's serializer cannot read a value; such entries are dropped, "
+                "stats() counts them as removed: unreadable",
+                exc_info=error.__cause__,
+            )
 
     def miss(self, start: int, key: ContextKey) -> CacheHit | None:
         """Count a miss; the None it returns is the lookup's answer."""

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -17,7 +18,7 @@ from .contexts import Context, ContextKey
 from .entry_table import Record
 from .filed_cache import FiledCache
 from .results import CacheHit
-from .values import StoredValue, decode_value, encode_value
+from .values import StoredValue, UnreadableValueError, decode_value, encode_value
 from .vectors import EmbeddingLike
 
 P = ParamSpec("P")
@@ -53,7 +54,8 @@ class SmartCache(FiledCache):
     agreement : where answers repeat, such as those of static content, lets the nearest entries
         decide together: see `Agreement`. None lets the nearest entry decide alone.
     sliding : whether a hit starts the time to live anew; by default it does not
-    serializer : ``dumps`` and ``loads`` for values that are not bytes, str or JSON
+    serializer : ``dumps`` and ``loads`` for values that are not bytes, str or JSON; an entry whose
+        ``loads`` raises is dropped
     row_dtype : "f16", or "int8" for half the memory; either way lookup is exact against what is
         stored
     space_id : the embedding space, where neither embedder nor embeddings carry one
@@ -122,10 +124,12 @@ class SmartCache(FiledCache):
             # Another may have stored it between this caller's miss and its turn to compute.
             hit = self._find_first(text_key, query, key, start)
             if hit is not None:
+                own.append(hit.value)
                 return encode_value(hit.value, self._serializer)
             vector = self._embedding_of(query, embedding)
             hit = self._search_for(vector, key, limit, query, start)
             if hit is not None:
+                own.append(hit.value)
                 return encode_value(hit.value, self._serializer)
             began = time.perf_counter()
             own.append(fn(query))
@@ -140,9 +144,11 @@ class SmartCache(FiledCache):
             if not led:
                 self._finder.miss(start, key)
             raise
-        if not led:
-            self._count_shared(start, key, cost)
-        return own[0] if own else cast(T, decode_value(stored, self._serializer))
+        if led:
+            return own[0]
+        with suppress(UnreadableValueError):
+            return cast(T, self._shared_value(stored, start, key, cost))
+        return fn(query)
 
     async def aget_or_compute(
         self,
@@ -177,10 +183,12 @@ class SmartCache(FiledCache):
             led.append(True)
             hit = self._find_first(text_key, query, key, start)
             if hit is not None:
+                own.append(hit.value)
                 return encode_value(hit.value, self._serializer)
             vector = await asyncio.to_thread(self._embedding_of, query, embedding)
             hit = await asyncio.to_thread(self._search_for, vector, key, limit, query, start)
             if hit is not None:
+                own.append(hit.value)
                 return encode_value(hit.value, self._serializer)
             began = time.perf_counter()
             own.append(await _call(fn, query))
@@ -195,9 +203,11 @@ class SmartCache(FiledCache):
             if not led:
                 self._finder.miss(start, key)
             raise
-        if not led:
-            self._count_shared(start, key, cost)
-        return own[0] if own else cast(T, decode_value(stored, self._serializer))
+        if led:
+            return own[0]
+        with suppress(UnreadableValueError):
+            return cast(T, self._shared_value(stored, start, key, cost))
+        return cast(T, await _call(fn, query))
 
     def _find_first(
         self, text_key: str, query: str, key: ContextKey, start: int
@@ -205,16 +215,30 @@ class SmartCache(FiledCache):
         """The same text, unless shadow mode keeps it back."""
         return None if self._shadow else self._finder.find_text(text_key, query, key, start)
 
-    def _count_shared(self, start: int, key: ContextKey, cost: float | None) -> None:
-        """Count a lookup that another's computation of the same question answered.
+    def _shared_value(
+        self, stored: StoredValue, start: int, key: ContextKey, cost: float | None
+    ) -> Any:
+        """Decode and count what another's computation of the same question answered.
 
         It waited for about the seconds that computing took, so only a cost in other units is saved.
+
+        Raises
+        ------
+        UnreadableValueError
+            If the serializer raises; the lookup is counted as a miss then.
         """
+        try:
+            value = decode_value(stored, self._serializer)
+        except UnreadableValueError as error:
+            self._finder.warn_unreadable(error)
+            self._finder.miss(start, key)
+            raise
         if self._shadow:
             self._finder.miss(start, key)
         else:
             elapsed = time.perf_counter_ns() - start
             self._metrics.hit(elapsed, key, cost or 0.0, exact=True, guarded=True)
+        return value
 
     def _embedding_of(self, query: str, embedding: EmbeddingLike | None) -> NDArray[np.float32]:
         return self._required_embedding(query) if embedding is None else self._vector(embedding)

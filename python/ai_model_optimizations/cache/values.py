@@ -22,6 +22,10 @@ class Serializer(Protocol):
         """Return the value of `data`."""
 
 
+class UnreadableValueError(Exception):
+    """The user's serializer raised; the cause says what."""
+
+
 class Json(bytes):
     """A value that was JSON."""
 
@@ -69,14 +73,25 @@ def encode_value(value: object, serializer: Serializer | None) -> StoredValue:
 
 
 def decode_value(stored: StoredValue, serializer: Serializer | None) -> Any:
-    """The value again; JSON values are a fresh copy each time."""
+    """The value again; JSON values are a fresh copy each time.
+
+    Raises
+    ------
+    UnreadableValueError
+        If ``serializer.loads`` raises.
+    TypeError
+        If there is no serializer for a value that one wrote.
+    """
     kind = type(stored)
     if kind is Json:
         return json.loads(stored)
     if kind is Serialized:
         if serializer is None:
             raise TypeError("this value was written by a serializer; give SmartCache the same one")
-        return serializer.loads(bytes(stored))  # type: ignore[arg-type]
+        try:
+            return serializer.loads(bytes(stored))  # type: ignore[arg-type]
+        except Exception as error:
+            raise UnreadableValueError from error
     return stored
 
 
