@@ -66,7 +66,7 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
         setup_memory_monitoring(check_interval=30)
         memory_monitor.count_connections_with(lambda: len(sockets))
         register_prometheus(registry)
-        registry.register(manager.semantic_cache.prometheus_collector("content"))
+        manager.semantic_cache.register_prometheus(registry, "content")
         with contextlib.suppress(Exception):  # without a model, keywords still answer
             await manager.warmup()
         yield

@@ -1,3 +1,4 @@
+import gc
 import math
 import random
 import sys
@@ -61,22 +62,60 @@ def test_prometheus_scrapes_the_same_numbers():
     assert 'aimo_cache_lookup_seconds_count{cache="answers"} 2.0' in text
 
 
-def test_a_registry_takes_several_caches():
+def test_a_registry_takes_several_caches_and_shows_each_family_once():
     prometheus = pytest.importorskip("prometheus_client")
     registry = prometheus.CollectorRegistry(auto_describe=True)  # as the default one
-    for name in ("answers", "titles"):
-        registry.register(SmartCache().prometheus_collector(name))
-    text = prometheus.generate_latest(registry).decode()
-    for name in ("answers", "titles"):
-        assert f'aimo_cache_hits_total{{cache="{name}"}} 0.0' in text
+    caches = {name: SmartCache() for name in ("answers", "titles")}
+    for name in ("answers", "titles", "answers"):
+        caches[name].register_prometheus(registry, name)
+    caches["titles"].put(at_angle(1.0), "v")
+    families = families_of(registry)
+    assert sample(families, "aimo_cache_puts_total") == {"answers": 0.0, "titles": 1.0}
+    assert len(families["aimo_cache_lookup_seconds"].samples) >= 6
+    with pytest.raises(ValueError, match="Duplicated"):
+        registry.register(SmartCache().prometheus_collector("third"))
     with pytest.raises(TypeError, match="name"):
         SmartCache().prometheus_collector(5)
+    with pytest.raises(TypeError, match="name"):
+        SmartCache().register_prometheus(registry, 5)
+
+
+def test_a_registry_keeps_no_cache_alive_and_shows_the_latest_of_a_name():
+    prometheus = pytest.importorskip("prometheus_client")
+    registry, other = prometheus.CollectorRegistry(), prometheus.CollectorRegistry()
+    first, second = SmartCache(), SmartCache()
+    first.put(at_angle(1.0), "v")
+    first.register_prometheus(other)
+    for cache in (first, second):
+        cache.register_prometheus(registry)
+    assert sample(families_of(registry), "aimo_cache_puts_total") == {"default": 0.0}
+    assert sample(families_of(other), "aimo_cache_puts_total") == {"default": 1.0}
+    del first, cache, second
+    gc.collect()
+    assert families_of(registry) == families_of(other) == {}
+
+
+def families_of(registry):
+    """The families of a scrape, which a strict reader refuses when one stands twice."""
+    from prometheus_client.openmetrics.exposition import generate_latest
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {family.name: family for family in families}
+
+
+def sample(families, name):
+    """The values of a sample, by the name of the cache."""
+    samples = families[name.removesuffix("_total")].samples
+    return {each.labels["cache"]: each.value for each in samples if each.name == name}
 
 
 def test_without_prometheus_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
     with pytest.raises(ImportError, match=r"ai-model-optimizations\[prometheus\]"):
         SmartCache().prometheus_collector()
+    with pytest.raises(ImportError, match=r"ai-model-optimizations\[prometheus\]"):
+        SmartCache().register_prometheus()
 
 
 def test_threads_lose_no_count_and_get_no_answer_of_another():

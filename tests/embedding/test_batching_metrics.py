@@ -50,14 +50,21 @@ def test_metrics_lose_no_event_however_many_come_at_a_time() -> None:
     assert metrics.snapshot() == found
 
 
-def test_a_prometheus_registry_takes_several_processors() -> None:
+def test_a_prometheus_registry_takes_several_processors_and_shows_each_family_once() -> None:
     prometheus_client = pytest.importorskip("prometheus_client")
+    from prometheus_client.openmetrics import exposition, parser
+
     registry = prometheus_client.CollectorRegistry(auto_describe=True)  # as the default one
-    for model in ("light", "heavy"):
-        processor = BatchEmbeddingProcessor(model=FakeEmbedder())
-        registry.register(processor.prometheus_collector(model=model))
-    text = prometheus_client.generate_latest(registry).decode()
-    assert 'model="light"' in text and 'model="heavy"' in text
+    processors = [BatchEmbeddingProcessor(model=FakeEmbedder()) for _ in range(2)]
+    for processor, model in zip(processors, ("light", "heavy"), strict=True):
+        processor.register_prometheus(registry, model=model)
+    processors[1].process_batch_sync(["a"])
+    text = exposition.generate_latest(registry).decode()
+    families = {family.name: family for family in parser.text_string_to_metric_families(text)}
+    counts = {s.labels["model"]: s.value for s in families["aimo_request_count"].samples}
+    assert counts == {"light": 0.0, "heavy": 1.0}
+    with pytest.raises(ValueError, match="Duplicated"):
+        registry.register(processor.prometheus_collector(model="third"))
 
 
 def test_prometheus_reads_the_metrics_under_text_embeddings_inference_like_names() -> None:

@@ -12,12 +12,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._environment import disabled
+from .._prometheus import register
 from .agreement import Agreement
 from .cache_arguments import check_collaborators, checked_count, checked_threshold, checked_ttl
 from .calibration import Calibration, PairLike, calibrate_pairs, measure_pairs
@@ -43,6 +44,9 @@ from .vectors import (
     embed,
     space_of,
 )
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import CollectorRegistry
 
 #: Entries that are removed or copied before readers get a turn.
 AT_ONCE = 512
@@ -252,11 +256,31 @@ class CacheBase:
         return list(self._finder.shadow_hits)
 
     def prometheus_collector(self, name: str = "default") -> CacheCollector:
-        """A collector for ``prometheus_client.REGISTRY.register``.
+        """A collector of this cache alone; a registry takes one, `register_prometheus` several.
 
-        `name` labels this cache; several in one registry need different ones.
+        `name` labels the cache.
         """
         return CacheCollector(self.stats, name)
+
+    def register_prometheus(
+        self, registry: CollectorRegistry | None = None, name: str = "default"
+    ) -> None:
+        """Show the counters in a registry, for as long as the cache lives.
+
+        Parameters
+        ----------
+        registry : the default one of ``prometheus_client`` unless one is given
+        name : labels this cache; it takes the place of another of the same name
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {type(name).__name__}")
+        register(
+            registry,
+            "cache",
+            {"cache": name},
+            self,
+            lambda cache: CacheCollector(cache.stats, name).collect(),
+        )
 
     # -- arguments --------------------------------------------------------------------------
 

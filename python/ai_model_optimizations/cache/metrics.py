@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
+from .._prometheus import prometheus_module
 from .contexts import ContextKey
 
 # Buckets are powers of two in nanoseconds: an integer's bit length is its bucket.
@@ -175,7 +176,7 @@ class Metrics:
 
 
 class CacheCollector:
-    """A Prometheus collector over ``stats()``; give it to ``REGISTRY.register``.
+    """A Prometheus collector over the ``stats()`` of one cache; give it to ``REGISTRY.register``.
 
     Made by ``SmartCache.prometheus_collector``. Needs ``prometheus-client``.
     """
@@ -183,20 +184,9 @@ class CacheCollector:
     def __init__(self, stats: Callable[[], CacheStats], name: str) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, got {type(name).__name__}")
-        try:
-            import prometheus_client.core as prometheus
-        except ImportError:
-            raise ImportError(
-                "the collector needs prometheus-client: "
-                "pip install 'ai-model-optimizations[prometheus]'"
-            ) from None
-        self._prometheus: Any = prometheus
+        self._prometheus = prometheus_module()
         self._stats = stats
         self._name = name
-
-    def describe(self) -> Iterator[Any]:
-        """Nothing, so that a registry takes several caches: labels differ, names do not."""
-        return iter(())
 
     def collect(self) -> Iterator[Any]:
         """Yield the metric families; called by the registry at each scrape."""
@@ -236,6 +226,9 @@ class CacheCollector:
                 counter.add_metric([*label, reason], count)
             yield counter
         yield self._histogram(stats, label)
+
+    #: A registry asks for names, and refuses another collector of the same.
+    describe = collect
 
     def _histogram(self, stats: CacheStats, label: list[str]) -> Any:
         family = self._prometheus.HistogramMetricFamily(

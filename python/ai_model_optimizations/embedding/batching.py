@@ -16,12 +16,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._environment import disabled
+from .._prometheus import register
 from .arguments import check_count, check_number
 from .direct_calls import DirectCalls
 from .dispatcher import Dispatcher
@@ -30,6 +31,9 @@ from .metrics import PrometheusCollector
 from .queued_calls import QueuedCalls
 from .request_queue import PRIORITY_SHARES, Priority
 from .settings import read_settings
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import CollectorRegistry
 
 _MIB: Final = 2**20
 _CHECKED_AT_ONCE: Final = 65_536  # texts, about a millisecond of the event loop
@@ -275,14 +279,34 @@ class BatchEmbeddingProcessor:
         }
 
     def prometheus_collector(self, **labels: str) -> PrometheusCollector:
-        """Return a collector for ``prometheus_client.REGISTRY.register``.
+        """Return a collector of this processor alone.
+
+        A registry takes one; `register_prometheus` is for several.
 
         Parameters
         ----------
-        labels : put on every sample, for example ``model="minilm"``; two processors in one
-            registry need them to differ
+        labels : put on every sample, for example ``model="minilm"``
         """
         return PrometheusCollector(functools.partial(self._prometheus_families, labels))
+
+    def register_prometheus(
+        self, registry: CollectorRegistry | None = None, /, **labels: str
+    ) -> None:
+        """Show the metrics in a registry, for as long as the processor lives.
+
+        Parameters
+        ----------
+        registry : the default one of ``prometheus_client`` unless one is given
+        labels : put on every sample, for example ``model="minilm"``; the processor takes the
+            place of another with the same labels
+        """
+        register(
+            registry,
+            "processor",
+            labels,
+            self,
+            lambda processor: processor._prometheus_families(labels),
+        )
 
     def clear_cache(self) -> None:
         """Forget the vectors of exact texts."""
