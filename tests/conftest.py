@@ -39,6 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow", action="store_true", help="also run the tests marked slow (or AIMO_TEST_SLOW=1)"
     )
+    parser.addoption(
+        "--soak", action="store_true", help="also run those marked soak, of up to ten minutes each"
+    )
 
 
 def pytest_report_header() -> str:
@@ -50,12 +53,18 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow") or os.environ.get("AIMO_TEST_SLOW"):
-        return
-    skip = pytest.mark.skip(reason="slow: run with --slow or AIMO_TEST_SLOW=1")
+    chosen = {
+        "slow": config.getoption("--slow") or os.environ.get("AIMO_TEST_SLOW"),
+        "soak": config.getoption("--soak"),
+    }
+    reasons = {
+        "slow": "slow: run with --slow or AIMO_TEST_SLOW=1",
+        "soak": "soak: run with --soak",
+    }
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+        for mark in chosen:
+            if item.get_closest_marker(mark) and not chosen[mark]:
+                item.add_marker(pytest.mark.skip(reason=reasons[mark]))
 
 
 @pytest.fixture(scope="session")

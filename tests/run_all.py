@@ -228,11 +228,9 @@ def python_suite(log: Log) -> None:
 
 
 def slow_tests(log: Log) -> None:
-    """What takes seconds each and depends on no row; soaks run by hand: pytest --slow -m soak."""
+    """What takes seconds each and depends on no row; soaks run by hand: pytest --soak -m soak."""
     python = VENV / "bin" / "python"
-    log.run(
-        python, "-m", "pytest", "-q", "--durations=15", "--slow", "-m", "slow and not soak", "tests"
-    )
+    log.run(python, "-m", "pytest", "-q", "--durations=15", "--slow", "-m", "slow", "tests")
 
 
 def find_pythons() -> Iterator[tuple[str, str]]:

@@ -44,7 +44,6 @@ def test_memory_stays_flat_over_batches_of_random_shape(small_path: Path, dtype:
     assert growth(small_path, dtype, 400) < 5e6
 
 
-@pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "int8"])
 def test_memory_stays_flat_over_ten_thousand_batches(small_path: Path, dtype: str) -> None:
