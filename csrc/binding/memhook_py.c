@@ -226,14 +226,16 @@ static PyObject *memhook_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(u
     aimo_memhook_summary s;
     aimo_memhook_summarize(&s);
     return Py_BuildValue(
-        "{s:O,s:O,s:O,s:z,s:n,s:n,s:n,s:d,s:d,s:d,s:n,s:n,s:n}", "active",
+        "{s:O,s:O,s:O,s:z,s:n,s:n,s:n,s:d,s:d,s:d,s:n,s:n,s:n,s:n,s:n}", "active",
         s.active ? Py_True : Py_False, "samples_are_large",
         s.samples_are_large ? Py_True : Py_False, "displaced", displaced ? Py_True : Py_False,
         "frames_missing", aimo_frames_missing, "sample_bytes", (Py_ssize_t)s.sample_bytes, "frames",
         (Py_ssize_t)s.frames, "live_samples", (Py_ssize_t)s.live.samples, "live_bytes",
         s.live.bytes, "live_variance", s.live.variance, "peak_bytes", s.peak_bytes,
         "dropped_samples", (Py_ssize_t)s.dropped_samples, "cut_stacks", (Py_ssize_t)s.cut_stacks,
-        "memory_bytes", (Py_ssize_t)aimo_memhook_memory_bytes());
+        "memory_bytes", (Py_ssize_t)aimo_memhook_memory_bytes(), "max_sample_bytes",
+        (Py_ssize_t)AIMO_MEMHOOK_MAX_SAMPLE_BYTES, "max_frames",
+        (Py_ssize_t)AIMO_MEMHOOK_MAX_FRAMES);
 }
 
 /* (parent, filename, line, function) of a node, or None for the root and for unused nodes. */
@@ -327,7 +329,7 @@ static PyMethodDef methods[] = {
      "memhook_start(sample_bytes, frames, seed, /)\n--\n\nPut the hook into the allocators."},
     {"memhook_stop", memhook_stop, METH_NOARGS,
      "memhook_stop()\n--\n\nTake the hook out, forget everything."},
-    {"memhook_info", memhook_info, METH_NOARGS, "memhook_info()\n--\n\nState and totals."},
+    {"memhook_info", memhook_info, METH_NOARGS, "memhook_info()\n--\n\nState, totals and limits."},
     {"memhook_sites", memhook_sites, METH_NOARGS,
      "memhook_sites()\n--\n\nFrames, live sites and sites at the peak."},
     {NULL, NULL, 0, NULL},

@@ -30,7 +30,6 @@
 
 enum { FILTER_SLOTS = 1 << 18, FILTER_SHIFT = 9, FILTER_STUCK = UINT8_MAX };
 
-#define MAX_SAMPLE_BYTES ((size_t)1 << 40)
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
 /* Protected by the GIL, as is everything static here but for what free_large reads; see memhook.h.
@@ -401,9 +400,9 @@ aimo_status aimo_memhook_start(const aimo_memhook_config *config, aimo_error *er
 {
     if (hook.active)
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "allocation sampling has started already");
-    if (config->sample_bytes < 1 || config->sample_bytes > MAX_SAMPLE_BYTES)
+    if (config->sample_bytes < 1 || config->sample_bytes > AIMO_MEMHOOK_MAX_SAMPLE_BYTES)
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "sample_bytes: expected 1 to %zu, got %zu",
-                         MAX_SAMPLE_BYTES, config->sample_bytes);
+                         AIMO_MEMHOOK_MAX_SAMPLE_BYTES, config->sample_bytes);
     if (config->frames > AIMO_MEMHOOK_MAX_FRAMES)
         return aimo_fail(err, AIMO_ERR_ARGUMENT, "frames: expected 0 to %d, got %zu",
                          AIMO_MEMHOOK_MAX_FRAMES, config->frames);

@@ -40,9 +40,12 @@ enum {
     AIMO_MEMHOOK_MAX_LIVE = 1 << 16, /* sampled blocks alive at once */
 };
 
+#define AIMO_MEMHOOK_MAX_SAMPLE_BYTES ((size_t)1 << 40)
+
 typedef struct {
-    size_t sample_bytes; /* mean distance of samples in allocated bytes, 1 to 2^40 */
-    size_t frames;       /* innermost frames kept of a stack, 0 to AIMO_MEMHOOK_MAX_FRAMES */
+    /* Mean distance of samples in allocated bytes, 1 to AIMO_MEMHOOK_MAX_SAMPLE_BYTES. */
+    size_t sample_bytes;
+    size_t frames; /* innermost frames kept of a stack, 0 to AIMO_MEMHOOK_MAX_FRAMES */
     uint64_t seed;
     /* Called inside an allocation: must not allocate, lock or fail.
      * owner: whether the calling thread's blocks are tracked at all.

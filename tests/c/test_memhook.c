@@ -144,7 +144,7 @@ TEST(memhook_table_agrees_with_a_plain_array_over_random_changes)
 TEST(memhook_refuses_values_out_of_range_and_a_second_start)
 {
     CHECK(start(0, 8, 1) == AIMO_ERR_ARGUMENT);
-    CHECK(start(((size_t)1 << 40) + 1, 8, 1) == AIMO_ERR_ARGUMENT);
+    CHECK(start(AIMO_MEMHOOK_MAX_SAMPLE_BYTES + 1, 8, 1) == AIMO_ERR_ARGUMENT);
     CHECK(start(1, AIMO_MEMHOOK_MAX_FRAMES + 1, 1) == AIMO_ERR_ARGUMENT);
     CHECK(start(1, AIMO_MEMHOOK_MAX_FRAMES, 1) == AIMO_OK);
     CHECK(start(1, 8, 1) == AIMO_ERR_ARGUMENT);

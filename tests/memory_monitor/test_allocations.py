@@ -421,6 +421,20 @@ def test_a_bad_setting_is_named_and_nothing_starts(
     assert not allocations.status().running
 
 
+def test_the_limits_are_those_of_the_hook() -> None:
+    info = _core.memhook_info()
+    limits = {"sample_bytes": info["max_sample_bytes"], "frames": info["max_frames"]}
+    allocations.start(**limits)
+    allocations.stop()
+    for name, limit in limits.items():
+        too_much = {**limits, name: limit + 1}
+        message = rf"{name}: expected [01] to {limit}, got {limit + 1}"
+        with pytest.raises(ValueError, match=message):
+            allocations.start(**too_much)
+        with pytest.raises(ValueError, match=message):
+            _core.memhook_start(too_much["sample_bytes"], too_much["frames"], 1)
+
+
 def test_starting_twice_is_harmless_but_not_with_other_settings() -> None:
     allocations.start(1000, 4)
     allocations.start(1000, 4)

@@ -398,10 +398,10 @@ def start(sample_bytes: int = 128 << 10, frames: int = 8) -> None:
     ValueError
         If a value is out of range, or sampling runs with other settings.
     """
-    sample_bytes = _check_count("sample_bytes", sample_bytes, 1, 1 << 40)
-    frames = _check_count("frames", frames, 0, 64)
-    _check_allowed()
     info = _core.memhook_info()
+    sample_bytes = _check_count("sample_bytes", sample_bytes, 1, info["max_sample_bytes"])
+    frames = _check_count("frames", frames, 0, info["max_frames"])
+    _check_allowed()
     if info["active"]:
         if (info["sample_bytes"], info["frames"]) == (sample_bytes, frames):
             return
