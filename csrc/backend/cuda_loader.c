@@ -4,11 +4,26 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static const aimo_cuda_api *opened; /* protected by lock */
 static const aimo_cuda_api *started;
+static atomic_bool loading;
+static bool was_loading; /* when this process was forked */
+
+/* What another thread had begun is left half done here, in the dynamic linker and the driver as
+ * well, and may hold their locks. The fork does not wait for it: a driver that starts may fork, to
+ * load its kernel module, and may register handlers of its own, for which older C libraries need
+ * the lock that a fork holds. */
+static void after_fork_in_child(void)
+{
+    pthread_mutex_init(&lock, NULL);
+    was_loading |= atomic_exchange(&loading, false);
+}
+
+void aimo_cuda_loader_init(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
 
 static aimo_status open_library(const char *library, aimo_error *err)
 {
@@ -31,12 +46,18 @@ static aimo_status open_library(const char *library, aimo_error *err)
 aimo_status aimo_cuda_load(const char *library, const char *const *cublas, size_t count,
                            aimo_error *err)
 {
+    if (was_loading)
+        return aimo_fail(err, AIMO_ERR_DEVICE,
+                         "CUDA was being started when this process was forked, and does not work "
+                         "in it; start processes by spawn, or load the model in the child only");
     pthread_mutex_lock(&lock);
+    atomic_store(&loading, true);
     aimo_status status = open_library(library, err);
     if (status == AIMO_OK)
         status = opened->start(cublas, count, err);
     if (status == AIMO_OK)
         started = opened;
+    atomic_store(&loading, false);
     pthread_mutex_unlock(&lock);
     return status;
 }

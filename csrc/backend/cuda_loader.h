@@ -4,9 +4,13 @@
 
 #include "backend/cuda_api.h"
 
+/* Once per process, before all else here: makes the rest safe in forked children. */
+void aimo_cuda_loader_init(void);
+
 /* Loads `library` and starts it with cuBLASLt from the first of `cublas` that loads. Once it has
  * succeeded, further calls do nothing. AIMO_ERR_UNSUPPORTED says what is missing: the library, the
- * driver, a device, or cuBLASLt. */
+ * driver, a device, or cuBLASLt. AIMO_ERR_DEVICE: the process was forked while or after its parent
+ * did so. */
 AIMO_MUST_CHECK aimo_status aimo_cuda_load(const char *library, const char *const *cublas,
                                            size_t count, aimo_error *err);
 

@@ -3,6 +3,7 @@
 #define AIMO_BINDING_IMPORTS_NUMPY
 #include "binding/binding.h"
 
+#include "backend/cuda_loader.h"
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "base/scratch.h"
@@ -121,6 +122,7 @@ static aimo_status init_process(aimo_error *err)
     AIMO_TRY(aimo_threads_init(err));
     aimo_scratch_init();
     aimo_cache_init();
+    aimo_cuda_loader_init();
     done = true;
     return AIMO_OK;
 }

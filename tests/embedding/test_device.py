@@ -93,6 +93,41 @@ def test_a_library_that_is_not_there_is_unsupported(tmp_path: Path) -> None:
     assert library in first and second == "CUDA was not loaded"
 
 
+def test_a_child_that_was_forked_while_cuda_was_loaded_does_not_wait(tmp_path: Path) -> None:
+    program = (
+        "import contextlib, os, signal, sys, threading\n"
+        "from ai_model_optimizations import _core\n"
+        "from ai_model_optimizations.errors import DeviceError, UnsupportedError\n"
+        "def load():\n"
+        "    with contextlib.suppress(UnsupportedError):\n"
+        "        _core.cuda_load(sys.argv[1], [])\n"
+        "thread = threading.Thread(target=load)\n"
+        "thread.start()\n"
+        "pipe = None\n"
+        "while pipe is None:\n"  # until the thread opens its end; then it waits for what to read
+        "    with contextlib.suppress(OSError):\n"
+        "        pipe = os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(30)\n"
+        "    try:\n"
+        "        _core.cuda_load(sys.argv[1], [])\n"
+        "    except DeviceError as error:\n"
+        "        print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "_, status = os.waitpid(child, 0)\n"
+        "os.close(pipe)\n"
+        "thread.join()\n"
+        "sys.exit(status)\n"
+    )
+    library = str(tmp_path / "pipe.so")
+    os.mkfifo(library)
+    command = [sys.executable, "-c", program, library]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.stdout.startswith("CUDA was being started when this process was forked")
+    assert answer.returncode == 0, answer.stderr
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", LEAST_COSINE)
 def test_vectors_are_those_of_the_cpu(cuda: None, tmp_path: Path, dtype: str) -> None:
