@@ -72,12 +72,20 @@ def test_a_registry_takes_several_caches_and_shows_each_family_once():
     families = families_of(registry)
     assert sample(families, "aimo_cache_puts_total") == {"answers": 0.0, "titles": 1.0}
     assert len(families["aimo_cache_lookup_seconds"].samples) >= 6
-    with pytest.raises(ValueError, match="Duplicated"):
-        registry.register(SmartCache().prometheus_collector("third"))
     with pytest.raises(TypeError, match="name"):
         SmartCache().prometheus_collector(5)
     with pytest.raises(TypeError, match="name"):
         SmartCache().register_prometheus(registry, 5)
+
+
+def test_a_registry_takes_several_collectors_as_well():
+    prometheus = pytest.importorskip("prometheus_client")
+    registry = prometheus.CollectorRegistry(auto_describe=True)
+    for name in ("answers", "titles"):
+        registry.register(SmartCache().prometheus_collector(name))
+    text = prometheus.generate_latest(registry).decode()
+    assert 'aimo_cache_puts_total{cache="answers"} 0.0' in text
+    assert 'aimo_cache_puts_total{cache="titles"} 0.0' in text
 
 
 def test_a_registry_keeps_no_cache_alive_and_shows_the_latest_of_a_name():

@@ -63,8 +63,9 @@ def test_a_prometheus_registry_takes_several_processors_and_shows_each_family_on
     families = {family.name: family for family in parser.text_string_to_metric_families(text)}
     counts = {s.labels["model"]: s.value for s in families["aimo_request_count"].samples}
     assert counts == {"light": 0.0, "heavy": 1.0}
-    with pytest.raises(ValueError, match="Duplicated"):
-        registry.register(processor.prometheus_collector(model="third"))
+    registry.register(processors[0].prometheus_collector(model="third"))
+    text = exposition.generate_latest(registry).decode()
+    assert 'aimo_request_count_total{model="third"} 0.0' in text
 
 
 def test_prometheus_reads_the_metrics_under_text_embeddings_inference_like_names() -> None:

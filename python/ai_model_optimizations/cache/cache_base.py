@@ -256,9 +256,10 @@ class CacheBase:
         return list(self._finder.shadow_hits)
 
     def prometheus_collector(self, name: str = "default") -> CacheCollector:
-        """A collector of this cache alone; a registry takes one, `register_prometheus` several.
+        """A collector of this cache alone, for ``REGISTRY.register``; `name` labels the cache.
 
-        `name` labels the cache.
+        Several in one registry repeat the HELP and TYPE lines of their families, which a strict
+        reader refuses; `register_prometheus` lets them share these.
         """
         return CacheCollector(self.stats, name)
 

@@ -188,6 +188,10 @@ class CacheCollector:
         self._stats = stats
         self._name = name
 
+    def describe(self) -> Iterator[Any]:
+        """Nothing, so that a registry takes several; their families are then repeated."""
+        return iter(())
+
     def collect(self) -> Iterator[Any]:
         """Yield the metric families; called by the registry at each scrape."""
         stats = self._stats()
@@ -226,9 +230,6 @@ class CacheCollector:
                 counter.add_metric([*label, reason], count)
             yield counter
         yield self._histogram(stats, label)
-
-    #: A registry asks for names, and refuses another collector of the same.
-    describe = collect
 
     def _histogram(self, stats: CacheStats, label: list[str]) -> Any:
         family = self._prometheus.HistogramMetricFamily(

@@ -279,9 +279,10 @@ class BatchEmbeddingProcessor:
         }
 
     def prometheus_collector(self, **labels: str) -> PrometheusCollector:
-        """Return a collector of this processor alone.
+        """Return a collector of this processor alone, for ``REGISTRY.register``.
 
-        A registry takes one; `register_prometheus` is for several.
+        Several in one registry repeat the HELP and TYPE lines of their families, which a strict
+        reader refuses; `register_prometheus` lets them share these.
 
         Parameters
         ----------

@@ -270,9 +270,10 @@ class PrometheusCollector:
     def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
         self._families = families
 
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that a registry takes several; their families are then repeated."""
+        return ()
+
     def collect(self) -> Iterable[Metric]:
         """Return the families; called by a Prometheus registry."""
         return self._families()
-
-    #: A registry asks for names, and refuses another collector of the same.
-    describe = collect
