@@ -168,6 +168,18 @@ def test_an_embedding_may_be_given():
         cache.get_or_compute("Another?", str.upper)
 
 
+def test_a_wrong_threshold_is_an_error_before_anything_is_looked_up_or_embedded():
+    embedder = texts_embedder()
+    cache = SmartCache(embedder=embedder)
+    cache.get_or_compute("How do I pay?", str.upper)
+    for question in ("How do I pay?", "Where do I pay?"):
+        with pytest.raises(ValueError, match="threshold"):
+            cache.get_or_compute(question, str.upper, threshold=85)
+        with pytest.raises(ValueError, match="threshold"):
+            asyncio.run(cache.aget_or_compute(question, str.upper, threshold=85))
+    assert len(embedder.calls) == 1 and cache.stats()["lookups"] == 1
+
+
 def test_shadow_mode_answers_nothing_and_remembers_what_it_would_have():
     cache = SmartCache(embedder=texts_embedder(), mode="shadow")
     assert cache.get_or_compute("How do I pay?", lambda q: "one") == "one"

@@ -109,7 +109,8 @@ class SmartCache(FiledCache):
         threshold, context, ttl, tags, source : as in `get_semantic_similar` and `put`
         """
         start = time.perf_counter_ns()
-        text_key, key, limit = self._normalize(self._text(query)), self._key(context), threshold
+        text_key, key = self._normalize(self._text(query)), self._key(context)
+        limit = self._limit(threshold)
         if self._disabled or not text_key:
             self._finder.miss(start, key)
             return fn(query)
@@ -169,7 +170,8 @@ class SmartCache(FiledCache):
         computation running for the others who wait for it.
         """
         start = time.perf_counter_ns()
-        text_key, key, limit = self._normalize(self._text(query)), self._key(context), threshold
+        text_key, key = self._normalize(self._text(query)), self._key(context)
+        limit = self._limit(threshold)
         if self._disabled or not text_key:
             self._finder.miss(start, key)
             return cast(T, await _call(fn, query))
@@ -247,11 +249,10 @@ class SmartCache(FiledCache):
         self,
         vector: NDArray[np.float32],
         key: ContextKey,
-        threshold: float | None,
+        limit: float,
         query: str,
         start: int,
     ) -> CacheHit | None:
-        limit = self._limit(threshold)
         if self._shadow:
             self._get(query, key, limit, start, vector)
             return None
