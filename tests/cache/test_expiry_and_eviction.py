@@ -1,5 +1,6 @@
 import gc
 import random
+import sys
 import threading
 import tracemalloc
 
@@ -53,6 +54,16 @@ def test_time_to_live_is_per_entry_and_exact():
     assert cache.get("own") is None
     assert [entry.value for entry in cache] == ["ever"]
     assert next(iter(cache)).expires_in is None
+
+
+@pytest.mark.parametrize("ttl", [sys.maxsize, 1e308])
+def test_a_time_to_live_beyond_all_clocks_is_for_ever(ttl):
+    cache = SmartCache(capacity=2)
+    cache.put(at_angle(1.0), "ever", query="ever", ttl=ttl)
+    assert cache.get("ever").value == "ever" and len(cache) == 1
+    for i in range(4):
+        cache.put(at_angle(0.5, plane=i), i, ttl=ttl)
+    assert len(cache) == len(list(cache)) == 2
 
 
 def test_expired_entries_give_their_memory_back_without_being_asked_for():

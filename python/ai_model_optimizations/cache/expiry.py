@@ -12,6 +12,9 @@ from collections.abc import Iterator
 
 from .slot_lists import SlotLists
 
+# A second from which on an entry lives for ever: lists are named by 64 bits.
+_NEVER = 2.0**62
+
 
 class Expiry:
     """The seconds in which slots expire."""
@@ -28,7 +31,7 @@ class Expiry:
     def set(self, slot: int, expires: float) -> None:
         """Say when a slot expires, anew or again; infinity is never."""
         self._buckets.remove(slot)
-        if math.isinf(expires):
+        if expires >= _NEVER:
             return
         second = max(math.floor(expires), 0)
         self._buckets.append(second, slot)
