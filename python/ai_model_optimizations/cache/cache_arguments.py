@@ -14,6 +14,8 @@ def _number(value: Any, expected: str) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{expected}, got {value!r}") from None
+    except OverflowError:  # a whole number beyond every float
+        raise ValueError(f"{expected}, got {value!r}") from None
 
 
 class Default:
@@ -69,6 +71,11 @@ def check_collaborators(
     embedder: object, serializer: object, space_id: object, normalize: object, clock: object
 ) -> None:
     """Refuse what the first lookup would fail with, or the first entry that is read again."""
+    if isinstance(embedder, str):  # which has an encode, of another kind
+        raise TypeError(
+            f"embedder must be a model, got the string {embedder!r}: "
+            "pass EmbeddingModel.load(name) or SentenceTransformer(name)"
+        )
     encode = getattr(embedder, "encode", embedder)
     if embedder is not None and (not callable(encode) or inspect.iscoroutinefunction(encode)):
         kind = "a coroutine function" if callable(encode) else type(embedder).__name__
