@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import logging
+from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 
@@ -74,6 +75,60 @@ def test_plain_and_called_decorators_work_on_functions_methods_and_coroutines(
     assert inspect.iscoroutinefunction(Service.handle_async)
     own = [record for record in caplog.records if record.name == "ai_model_optimizations"]
     assert ["Service.handle:" in own[0].message, "handle_async" in own[1].message] == [True, True]
+
+
+def test_generators_are_measured_until_they_end(caplog: pytest.LogCaptureFixture) -> None:
+    @track_memory
+    def parts() -> Iterator[str]:
+        got = yield "a"
+        yield f"got {got}"
+
+    assert inspect.isgeneratorfunction(parts)
+    with caplog.at_level(logging.DEBUG, "ai_model_optimizations"):
+        generator = parts()
+        assert next(generator) == "a" and generator.send(1) == "got 1"
+        assert not caplog.records
+        assert list(generator) == [] and len(caplog.records) == 1
+
+
+def test_async_generators_are_measured_and_get_what_is_sent_and_thrown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[object] = []
+
+    @track_memory
+    async def parts() -> AsyncGenerator[object, object]:
+        try:
+            seen.append((yield "a"))
+            await asyncio.sleep(0)
+            yield "b"
+        except (asyncio.CancelledError, ValueError) as error:
+            seen.append(type(error))
+            yield "caught"
+        finally:
+            seen.append("closed")
+
+    async def main() -> None:
+        assert [part async for part in parts()] == ["a", "b"]
+        sent = parts()
+        assert await sent.asend(None) == "a" and await sent.asend(1) == "b"
+        await sent.aclose()
+        for error in (ValueError(), asyncio.CancelledError()):
+            thrown = parts()
+            await thrown.asend(None)
+            assert await thrown.athrow(error) == "caught"
+            assert [part async for part in thrown] == []
+        with pytest.raises(KeyError):
+            failing = parts()
+            await failing.asend(None)
+            await failing.athrow(KeyError())
+
+    assert inspect.isasyncgenfunction(parts)
+    with caplog.at_level(logging.DEBUG, "ai_model_optimizations"):
+        asyncio.run(main())
+    rest = [ValueError, "closed", asyncio.CancelledError, "closed", "closed"]
+    assert seen == [None, "closed", 1, "closed", *rest]
+    assert sum("parts" in record.getMessage() for record in caplog.records) == 5
 
 
 def test_an_awaited_failure_passes() -> None:

@@ -7,7 +7,8 @@ import inspect
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -115,6 +116,32 @@ def _tracked(function: Callable[..., Any], name: str | None, log_level: int) -> 
                 return await function(*args, **kwargs)
 
         return track_coroutine
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def track_async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            with MemoryTracker(label, log_level=log_level), suppress(StopAsyncIteration):
+                async with aclosing(function(*args, **kwargs)) as generator:
+                    step = generator.asend(None)
+                    while True:
+                        item = await step
+                        # What comes back is passed on, as `yield from` does for a generator.
+                        try:
+                            step = generator.asend((yield item))
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            step = generator.athrow(error)
+
+        return track_async_generator
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def track_generator(*args: Any, **kwargs: Any) -> Any:
+            with MemoryTracker(label, log_level=log_level):
+                return (yield from function(*args, **kwargs))
+
+        return track_generator
 
     @functools.wraps(function)
     def track_call(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +160,10 @@ def track_memory(
 def track_memory(
     function: Callable[..., Any] | str | None = None, /, *, log_level: int = logging.DEBUG
 ) -> Any:
-    """Log what each call of a function does to the memory; for functions and coroutine functions.
+    """Log what each call of a function does to the memory.
+
+    Coroutine functions and generator functions of both kinds stay what they are, and are measured
+    until they end; what others do while they wait is in the figures.
 
     Use it plain, ``@track_memory``, or with a name and a level, ``@track_memory("load",
     log_level=logging.INFO)``.
