@@ -119,3 +119,12 @@ def test_what_cannot_be_run_is_named(tmp_path: Path, arguments: list[str], text:
     done = run_memory(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--output", "--svg"])
+def test_a_file_that_cannot_be_written_is_named_before_the_script_runs(
+    script: Path, option: str
+) -> None:
+    done = run_memory(option, "missing/file", "--", script.name, cwd=script.parent)
+    assert done.returncode == 2 and "missing/file" in done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .._files import check_writable
 from ..errors import AimoError
 from . import allocations, census, flamegraph
 from .allocations import Snapshot, Traceback, format_bytes
@@ -121,6 +122,8 @@ def run(options: argparse.Namespace) -> int:
     script, *arguments = options.script
     path = Path(script)
     try:
+        for file in filter(None, (options.output, options.svg)):
+            check_writable(file)
         allocations.start(options.sample_bytes, options.frames)
         try:
             status, module = _execute(path, arguments)
