@@ -1,5 +1,8 @@
 """The command line: info and demo say what they should, errors are one line."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,26 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["demo", "--model", str(tmp_path / "nothing")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("ai-model-optimizations: ") and error.count("\n") == 1
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ai_model_optimizations", "info"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=120)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == b""
+
+
+def test_an_interrupt_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ai_model_optimizations.report.compare", interrupted)
+    assert main(["report"]) == 130
+    assert capsys.readouterr().err == "ai-model-optimizations: interrupted\n"
 
 
 @pytest.mark.parametrize(

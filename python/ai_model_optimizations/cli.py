@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -63,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # Who read, such as head, has enough. Python flushes once more at exit: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("ai-model-optimizations: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (AimoError, OSError, ValueError) as error:
         print(f"ai-model-optimizations: {error}", file=sys.stderr)
         return 1
