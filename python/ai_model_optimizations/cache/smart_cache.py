@@ -151,6 +151,36 @@ class SmartCache(FiledCache):
             return cast(T, self._shared_value(stored, start, key, cost))
         return fn(query)
 
+    @overload
+    async def aget_or_compute(
+        self,
+        query: str,
+        fn: Callable[[str], Awaitable[T]],
+        *,
+        embedding: EmbeddingLike | None = None,
+        threshold: float | None = None,
+        context: Context = "",
+        ttl: float | Default | None = DEFAULT,
+        tags: Iterable[str] = (),
+        source: str | None = None,
+        cost: float | None = None,
+    ) -> T: ...
+
+    @overload
+    async def aget_or_compute(
+        self,
+        query: str,
+        fn: Callable[[str], T],
+        *,
+        embedding: EmbeddingLike | None = None,
+        threshold: float | None = None,
+        context: Context = "",
+        ttl: float | Default | None = DEFAULT,
+        tags: Iterable[str] = (),
+        source: str | None = None,
+        cost: float | None = None,
+    ) -> T: ...
+
     async def aget_or_compute(
         self,
         query: str,
