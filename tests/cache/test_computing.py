@@ -168,6 +168,29 @@ def test_an_embedding_may_be_given():
         cache.get_or_compute("Another?", str.upper)
 
 
+def test_a_coroutine_that_asks_its_own_question_computes_it():
+    question = "How do I pay?"
+    cache = SmartCache(embedder=texts_embedder())
+
+    async def ask_again(question):
+        return await cache.aget_or_compute(question, str.upper)
+
+    async def ask_in_a_task(question):
+        return await asyncio.create_task(ask_again(question))
+
+    async def ask_in_a_thread(question):
+        return await asyncio.to_thread(cache.get_or_compute, question, str.upper)
+
+    async def main():
+        for ask in (ask_again, ask_in_a_task, ask_in_a_thread):
+            cache.clear()
+            answer = await asyncio.wait_for(cache.aget_or_compute(question, ask), 10)
+            assert answer == question.upper()
+            assert cache.get(question).exact
+
+    asyncio.run(main())
+
+
 def test_a_wrong_threshold_is_an_error_before_anything_is_looked_up_or_embedded():
     embedder = texts_embedder()
     cache = SmartCache(embedder=embedder)

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import CancelledError, Future
-from typing import Generic, TypeVar
+from contextvars import ContextVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -25,6 +26,10 @@ class _Flight(Generic[T]):
     def is_stranded(self) -> bool:
         """Whether its event loop was closed over it, so that it will never land."""
         return self.task is not None and self.task.get_loop().is_closed()
+
+
+#: The flights that wait for the task or thread that asks, as they lead to it.
+_leading: ContextVar[tuple[_Flight[Any], ...]] = ContextVar("leading", default=())
 
 
 class SingleFlight(Generic[T]):
@@ -59,7 +64,7 @@ class SingleFlight(Generic[T]):
             flight, leads = self._join(key)
             if leads:
                 return self._lead(key, flight, compute)
-            if flight.thread == threading.get_ident():
+            if flight.thread == threading.get_ident() or flight in _leading.get():
                 # A recursive question, or one from the loop that the leader needs to run:
                 # waiting would be for ever.
                 return compute()
@@ -93,6 +98,8 @@ class SingleFlight(Generic[T]):
             if leads:
                 # A task of its own, so that the caller's cancellation is not everyone's.
                 flight.task = asyncio.create_task(self._lead_async(key, flight, compute))
+            elif flight in _leading.get():
+                return await compute()  # a recursive question, as in `run`
             outcome = asyncio.wrap_future(flight.future)
             outcome.add_done_callback(_retrieve)
             # `wait` raises only when this caller is cancelled, and leaves the outcome alone.
@@ -105,6 +112,7 @@ class SingleFlight(Generic[T]):
     async def _lead_async(
         self, key: Hashable, flight: _Flight[T], compute: Callable[[], Awaitable[T]]
     ) -> None:
+        _leading.set((*_leading.get(), flight))  # in this task's own context
         try:
             result = await compute()
         except BaseException as error:
