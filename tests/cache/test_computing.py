@@ -191,6 +191,25 @@ def test_a_coroutine_that_asks_its_own_question_computes_it():
     asyncio.run(main())
 
 
+def test_a_decorated_function_takes_its_text_by_name_too():
+    cache = SmartCache(embedder=texts_embedder())
+
+    @cache.cached(context=lambda question, language="en": language)
+    def answer(question, language="en"):
+        return f"{question} {language}"
+
+    @cache.cached
+    async def answer_async(question):
+        return question.upper()
+
+    assert answer(question="How do I pay?", language="de") == "How do I pay? de"
+    assert answer("How do I pay?", "de") == answer(language="de", question="How do I pay?")
+    assert asyncio.run(answer_async(question="How do I pay?")) == "HOW DO I PAY?"
+    assert cache.stats()["exact_hits"] == 2
+    with pytest.raises(TypeError, match="answer takes a text"):
+        answer(language="de")
+
+
 def test_a_wrong_threshold_is_an_error_before_anything_is_looked_up_or_embedded():
     embedder = texts_embedder()
     cache = SmartCache(embedder=embedder)

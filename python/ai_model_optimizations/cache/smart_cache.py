@@ -357,6 +357,7 @@ class SmartCache(FiledCache):
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("a stream cannot be cached while it runs; put the list of its parts")
         name = self._functions.name_of(function)
+        first = _first_parameter(function)
         options: dict[str, Any] = {
             "threshold": threshold,
             "ttl": ttl,
@@ -364,6 +365,13 @@ class SmartCache(FiledCache):
             "source": name,
             "cost": cost,
         }
+
+        def text_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+            if args:
+                return args
+            if first not in kwargs:
+                raise TypeError(f"{name} takes a text, and was called without one")
+            return (kwargs.pop(first),)
 
         def context_of_call(*args: Any, **kwargs: Any) -> Context:
             if callable(context):
@@ -378,7 +386,8 @@ class SmartCache(FiledCache):
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
-            async def answer_async(text: str, *args: Any, **kwargs: Any) -> Any:
+            async def answer_async(*given: Any, **kwargs: Any) -> Any:
+                text, *args = text_first(given, kwargs)
                 return await self.aget_or_compute(
                     text,
                     lambda query: call(query, *args, **kwargs),
@@ -389,7 +398,8 @@ class SmartCache(FiledCache):
             return cast("Callable[P, T]", answer_async)
 
         @wraps(function)
-        def answer(text: str, *args: Any, **kwargs: Any) -> Any:
+        def answer(*given: Any, **kwargs: Any) -> Any:
+            text, *args = text_first(given, kwargs)
             return self.get_or_compute(
                 text,
                 lambda query: call(query, *args, **kwargs),
@@ -441,6 +451,14 @@ class SmartCache(FiledCache):
     ) -> list[int]:
         """`put_many`, in a thread."""
         return await asyncio.to_thread(self.put_many, keys, values, **options)
+
+
+def _first_parameter(function: Callable[..., Any]) -> str:
+    """The name under which a call may give the text; a function of C may not tell."""
+    try:
+        return next(iter(inspect.signature(function).parameters), "text")
+    except ValueError:
+        return "text"
 
 
 async def _call(fn: Callable[[str], Any], query: str) -> Any:
