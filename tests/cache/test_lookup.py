@@ -74,6 +74,8 @@ def test_a_tensor_is_an_embedding():
     cache = SmartCache(threshold=0.99)
     cache.put(torch.tensor([1.0, 0.0], dtype=torch.bfloat16, requires_grad=True), "value")
     assert cache.get_semantic_similar(torch.tensor([1.0, 0.01])).value == "value"
+    with pytest.raises(TypeError, match="real numbers, got dtype complex64"):
+        cache.get_semantic_similar(torch.tensor([1.0, 1.0j]))
 
 
 @pytest.mark.parametrize(

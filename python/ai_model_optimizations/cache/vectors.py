@@ -30,7 +30,9 @@ Embedder: TypeAlias = TextEncoder | Callable[[Sequence[str]], Any]
 def _as_array(values: EmbeddingLike, name: str) -> NDArray[Any]:
     """View or copy `values` as a real-valued numpy array; a tensor comes to the CPU first."""
     if type(values).__module__.partition(".")[0] == "torch":
-        values = values.detach().cpu().float().numpy()
+        values = values.detach().cpu()
+        # numpy has no bfloat16 of its own; complex numbers are refused below, not cut to reals.
+        values = (values if values.is_complex() else values.float()).numpy()
     if isinstance(values, (str, bytes)):
         raise TypeError(f"{name} must be numbers, got {type(values).__name__}")
     try:
