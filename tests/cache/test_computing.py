@@ -210,6 +210,16 @@ def test_a_decorated_function_takes_its_text_by_name_too():
         answer(language="de")
 
 
+def test_a_coroutine_function_is_sent_to_the_async_form():
+    async def answer(question):
+        raise AssertionError("it was called")
+
+    cache = SmartCache(embedder=texts_embedder())
+    with pytest.raises(TypeError, match="aget_or_compute"):
+        cache.get_or_compute("How do I pay?", answer)
+    assert len(cache) == 0
+
+
 def test_a_wrong_threshold_is_an_error_before_anything_is_looked_up_or_embedded():
     embedder = texts_embedder()
     cache = SmartCache(embedder=embedder)

@@ -127,6 +127,8 @@ class SmartCache(FiledCache):
             if hit is not None:
                 own.append(hit.value)
                 return encode_value(hit.value, self._serializer)
+            if inspect.iscoroutinefunction(fn):
+                raise TypeError("fn is a coroutine function: await aget_or_compute instead")
             vector = self._embedding_of(query, embedding)
             hit = self._search_for(vector, key, limit, query, start)
             if hit is not None:
