@@ -397,8 +397,10 @@ static aimo_status check_slots(const int64_t *slots, size_t n, int64_t *highest,
 static aimo_status reserve_slots(aimo_cache *cache, int64_t highest, aimo_error *err)
 {
     while (((directory *)atomic_load(&cache->store))->chunk_count * STORE_ROWS <=
-           (size_t)highest + (highest < 0))
+           (size_t)highest + (highest < 0)) {
         AIMO_TRY(store_grow(cache, err));
+        aimo_cache_reclaim_when_due(cache); /* the directories before */
+    }
     cache->slot_count = (size_t)(highest + 1);
     return AIMO_OK;
 }
@@ -411,6 +413,7 @@ static aimo_status restore_rows(aimo_cache *cache, const void *rows, const int64
                cache->row_bytes);
         finish_row(cache, slots[i]);
         const aimo_status status = enter_row(cache, slots[i], contexts[i], err);
+        aimo_cache_reclaim_when_due(cache); /* the lists of rows before */
         if (status == AIMO_OK)
             continue;
         while (i-- > 0)
