@@ -1,7 +1,7 @@
 """The package's exceptions.
 
-Errors that Python already has a name for are raised as that: ``TypeError``, ``ValueError``,
-``MemoryError``, ``OSError``. Everything below is an :class:`AimoError` as well.
+Where a built-in exception fits (``TypeError``, ``ValueError``, ``MemoryError``, ``OSError``), it is
+raised. Every exception defined here derives from :class:`AimoError`.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ class AimoError(Exception):
 
 
 class ModelFormatError(AimoError, ValueError):
-    """A model file, folder or buffer is not what it says; the message names it."""
+    """A model file, folder or buffer is malformed; the message names it."""
 
 
 class CacheFileError(AimoError, ValueError):
-    """A cache file is damaged or is none; the message says what can still be read."""
+    """A file is damaged or not a cache file; the message says what can still be read."""
 
 
 class ContentFileError(AimoError, ValueError):
-    """A content file is not what it should be; the message names file, key and line."""
+    """A content file is malformed; the message names the file, key and line."""
 
 
 class SpaceMismatchError(AimoError, ValueError):
-    """Vectors of two models, which must never be compared, were about to meet."""
+    """Vectors of different models, which must never be compared, were passed together."""
 
 
 class PrecisionError(AimoError, ValueError):
-    """A quantized model's vectors differ more from the given one's than ``min_cosine`` allows."""
+    """A quantized model's vectors differ from the original's by more than ``min_cosine`` allows."""
 
 
 class UnsupportedError(AimoError, RuntimeError):
-    """The feature is not built in, or this machine lacks what it needs."""
+    """The feature was not built, or this machine lacks something it needs."""
 
 
 class DeviceError(AimoError, RuntimeError):
@@ -40,11 +40,11 @@ class DeviceError(AimoError, RuntimeError):
 
 
 class QueueFull(AimoError, RuntimeError):  # noqa: N818 - the name users expect from queue.Full
-    """More work is waiting than the queue may hold; retry later or raise its limit."""
+    """The queue is full; retry later or raise its limit."""
 
 
 class ClosedError(AimoError, RuntimeError):
-    """The object was closed and takes no more work."""
+    """The object has been closed and accepts no more work."""
 
 
 class NoSuitableModelError(AimoError, LookupError):
