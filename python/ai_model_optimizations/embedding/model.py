@@ -83,56 +83,56 @@ class EmbeddingModel:
     ) -> EmbeddingModel:
         """Load a model with BERT weights, as sentence-transformers or transformers saved it.
 
+        A folder written by :meth:`save` (or the file in it) is memory-mapped: nothing is converted,
+        and processes share the weights. It keeps the dtype it was saved with, which ``"auto"``
+        accepts. If ``AIMO_CACHE_DIR`` is set, models are kept there in packed form, so that later
+        processes map them too.
+
         Parameters
         ----------
-        name_or_path : a folder, or a name: looked for in the local Hugging Face cache, then in an
+        name_or_path : a folder, or a name: looked up in the local Hugging Face cache, then in an
             installed package that carries the model, then on the hub
         dtype : ``"f32"``, ``"f16"``, ``"bf16"``, ``"int8"`` or ``"auto"``, the machine's fastest
-            16-bit type; int8 changes vectors most, see docs/quantization.md
-
-        A folder that :meth:`save` wrote (or the file in it) is mapped: nothing is converted, and
-        processes share the weights. Its dtype is the file's; ``"auto"`` takes it. With
-        ``AIMO_CACHE_DIR`` set, that folder keeps the packed form of what is loaded, for the next
-        process.
+            16-bit type. int8 is the least accurate, see docs/quantization.md
 
         revision : branch, tag or commit of a name on the hub; None is the main branch
-        local_files_only : never ask the hub
-        truncate_dim : keep the first elements of every vector only, for models trained for it
-            (Matryoshka); a model that normalises gives vectors of unit length all the same. None
-            is what the folder says, and otherwise everything
-        on_truncate : what happens when a text is longer than the model reads: ``"warn"`` through
-            the package's logger, at most once a minute; ``"error"``, a ValueError; ``"ignore"``.
-            Cut texts are counted in :attr:`truncation` in any case
+        local_files_only : never contact the hub
+        truncate_dim : keep only the first elements of every vector, for models trained for it
+            (Matryoshka); vectors of a model that normalises still have unit length. None takes the
+            folder's setting, or the whole vector if it has none
+        on_truncate : what to do with a text longer than :attr:`max_seq_length`: ``"warn"`` through
+            the package's logger, at most once a minute; ``"error"`` raises a ValueError;
+            ``"ignore"``. Truncated texts are always counted in :attr:`truncation`
         device : ``"cpu"``; ``"cuda"`` or ``"cuda:N"``, a CUDA device, to which the weights are
             copied; ``"auto"``, the first CUDA device if one can be used, else the CPU. See
             docs/gpu.md
 
         Returns
         -------
-        The model. While one is in use, loading the same files with the same arguments returns it
-        again, and with other arguments but the same dtype one that shares its weights: a process
-        holds one copy of them.
+        The model. While it is in use, loading the same files with the same arguments returns the
+        same object; with other options but the same dtype and device, the result shares its
+        weights. A process holds one copy of them.
 
         Raises
         ------
         TypeError
-            If ``name_or_path`` is none.
+            If ``name_or_path`` is neither a string nor a path.
         FileNotFoundError
-            If there is no such model.
+            If the model is not found.
         ValueError
-            If ``dtype`` is unknown or a packed model has another, ``truncate_dim`` is larger than
-            the model's vectors, ``on_truncate`` or ``device`` is none of the above, there is no
-            such device, or ``revision`` comes with a folder.
+            If ``dtype`` is unknown or differs from a packed model's, ``truncate_dim`` is larger
+            than the model's vectors, ``on_truncate`` or ``device`` is not one of the above, the
+            device does not exist, or ``revision`` is given with a folder.
         ModelFormatError
-            If a file of the folder is damaged, contradicts another or changes while it is read;
+            If a file in the folder is damaged, contradicts another or changes while it is read;
             the message names it.
         UnsupportedError
-            If the model needs something that the encoder lacks, or CUDA cannot be used; the message
-            says what is missing.
+            If the model needs something the encoder does not support, or CUDA cannot be used; the
+            message says what is missing.
         DeviceError
             If the device fails, or the process was forked after CUDA had been started.
         MemoryError
-            If the weights do not fit the device.
+            If the weights do not fit on the device.
         """
         where = parse_device(device)
         storage = resolve_dtype(dtype, where)
@@ -149,7 +149,7 @@ class EmbeddingModel:
 
     @property
     def dimension(self) -> int:
-        """Elements of a vector."""
+        """Number of elements in a vector."""
         return self._dimension
 
     def get_sentence_embedding_dimension(self) -> int:
@@ -168,7 +168,7 @@ class EmbeddingModel:
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens beyond which a text is cut, special tokens included."""
+        """Maximum tokens per text, special tokens included; longer texts are cut."""
         return self._folder.max_seq_length
 
     @property
@@ -178,17 +178,17 @@ class EmbeddingModel:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The texts that may stand before every input, by name."""
+        """The model's prompts by name; each is a text to put before every input."""
         return dict(self._folder.prompts.texts)
 
     @property
     def default_prompt_name(self) -> str | None:
-        """The prompt that is used when none is asked for."""
+        """Name of the prompt used when none is given, or None."""
         return self._folder.prompts.default_name
 
     @property
     def truncation(self) -> TruncationReport:
-        """How many texts were longer than the model reads, since it was loaded."""
+        """How many texts were truncated since the model was loaded."""
         return self._truncation.report
 
     @property
@@ -260,36 +260,36 @@ class EmbeddingModel:
         Parameters
         ----------
         texts : one string, or a sequence of them
-        batch_size : texts that are tokenized and computed together; it changes the speed alone.
-            A CUDA device computes the batches of several threads together
-        show_progress_bar : True or False; None shows one for large inputs on a terminal
-        normalize_embeddings : scale the vectors to unit L2 norm even if the model does not
+        batch_size : texts tokenized and computed together; it affects speed only. On a CUDA device
+            the batches of several threads are computed together
+        show_progress_bar : None shows a bar for large inputs on a terminal only
+        normalize_embeddings : scale the vectors to unit L2 norm even if the model itself does not
         prompt_name : which of :attr:`prompts` to put before every text; None is
             :attr:`default_prompt_name`
         prompt : a text to put before every text instead
-        truncate_dim : keep the first elements of the vectors only; None is what the model was
+        truncate_dim : keep only the first elements of the vectors; None is the value the model was
             loaded with
-        on_truncate : ``"warn"``, ``"error"`` or ``"ignore"``, see :meth:`load`; None is what the
-            model was loaded with
+        on_truncate : ``"warn"``, ``"error"`` or ``"ignore"``, see :meth:`load`; None is the value
+            the model was loaded with
         keep_on_device : leave the vectors on the model's CUDA device, in a
-            :class:`~ai_model_optimizations.DeviceArray`: what ``convert_to_tensor`` is for in
-            sentence-transformers, for any library that knows DLPack. See docs/gpu.md
+            :class:`~ai_model_optimizations.DeviceArray`. This is ``convert_to_tensor`` of
+            sentence-transformers, for any library that supports DLPack. See docs/gpu.md
 
         Returns
         -------
-        (n, dimension) float32 in the order of the texts; (dimension,) for one string. With
-        ``truncate_dim`` it is the dimension
+        (n, dimension) float32 in the order of the texts, or (dimension,) for one string;
+        ``truncate_dim``, if given, takes the place of the model's dimension.
 
         Raises
         ------
         TypeError
-            If ``texts`` or one of its elements is no string, or ``batch_size`` no integer.
+            If ``texts`` is not a sequence of strings, or ``batch_size`` is not an integer.
         ValueError
-            If ``batch_size`` is not positive, a text is no valid Unicode, there is no such prompt,
-            ``truncate_dim`` is larger than the model's vectors, a text is too long and
-            ``on_truncate`` is ``"error"``, or ``keep_on_device`` is asked of a model on the CPU.
+            If ``batch_size`` is not positive, a text is not valid Unicode, the prompt does not
+            exist, ``truncate_dim`` is larger than the model's vectors, a text is too long and
+            ``on_truncate`` is ``"error"``, or ``keep_on_device`` is true on a CPU model.
         DeviceError, MemoryError
-            If the model's device fails, or lacks memory.
+            If the model's device fails, or runs out of memory.
         """
         folder = self._folder
         columns = self.dimension if truncate_dim is None else truncate_dim
