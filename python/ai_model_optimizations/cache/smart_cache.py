@@ -1,4 +1,4 @@
-"""SmartCache: answers by meaning, looked up exactly, in contexts that are walls."""
+"""SmartCache: a semantic cache with exact lookup and isolated contexts."""
 
 from __future__ import annotations
 
@@ -29,43 +29,43 @@ _INLINE_ENTRIES = 50_000
 
 
 class SmartCache(FiledCache):
-    """A semantic cache: stores answers under the meaning of their questions.
+    """A semantic cache: finds the stored answer to a question of the same meaning.
 
-    Lookup is exact: every entry of the context whose cosine with the question reaches the
-    threshold is found and none below it. All methods may be called from any thread and any event
-    loop. With ``AIMO_DISABLE=cache`` in the environment every lookup misses and nothing is stored;
-    ``AIMO_DISABLE=guard`` turns guards off.
+    Lookup is exact: every entry of the context whose cosine similarity with the question reaches
+    the threshold is found, and none below it. All methods may be called from any thread and any
+    event loop. With ``AIMO_DISABLE=cache`` in the environment every lookup misses and nothing is
+    stored; ``AIMO_DISABLE=guard`` turns guards off.
 
     Parameters
     ----------
-    capacity : most entries
-    threshold : cosine similarity in [-1, 1] from which an entry answers; see `calibrate`
-    ttl : seconds an entry lives, None for ever
-    max_bytes : most bytes of vectors, texts and values together
-    policy : who leaves when it is full: "lfu" with ageing, "lru", or "cost", which weighs cost
-        and use against size
+    capacity : maximum number of entries
+    threshold : cosine similarity in [-1, 1] from which an entry counts as a hit; see `calibrate`
+    ttl : time to live of an entry in seconds; None keeps it forever
+    max_bytes : maximum bytes of vectors, texts and values together
+    policy : which entry is evicted when the cache is full: "lfu" with ageing, "lru", or "cost",
+        which weighs cost and use against size
     embedder : turns texts into vectors: an ``EmbeddingModel``, anything with ``encode(texts)``, or
-        a function of a list of texts
-    guard : refuses hits whose questions differ in what similarity does not see: "auto" for numbers,
+        a function that takes a list of texts
+    guard : rejects hits whose questions differ in ways that similarity misses: "auto" for numbers,
         units, dates, negation, opposites and names in English and Turkish; None; or callables
         ``(question, candidate) -> reason or None``
     require_context : refuse calls that do not say whose entries are meant
-    mode : "shadow" counts and remembers what it would have answered, and answers nothing
-    agreement : where answers repeat, such as those of static content, lets the nearest entries
-        decide together: see `Agreement`. None lets the nearest entry decide alone.
-    sliding : whether a hit starts the time to live anew; by default it does not
-    serializer : ``dumps`` and ``loads`` for values that are not bytes, str or JSON; an entry whose
-        ``loads`` raises is dropped
+    mode : "shadow" counts and records the hits it would have returned, but returns none
+    agreement : where answers repeat, as those of static content do, decides by several of the
+        nearest entries, see `Agreement`; None decides by the nearest alone
+    sliding : whether a hit restarts the entry's time to live
+    serializer : an object with ``dumps`` and ``loads``, for values that are not bytes, str or JSON;
+        an entry whose ``loads`` raises is dropped
     row_dtype : "f16", or "int8" for half the memory; either way lookup is exact against what is
         stored
-    space_id : the embedding space, where neither embedder nor embeddings carry one
-    normalize : the form in which two texts are the same question
-    context_stats : keep counters per context
-    keep_last : how many rejections and shadow hits are remembered
-    clock : seconds that never run back
-    device : "cpu"; "cuda" or "cuda:N", which looks through the rows of large caches, with the same
-        answers; "auto" for the first CUDA device if one can be used here, else the CPU.
-        ``UnsupportedError`` says why CUDA cannot be used, ``ValueError`` that it has no such device
+    space_id : the embedding space, if neither embedder nor embeddings carry one
+    normalize : maps a text to the form by which two texts count as the same question
+    context_stats : whether to keep counters per context
+    keep_last : how many rejections and shadow hits are kept
+    clock : returns a monotonic time in seconds
+    device : "cpu"; "cuda" or "cuda:N", which searches large caches on that device, with the same
+        results; "auto" for the first CUDA device if one can be used, else the CPU. Raises
+        ``UnsupportedError`` if CUDA cannot be used, ``ValueError`` if the device does not exist
 
     Examples
     --------
@@ -97,15 +97,15 @@ class SmartCache(FiledCache):
     ) -> T:
         """Return the cached answer to `query`, or compute ``fn(query)`` and store it.
 
-        However many threads and event loops ask the same question of one context at once, it is
-        embedded and computed once, and all get the outcome, an exception too (which is not
-        stored). Who waited counts as a hit of the same text. Blank questions are computed and not
-        stored.
+        However many threads and event loops ask the same question in one context at once, it is
+        embedded and computed once, and all of them get the result or the exception (which is not
+        stored). A caller that waited counts as a hit of the same text. Blank questions are
+        computed but not stored.
 
         Parameters
         ----------
-        embedding : of the question; without it the embedder is used
-        cost : what computing costs; the seconds it took by default
+        embedding : (dimension,), of the question; computed by the embedder if not given
+        cost : what the computation costs; by default the seconds it took
         threshold, context, ttl, tags, source : as in `get_semantic_similar` and `put`
         """
         start = time.perf_counter_ns()
@@ -198,8 +198,8 @@ class SmartCache(FiledCache):
     ) -> T:
         """`get_or_compute` for an event loop; `fn` may be a coroutine function or a function.
 
-        A function and the embedder run in a thread. A caller who is cancelled leaves the
-        computation running for the others who wait for it.
+        A plain function and the embedder run in a worker thread. Cancelling one caller leaves the
+        computation running for the others that wait for it.
         """
         start = time.perf_counter_ns()
         text_key, key = self._normalize(self._text(query)), self._key(context)
