@@ -1,4 +1,4 @@
-"""Arrays in the memory of a CUDA device, which torch, cupy and others take by DLPack, uncopied."""
+"""Arrays in CUDA memory, shared with torch, cupy and others through DLPack without a copy."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def bfloat16_dtype() -> np.dtype[Any] | None:
 class DeviceArray:
     """An array in the memory of a CUDA device.
 
-    ``torch.from_dlpack(array)`` and ``cupy.from_dlpack(array)`` show the same memory as a tensor of
-    theirs; :meth:`numpy` copies it to the host. The memory lives until the array and everybody who
-    took it are gone, in any order. Whatever this package writes there is complete before the call
-    that writes it returns, so every stream may read it at once.
+    ``torch.from_dlpack(array)`` and ``cupy.from_dlpack(array)`` share its memory with a torch
+    tensor or a cupy array; :meth:`numpy` copies it to the host. The memory is freed when the array
+    and everything that shares it are gone, in any order. Whatever this package writes there is
+    complete when the call that writes it returns, so any stream may read it immediately.
 
     :meth:`.EmbeddingModel.encode` and the functions of :mod:`~ai_model_optimizations.half` make
     them; the constructor, which leaves the values undefined, is for the package itself.
@@ -69,12 +69,12 @@ class DeviceArray:
 
     @property
     def ndim(self) -> int:
-        """How many axes there are."""
+        """Number of axes."""
         return len(self._shape)
 
     @property
     def size(self) -> int:
-        """How many elements there are."""
+        """Number of elements."""
         return math.prod(self._shape)
 
     @property
@@ -82,7 +82,7 @@ class DeviceArray:
         """The elements' type as :meth:`numpy` gives them.
 
         bfloat16 is ``ml_dtypes.bfloat16`` when that package is installed, else uint16, the bits;
-        other libraries get bfloat16 in either case.
+        other libraries always get bfloat16.
         """
         if self._name == "bfloat16":
             return bfloat16_dtype() or np.dtype(np.uint16)
@@ -90,7 +90,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements."""
+        """Size of the elements in bytes."""
         return self.memory.nbytes
 
     @property
@@ -107,7 +107,7 @@ class DeviceArray:
         return f"DeviceArray(shape={self._shape}, dtype={self._name}, device={self.device!r})"
 
     def numpy(self) -> NDArray[Any]:
-        """Return a copy in the host's memory, with the same order of axes.
+        """Return a copy in host memory, with the same order of axes.
 
         Raises
         ------
@@ -129,9 +129,9 @@ class DeviceArray:
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def copy_from(self, values: NDArray[Any]) -> None:
-        """Overwrite the elements with those of an array in the host's memory.
+        """Overwrite the elements with those of an array in host memory.
 
-        Nothing of the device may be at work on them meanwhile.
+        Nothing on the device may be using them meanwhile.
 
         Parameters
         ----------
@@ -170,19 +170,19 @@ class DeviceArray:
 
         Parameters
         ----------
-        stream : where the consumer will use it: None, 1 for the legacy default stream, 2 for the
-            per-thread one, a stream's handle, or -1. Nothing is ordered by it, because what is
-            written here is complete
+        stream : the consumer's stream: None, 1 for the legacy default stream, 2 for the per-thread
+            one, a stream's handle, or -1. It is checked but not synchronized with, as all writes
+            are already complete
         max_version : what the consumer understands; from (1, 0) on the capsule is of version 1
         dl_device : where the consumer wants it: here, or ``(1, 0)``, the CPU, which takes a copy
-        copy : True for a copy in any case, False for none
+        copy : True always copies, False never does; None copies only if it must
 
         Raises
         ------
         BufferError
-            If the consumer wants it where it cannot be had, or without the copy that takes.
+            If the array cannot be exported to ``dl_device``, or not without a copy.
         ValueError
-            If ``stream`` is no stream of CUDA; 0 could be two of them.
+            If ``stream`` is not a CUDA stream; 0 is ambiguous.
         """
         if stream is not None and (operator.index(stream) < -1 or stream == 0):
             raise ValueError(
@@ -220,7 +220,7 @@ class DeviceArray:
 
 
 def is_on_cuda(value: object) -> bool:
-    """Whether ``value`` says by DLPack that it is in the memory of a CUDA device."""
+    """Whether ``value`` is in CUDA memory, by its DLPack device."""
     if not hasattr(value, "__dlpack_device__") or not hasattr(value, "__dlpack__"):
         return False
     return int(value.__dlpack_device__()[0]) == DLPACK_CUDA

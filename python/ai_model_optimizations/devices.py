@@ -1,4 +1,4 @@
-"""Where models and caches compute: the CPU, or a CUDA device, loaded when it is asked for."""
+"""Where models and caches compute: the CPU, or a CUDA device, loaded on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOOLKITS = Path("/usr/local")
 
 
 def parse_device(device: str) -> int:
-    """Return the number of the device that is meant, CUDA loaded if it is one.
+    """Return the number of the named device, loading CUDA if it is one: ``CPU`` or 0, 1, ...
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ def parse_device(device: str) -> int:
     Raises
     ------
     TypeError
-        If ``device`` is no string.
+        If ``device`` is not a string.
     ValueError
-        If it is none of these, or there are fewer devices.
+        If it is not one of these, or there is no device of that number.
     UnsupportedError
         If CUDA cannot be used here; the message says what is missing.
     DeviceError
@@ -98,7 +98,7 @@ def cublas_candidates() -> list[str]:
 
 
 def describe_cuda() -> list[str]:
-    """Return lines for a person: versions and devices, or what is missing."""
+    """Return lines for display: versions and devices, or what is missing."""
     problem = cuda_problem()
     if problem is not None:
         return [problem]

@@ -2,9 +2,9 @@
 
 Arrays may have any shape, stride and byte order. They come as numpy arrays, as anything with the
 buffer protocol, or as anything with DLPack, such as torch tensors. Rounding is to nearest even,
-once; subnormals are kept; what is too large becomes infinite; a NaN stays a NaN with its sign.
-Large arrays use all threads of the pool (``AIMO_NUM_THREADS``). What is in the memory of a CUDA
-device is converted there, to the same bits, and stays there: new results are of the class
+once; subnormals are kept; overflow gives infinity; a NaN stays a NaN with its sign.
+Large arrays use all threads of the pool (``AIMO_NUM_THREADS``). Arrays on a CUDA device are
+converted there, to the same bits; new results are then of the class
 :class:`~ai_model_optimizations.DeviceArray`.
 """
 
@@ -37,24 +37,25 @@ def f32_to_f16(x: Any, out: Any = None) -> Any:
 
     Parameters
     ----------
-    x : array of float32 or float64, any shape; a float64 is rounded once, not through float32
-    out : writable array of float16 and of x's shape, optional; its memory must lie apart from x's
+    x : array of float32 or float64, any shape; float64 is rounded once, not through float32
+    out : writable array of float16 and of x's shape, optional; it must not overlap x
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float16 with x's shape and order of axes, a
-    DeviceArray when x is on a CUDA device.
+    ``out`` if given, else a new array of float16 with x's shape and order of axes: a numpy array,
+    or a DeviceArray if x is on a CUDA device.
     Magnitudes from 65520 become infinite, those up to 2**-25 zero.
 
     Raises
     ------
     TypeError
-        If x or out is no array of the dtype named above.
+        If x or out is not an array of a dtype named above.
     ValueError
-        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
-        shape, is read-only or overlaps.
+        If x and out are not both in host memory or both on the same CUDA device, or out has another
+        shape, is read-only or overlaps x.
     UnsupportedError, DeviceError, MemoryError
-        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
+        If x is on a CUDA device and CUDA cannot be used, fails or runs out of memory; see
+        docs/gpu.md.
     """
     if type(x) is not np.ndarray and is_on_cuda(x):
         return _convert_on_device("f32_to_f16", x, out)
@@ -77,22 +78,23 @@ def f16_to_f32(x: Any, out: Any = None) -> Any:
     Parameters
     ----------
     x : array of float16, any shape
-    out : writable array of float32 and of x's shape, optional; its memory must lie apart from x's
+    out : writable array of float32 and of x's shape, optional; it must not overlap x
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes, a
-    DeviceArray when x is on a CUDA device.
+    ``out`` if given, else a new array of float32 with x's shape and order of axes: a numpy array,
+    or a DeviceArray if x is on a CUDA device.
 
     Raises
     ------
     TypeError
-        If x or out is no array of the dtype named above.
+        If x or out is not an array of a dtype named above.
     ValueError
-        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
-        shape, is read-only or overlaps.
+        If x and out are not both in host memory or both on the same CUDA device, or out has another
+        shape, is read-only or overlaps x.
     UnsupportedError, DeviceError, MemoryError
-        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
+        If x is on a CUDA device and CUDA cannot be used, fails or runs out of memory; see
+        docs/gpu.md.
     """
     if type(x) is not np.ndarray and is_on_cuda(x):
         return _convert_on_device("f16_to_f32", x, out)
@@ -116,7 +118,7 @@ def f32_to_bf16(x: Any, out: Any = None) -> Any:
     ----------
     x : array of float32, any shape
     out : writable array of x's shape, optional, of ``ml_dtypes.bfloat16`` (or DLPack's bfloat16)
-        or of uint16, which takes the bits; its memory must lie apart from x's
+        or of uint16, which takes the bits; it must not overlap x
 
     Returns
     -------
@@ -128,12 +130,13 @@ def f32_to_bf16(x: Any, out: Any = None) -> Any:
     Raises
     ------
     TypeError
-        If x or out is no array of the dtype named above.
+        If x or out is not an array of a dtype named above.
     ValueError
-        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
-        shape, is read-only or overlaps.
+        If x and out are not both in host memory or both on the same CUDA device, or out has another
+        shape, is read-only or overlaps x.
     UnsupportedError, DeviceError, MemoryError
-        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
+        If x is on a CUDA device and CUDA cannot be used, fails or runs out of memory; see
+        docs/gpu.md.
     """
     if type(x) is not np.ndarray and is_on_cuda(x):
         return _convert_on_device("f32_to_bf16", x, out)
@@ -157,22 +160,23 @@ def bf16_to_f32(x: Any, out: Any = None) -> Any:
     Parameters
     ----------
     x : array of ``ml_dtypes.bfloat16`` (or DLPack's bfloat16) or of uint16, the bits; any shape
-    out : writable array of float32 and of x's shape, optional; its memory must lie apart from x's
+    out : writable array of float32 and of x's shape, optional; it must not overlap x
 
     Returns
     -------
-    ``out`` when it was given, else a new numpy array of float32 with x's shape and order of axes, a
-    DeviceArray when x is on a CUDA device.
+    ``out`` if given, else a new array of float32 with x's shape and order of axes: a numpy array,
+    or a DeviceArray if x is on a CUDA device.
 
     Raises
     ------
     TypeError
-        If x or out is no array of the dtype named above.
+        If x or out is not an array of a dtype named above.
     ValueError
-        If x and out are not both in the CPU's memory or that of one CUDA device, or out has another
-        shape, is read-only or overlaps.
+        If x and out are not both in host memory or both on the same CUDA device, or out has another
+        shape, is read-only or overlaps x.
     UnsupportedError, DeviceError, MemoryError
-        If x is on a CUDA device and CUDA cannot be used, fails or lacks memory; see docs/gpu.md.
+        If x is on a CUDA device and CUDA cannot be used, fails or runs out of memory; see
+        docs/gpu.md.
     """
     if type(x) is not np.ndarray and is_on_cuda(x):
         return _convert_on_device("bf16_to_f32", x, out)
