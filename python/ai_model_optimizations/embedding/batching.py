@@ -46,25 +46,26 @@ class BatchEmbeddingProcessor:
     >>> processor = BatchEmbeddingProcessor(batch_size=32)
     >>> vectors = await processor.process_batch(["first text", "second text"])   # (2, dim) float32
 
-    A batch starts as soon as a worker is free and takes everything that waits, within its bounds;
-    while it runs, the next one gathers. Equal texts in flight are computed once, and vectors of
-    exact texts are kept in a cache. One processor serves any number of event loops and threads.
+    A batch starts as soon as a worker is free and takes everything that is waiting, within its
+    limits; the next one collects while it runs. Equal texts in flight are computed once, and a
+    cache keeps vectors for texts that recur. One processor serves any number of event loops and
+    threads.
 
     Parameters
     ----------
-    batch_size : texts in one call of the model, at most
-    max_wait_time : seconds that a batch waits, at most, for as many callers as the last batch
+    batch_size : maximum texts in one call of the model
+    max_wait_time : maximum seconds that a batch waits for as many callers as the last batch
         answered; a lone caller and an idle processor never wait
     model : an object with ``encode(texts)`` (an EmbeddingModel, a SentenceTransformer, ...), a
         function that returns one, or a model's name or path; the default model when None. It is
         loaded once, in a worker thread, by the first batch or by :meth:`warmup`.
-    max_tokens : estimated tokens in one call of the model, at most; a longer text runs alone
-    max_queue : texts that may wait; beyond it callers get QueueFull
+    max_tokens : maximum estimated tokens in one call of the model; a longer text runs alone
+    max_queue : maximum waiting texts; beyond it callers get QueueFull
     timeout : seconds without a new vector after which a caller gets TimeoutError; a large call may
-        take longer as long as it advances. A model that takes as long for one batch is given up
-        and called from a new thread. None waits for ever.
-    workers : batches that run at a time, each in its own thread; the model must allow it
-    cache_mb : memory for vectors of exact texts, in MiB; 0 for none
+        take longer as long as it makes progress. A model call that takes this long for one batch is
+        abandoned, and the model is called from a new thread. None waits forever
+    workers : batches that run concurrently, each in its own thread; the model must allow it
+    cache_mb : memory for cached vectors, looked up by exact text, in MiB; 0 for none
 
     Notes
     -----
@@ -118,8 +119,8 @@ class BatchEmbeddingProcessor:
         Parameters
         ----------
         path
-            A TOML file; the one that ``AIMO_CONFIG`` names when None, and the defaults when it
-            names none.
+            A TOML file. None takes the one that ``AIMO_CONFIG`` names, or the defaults if it is not
+            set.
         **arguments
             Arguments of the class that take precedence over the file.
 
@@ -145,13 +146,13 @@ class BatchEmbeddingProcessor:
         Raises
         ------
         TypeError
-            If `text` is no string.
+            If `text` is not a string.
         QueueFull, ClosedError
-            If the processor takes no more work, now or at all.
+            If the queue is full, or the processor is closed.
         TimeoutError
-            If no vector comes for `timeout` seconds.
+            If no vector arrives for `timeout` seconds.
         Exception
-            What the model raised for this text.
+            Whatever the model raised for this text.
         """
         self._check_text(text)
         vectors = await self._embed_all([text], priority)
@@ -169,11 +170,11 @@ class BatchEmbeddingProcessor:
         Parameters
         ----------
         texts
-            Any number of them; a million in one call are fed to the queue piece by piece.
+            Any number of texts; a long sequence is fed to the queue piece by piece.
         priority
-            "high", "normal" or "low": their shares are 16, 4 and 1 when all wait.
+            "high", "normal" or "low"; they are served in the ratio 16 : 4 : 1 when all are waiting.
         progress
-            Called with (texts done, texts in all) as pieces are done.
+            Called with (texts done, total texts) after each piece.
 
         Returns
         -------
@@ -182,7 +183,7 @@ class BatchEmbeddingProcessor:
         Raises
         ------
         TypeError
-            If `texts` is no sequence of strings; the message names the first that is none.
+            If `texts` is not a sequence of strings; the message names the first bad element.
         QueueFull, ClosedError, TimeoutError, Exception
             As :meth:`embed`; the first text that fails fails the call.
         """
@@ -200,15 +201,15 @@ class BatchEmbeddingProcessor:
         return cast("NDArray[np.float32]", vectors[0])
 
     def embed_here(self, text: str) -> NDArray[np.float32] | None:
-        """Embed one text in the calling thread, at once, whatever else is under way.
+        """Embed one text immediately, in the calling thread, without queueing.
 
-        For a caller inside an event loop that cannot await: it waits for this text alone. The
-        model is loaded by it if nobody has yet.
+        For a caller inside an event loop that cannot await; it blocks for this text alone. Loads
+        the model if that has not happened yet.
 
         Returns
         -------
-        (dim,) float32; None when the model cannot be called from several threads at a time, as an
-        EmbeddingModel can
+        (dim,) float32; None if the model cannot be called from several threads at once. An
+        EmbeddingModel can.
 
         Raises
         ------
