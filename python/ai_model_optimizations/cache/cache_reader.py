@@ -31,16 +31,16 @@ class CacheReader(CacheBase):
         ----------
         query_embedding : (dim,) numbers: list, tuple, numpy array or torch tensor, normalised or
             not. A contiguous float32 array costs no copy.
-        threshold : cosine similarity in [-1, 1]; None takes the cache's own
-        context : only entries stored with this context are seen
-        query : the question's text. With it the same text is found first, and guards compare the
-            question with that of the entry; without it the hit says ``guarded=False``.
+        threshold : cosine similarity in [-1, 1]; None takes the cache's
+        context : only entries stored with this context are considered
+        query : the question's text. If given, an entry with the same text is preferred, and guards
+            compare the question with the entry's; if not, the hit has ``guarded=False``
 
         Raises
         ------
         TypeError, ValueError
-            If the embedding is not `dim` finite numbers with a direction, or the threshold or
-            context is not valid.
+            If the embedding is not `dim` finite numbers, is zero, or the threshold or context is
+            not valid.
         SpaceMismatchError
             If the embedding carries the ``space_id`` of another model.
         """
@@ -68,10 +68,9 @@ class CacheReader(CacheBase):
     def get(
         self, text: str, threshold: float | None = None, context: Context = ""
     ) -> CacheHit | None:
-        """Look up a question by its text: the same text first, then by meaning.
+        """Look up a question by its text: first an equal text, then by meaning.
 
-        Without an embedder only the same text is found. A blank text is never an answer's key and
-        always misses.
+        Without an embedder only equal texts are found. A blank text always misses.
         """
         start = time.perf_counter_ns()
         key = self._key(context)
@@ -91,8 +90,17 @@ class CacheReader(CacheBase):
         Parameters
         ----------
         queries : texts (needs an embedder), or (n, dim) embeddings
-        texts : the questions of the embeddings, where they are known
+        texts : the texts of the embeddings, None where unknown
         threshold, context : as in `get_semantic_similar`
+
+        Returns
+        -------
+        One hit or None per query, in their order.
+
+        Raises
+        ------
+        TypeError, ValueError, SpaceMismatchError
+            As `get_semantic_similar`; ValueError also if `texts` has another length.
         """
         start = time.perf_counter_ns()
         key = self._key(context)

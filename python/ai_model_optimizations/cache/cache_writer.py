@@ -40,27 +40,27 @@ class CacheWriter(CacheReader):
         source: str | None = None,
         cost: float = 1.0,
     ) -> int:
-        """Store an answer and return the entry's name.
+        """Store an answer and return the entry's id.
 
-        The same text in the same context replaces what was there.
+        An entry with the same text and context is replaced.
 
         Parameters
         ----------
         key : the question, which is embedded, or its embedding
-        value : bytes, str, JSON, or what the serializer takes
-        query : the question of an embedding; guards and exact lookup need it
-        context : who may see the entry
-        ttl : seconds this entry lives, None for ever; the cache's own by default
+        value : bytes, str, a JSON value, or whatever the serializer accepts
+        query : the question's text, if `key` is an embedding; guards and lookup by text need it
+        context : only lookups with this context see the entry
+        ttl : time to live in seconds, None for no limit; the cache's by default
         tags : names under which `invalidate` finds it
-        source : where the answer came from; returned with it
-        cost : what computing it cost, in any unit; the "cost" policy keeps the dear ones
+        source : where the answer came from; returned with each hit
+        cost : what computing it cost, in any unit; the "cost" policy keeps expensive entries longer
 
         Raises
         ------
         TypeError
-            If the value cannot be held, or there is no embedder for a text.
+            If the value cannot be stored, or `key` is a text and the cache has no embedder.
         ValueError
-            If the embedding is not valid, the question blank or the entry above `max_bytes`.
+            If the embedding is not valid, the question is blank or the entry exceeds `max_bytes`.
         """
         if isinstance(key, str):
             query, key = key if query is None else query, self._required_embedding(key)
@@ -94,7 +94,7 @@ class CacheWriter(CacheReader):
         ----------
         keys : texts, or (n, dim) embeddings
         values : one per key
-        queries : the questions of the embeddings, where they are known
+        queries : the texts of the embeddings, None where unknown
         context, ttl, tags, source, cost : as in `put`, for all of them
         """
         if isinstance(keys, (list, tuple)) and keys and isinstance(keys[0], str):
