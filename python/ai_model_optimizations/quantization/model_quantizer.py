@@ -94,8 +94,8 @@ class ModelQuantizer:
     dtype : ``"f16"``, ``"bf16"``, ``"int8"``, ``"auto"`` for the machine's fastest 16-bit type, or
         ``"smallest"`` for the one with the fewest bytes that keeps ``min_cosine``; where no texts
         can be embedded to measure that, f16
-    skip : names of tensors or layers (or dotted beginnings of names), and regexes that match whole
-        names: what they match stays as it is
+    skip : names of tensors or layers, dotted prefixes of names, or regexes that match whole names;
+        what they match is left unquantized
     min_cosine : the smallest cosine between a text's vectors before and after that is accepted,
         over ``verify_texts``; None accepts any, and 0.999 for ``"smallest"``
     verify_texts : texts to embed before and after; None takes built-in ones when they are needed
@@ -157,15 +157,15 @@ class ModelQuantizer:
 
         Parameters
         ----------
-        model : see docs/quantization.md for what is understood
-        in_place : free the given model's weights while it is quantized; an EmbeddingModel, which
-            others may be using, and files keep theirs
+        model : see docs/quantization.md for the supported kinds
+        in_place : free the given model's weights as they are quantized. It has no effect on files
+            or on an EmbeddingModel, which other callers may be using
         dry_run : change nothing and return the report that quantizing would give, sizes only
-        sample : for int8 torch modules, what one call of the model takes: a tensor, a tuple of
-            arguments, a dict of keywords, or a function that is given the model and calls it. It
-            shows which inputs of a layer stay in 16 bits. A transformers model that takes token
-            ids does without (random words show the same), and so does a SentenceTransformer; for
-            another module without it, the inputs with the largest weights do
+        sample : for int8 torch modules, example input for one call of the model: a tensor, a tuple
+            of arguments, a dict of keyword arguments, or a function that calls the model it is
+            given. It determines which inputs of a layer stay in 16 bits. It is not needed for a
+            SentenceTransformer or a transformers model that takes token ids, where random words
+            serve as well; for other modules without it, the inputs with the largest weights stay
 
         Returns
         -------
@@ -176,9 +176,9 @@ class ModelQuantizer:
         Raises
         ------
         UnsupportedError
-            If no part of this package understands ``model``.
+            If ``model`` is not of a supported kind.
         ValueError
-            If it is stored in another 16-bit type, or in 8 bits, already.
+            If it is already stored in another 16-bit type, or in 8 bits.
         """
         request = replace(self._request(in_place=in_place, dry_run=dry_run), sample=sample)
         for kind in KINDS:
@@ -192,7 +192,7 @@ class ModelQuantizer:
         raise UnsupportedError(_not_a_model(model))
 
     def save_quantized(self, model: Any, path: str | os.PathLike[str]) -> Path:
-        """Write a quantized model; it appears whole or not at all.
+        """Write a quantized model, atomically.
 
         Parameters
         ----------
