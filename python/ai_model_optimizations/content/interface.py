@@ -45,8 +45,8 @@ class Optimized:
         Raises
         ------
         TypeError
-            If the message is no string (and no manager is wrapped that takes it), or the context
-            is none.
+            If the message is not a string (and no wrapped manager accepts it), or the context is
+            not one.
         TimeoutError
             If the wrapped manager gives no answer in time.
         """
@@ -60,7 +60,7 @@ class Optimized:
         Raises
         ------
         TypeError
-            If `messages` is no sequence, or as `find_response_optimized`.
+            If `messages` is not a sequence, or as `find_response_optimized`.
         """
         if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
             raise TypeError(

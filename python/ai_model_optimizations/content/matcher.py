@@ -153,7 +153,7 @@ class ContentMatcher:
     # ---- answering ----
 
     def check(self, message: object) -> None:
-        """Raise TypeError for what is no string."""
+        """Raise TypeError for anything but a string."""
         if not isinstance(message, str):
             raise TypeError(f"user_message: expected str, got {type(message).__name__}")
 

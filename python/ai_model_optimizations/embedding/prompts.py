@@ -18,7 +18,7 @@ _DOCUMENT_NAMES = ("document", "passage", "corpus")
 
 @dataclass(frozen=True)
 class Prompts:
-    """A model's prompts by name, and the name of the one that is used when none is asked for."""
+    """A model's prompts by name, and the name of the default one."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
     default_name: str | None = None
@@ -29,7 +29,7 @@ class Prompts:
         Raises
         ------
         TypeError
-            If ``prompt`` is no string.
+            If ``prompt`` is not a string.
         ValueError
             If the model has no prompt of that name, or ``prompt`` is no valid Unicode.
         """

@@ -128,7 +128,7 @@ class TextTokenizer:
         Raises
         ------
         TypeError
-            If an element is no string.
+            If an element is not a string.
         ValueError
             If a text contains a lone surrogate, or gives no token at all.
         """

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("ai_model_optimizations")
 _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
-#: While nobody monitors, a reading older than this is taken anew.
+#: While monitoring is off, a reading older than this is refreshed.
 _STALE_SECONDS = 1.0
 _SLOT = "memory_monitor"
 
@@ -59,7 +59,7 @@ class MemoryMonitor:
     check_interval : seconds between readings
     memory_threshold_mb : alarm above this; 4096 stands for min(4 GiB, 85% of the container's
         limit), unless ``MEMORY_THRESHOLD_MB`` is set
-    leak_detection_window : readings over which growth is judged, at least 6
+    leak_detection_window : number of readings over which growth is judged, at least 6
     """
 
     _settings: Settings

@@ -41,7 +41,7 @@ def quantize(tensors: Tensors, request: Request) -> tuple[Tensors, QuantizationR
     ValueError
         If there are no arrays at all, or ``skip`` matches none of the names.
     UnsupportedError
-        If a cosine is asked for: arrays embed nothing. Or if bf16 is, and ml_dtypes is missing.
+        If a cosine is requested, as arrays embed nothing, or bf16 without ml_dtypes.
     """
     _check(tensors, request)
     dtype = numpy_dtype(request)

@@ -185,7 +185,7 @@ class AdaptiveModelSelector:
         NoSuitableModelError
             If no model meets the requirements; the message says why for each.
         TypeError, ValueError
-            If `text` is no string, or a requirement is none of the above.
+            If `text` is not a string, or a requirement is not one of the above.
         """
         if text is not None and not isinstance(text, str):
             raise TypeError(f"text: expected str or None, got {type(text).__name__}")
