@@ -65,11 +65,6 @@ class GrowthTrend:
         self._warmup = warmup
         self._readings: deque[tuple[float, int]] = deque(maxlen=window)
 
-    @property
-    def warmed_up(self) -> bool:
-        """Whether readings count by now."""
-        return self._warmup <= 0
-
     def add(self, moment: float, count: int) -> None:
         """Take in one reading: seconds and bytes."""
         if self._warmup > 0:
