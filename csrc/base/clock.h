@@ -1,8 +1,8 @@
-/* Time that only moves forward. */
+/* Monotonic time. */
 #ifndef AIMO_BASE_CLOCK_H
 #define AIMO_BASE_CLOCK_H
 
-/* Seconds since some moment in the past. */
+/* Seconds since an arbitrary fixed moment. */
 double aimo_clock_seconds(void);
 
 #endif

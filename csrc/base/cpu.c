@@ -1,5 +1,5 @@
-/* CPU features by CPUID and XCR0: a bit counts only when the operating system saves its registers.
- */
+/* CPU features from CPUID and XCR0: a feature counts only when the operating system saves its
+ * registers. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -44,8 +44,8 @@ static uint64_t read_xcr0(void)
     return (uint64_t)high << 32 | low;
 }
 
-/* Linux gives the 8 KiB of tile registers only to processes that ask (arch_prctl, since 5.16).
- * Any refusal (old kernel, seccomp, a small sigaltstack) means that AMX is not there. */
+/* Linux gives the 8 KiB of tile registers only to processes that ask (arch_prctl, since 5.16). Any
+ * refusal (old kernel, seccomp, a small sigaltstack) counts as not having AMX. */
 static bool tile_permission(void)
 {
 #if defined(__linux__) && defined(SYS_arch_prctl)
@@ -64,8 +64,9 @@ static bool has_avx512_bf16(void)
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && all_bits(a, 1u << 5);
 }
 
-/* VDPBF16PS at twice the rate of f32 FMA, as on AMD's processors. Intel's, which have AMX for the
- * purpose, run it at half the rate; a virtual machine may hide AMX, but not who made it. */
+/* Whether VDPBF16PS runs at twice the rate of f32 FMA, as it does on AMD's processors. Intel's run
+ * it at half the rate, having AMX for the purpose; the test is for the vendor because a virtual
+ * machine may hide AMX, but not the vendor. */
 static bool fast_bf16(void)
 {
     unsigned a, b, c, d;
@@ -79,7 +80,7 @@ static bool fast_bf16(void)
 }
 
 /* The tiles that the kernels are written for: palette 1, eight tiles of 16 rows of 64 bytes. They
- * round to bf16 by AVX-512, too, which every processor with AMX can. */
+ * also round to bf16 with AVX-512 instructions, which every processor with AMX has. */
 static bool tiles_fit(void)
 {
     unsigned a, b, c, d;

@@ -1,5 +1,5 @@
-/* Memory from malloc gets small pages as it is first touched, here and there. Collapsing them later
- * needs no allocator of our own, so that blocks are freed and given back as all others. */
+/* Memory from malloc gets small pages, wherever it is first touched. Collapsing them afterwards
+ * needs no allocator of our own: blocks are still freed like all others. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -16,7 +16,8 @@
 
 #define LARGE_PAGE ((uintptr_t)2 << 20)
 
-/* Page by page: one that cannot be had, as at the end of the heap, does not stop the others. */
+/* Page by page, so that one that cannot be collapsed, as at the end of the heap, does not stop the
+ * others. */
 void aimo_large_pages_gather(const void *block, size_t bytes)
 {
     const int before = errno;

@@ -4,10 +4,10 @@
 
 #include <stddef.h>
 
-/* Moves the `bytes` of a block, and what lies beside them within 2 MiB, to large pages where the
- * system can; takes as long as copying them. Contents and addresses stay, other threads may read
- * and write meanwhile, and less than 2 MiB on either side may become resident. The block's owner
- * frees it as ever. Otherwise nothing happens: it is only speed. */
+/* Moves a block of `bytes`, and its neighbourhood up to 2 MiB boundaries, to large pages where the
+ * system supports that; takes as long as copying the block. Contents and addresses do not change,
+ * other threads may read and write meanwhile, and up to 2 MiB on either side may become resident.
+ * The block is freed as usual. Failures are ignored, since only speed is at stake. */
 void aimo_large_pages_gather(const void *block, size_t bytes);
 
 #endif

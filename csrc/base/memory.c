@@ -1,5 +1,5 @@
-/* Aligned memory. The block's size stands in the cache line before it, because free() is not told.
- */
+/* Aligned memory. The block's size is kept in the cache line before it, because free() does not
+ * receive it. */
 #include "base/memory.h"
 
 #include <stdatomic.h>

@@ -1,7 +1,7 @@
-/* Aligned memory: the only place of the library that calls malloc and free.
+/* Aligned memory: the only place in the library that calls malloc and free.
  *
- * Every block is aligned to a cache line and counted, so tests can prove that objects leave nothing
- * behind, and tests can make the n-th allocation fail. */
+ * Every block is aligned to a cache line and counted, so tests can prove that objects leak nothing;
+ * they can also make the n-th allocation fail. */
 #ifndef AIMO_BASE_MEMORY_H
 #define AIMO_BASE_MEMORY_H
 
@@ -19,11 +19,10 @@ AIMO_MUST_CHECK aimo_status aimo_memory_new_zero(void **out, size_t count, size_
 /* NULL is ignored. */
 void aimo_memory_free(void *block);
 
-/* Bytes handed out and not yet freed, by the whole process. */
+/* Bytes allocated here and not yet freed, process-wide. */
 size_t aimo_memory_live_bytes(void);
 
-/* For tests: after `count` more successful allocations every one fails; a negative count ends it.
- */
+/* For tests: every allocation after the next `count` fails; a negative count switches this off. */
 void aimo_memory_fail_after(long count);
 
 #endif

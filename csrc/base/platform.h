@@ -14,11 +14,12 @@
 #define AIMO_AARCH64 0
 #endif
 
-/* Everything between BEGIN and END may use the instructions of `isa`; the rest of the file, and so
- * of the library, keeps the baseline. Include headers first: a header function compiled inside the
- * region could be kept by the linker for machines that lack the instructions. */
+/* Everything between BEGIN and END may use the instructions of `isa`; the rest of the file, like
+ * the rest of the library, is compiled for the baseline. Include headers first: a header function
+ * compiled inside the region could be kept by the linker for machines that lack the
+ * instructions. */
 #define AIMO_PRAGMA(text) _Pragma(#text)
-#if defined(AIMO_EMULATE_ISA) /* tests/emulation: AVX-512 rows on a machine that has AVX2 */
+#if defined(AIMO_EMULATE_ISA) /* tests/emulation: AVX-512 and AMX rows on AVX2 */
 #define AIMO_TARGET_BEGIN(isa)                                                                     \
     AIMO_PRAGMA(GCC push_options) AIMO_PRAGMA(GCC target("avx2,fma,f16c"))
 #define AIMO_TARGET_END AIMO_PRAGMA(GCC pop_options)
@@ -39,7 +40,7 @@
 #if defined(__CUDACC__) /* for kernels as well */
 #define AIMO_INLINE static __forceinline__ __host__ __device__
 #define AIMO_UNROLL
-#elif defined(AIMO_PLAIN_LOOPS) /* emulated or instrumented code grows too much */
+#elif defined(AIMO_PLAIN_LOOPS) /* unrolling bloats emulated and instrumented code */
 #define AIMO_INLINE static inline __attribute__((unused))
 #define AIMO_UNROLL
 #else
@@ -47,8 +48,8 @@
 #define AIMO_UNROLL AIMO_PRAGMA(GCC unroll 16) /* the next loop, whose bounds are constants */
 #endif
 
-/* What is known of x is forgotten here: the compiler computes addresses from it with the machine's
- * own modes instead of keeping a pointer for each multiple of it. */
+/* Hides the value of x from the optimizer, so that the compiler forms addresses from it with the
+ * machine's addressing modes instead of keeping a pointer for each multiple of it. */
 #define AIMO_OPAQUE(x) __asm__("" : "+r"(x))
 
 #define AIMO_CACHE_LINE 64

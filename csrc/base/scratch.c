@@ -18,8 +18,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t returned = PTHREAD_COND_INITIALIZER;
 static block blocks[MAX_BLOCKS]; /* protected by lock */
 
-/* With lock held: the idle slot that fits best. Enough memory beats too little, less beats more,
- * and among those too small the largest goes: it is the one to be replaced. */
+/* With lock held: the idle slot that fits best: the smallest that is large enough, else the
+ * largest, which is then replaced. */
 static block *best_idle(size_t bytes)
 {
     block *best = NULL;
@@ -73,7 +73,7 @@ static void before_fork(void) { pthread_mutex_lock(&lock); }
 
 static void after_fork_in_parent(void) { pthread_mutex_unlock(&lock); }
 
-/* Blocks that other threads had leased can never come back: give their slots up. */
+/* Blocks leased by the parent's other threads will never be returned: abandon their slots. */
 static void after_fork_in_child(void)
 {
     for (int i = 0; i < MAX_BLOCKS; i++)

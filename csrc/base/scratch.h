@@ -1,8 +1,8 @@
-/* Working memory that is leased, not allocated: the hot path grows nothing.
+/* Working memory that is leased instead of allocated, so that the hot path never grows the heap.
  *
- * One bounded pool per process. A lease takes the smallest idle block that is large enough; a block
- * that is too small is replaced, so the pool's size settles at (concurrent leases) x (largest
- * request). */
+ * There is one bounded pool per process. A lease takes the smallest idle block that is large
+ * enough, or replaces one that is too small, so the pool's size settles at (concurrent leases) x
+ * (largest request). */
 #ifndef AIMO_BASE_SCRATCH_H
 #define AIMO_BASE_SCRATCH_H
 
@@ -10,12 +10,12 @@
 
 #include <stddef.h>
 
-/* *out = at least `bytes` bytes aligned to AIMO_CACHE_LINE, contents undefined. Waits while the
- * most blocks that may be out at once are out; so never take a second lease while holding one.
- * AIMO_ERR_MEMORY when a block cannot be allocated; nothing is leased then. */
+/* *out = at least `bytes` bytes aligned to AIMO_CACHE_LINE, contents undefined. Blocks while the
+ * maximum number of leases is out, so never take a second lease while holding one: that can
+ * deadlock. AIMO_ERR_MEMORY when a block cannot be allocated; nothing is leased then. */
 AIMO_MUST_CHECK aimo_status aimo_scratch_lease(void **out, size_t bytes, aimo_error *err);
 
-/* Gives a leased block back. */
+/* Returns a leased block to the pool. */
 void aimo_scratch_return(void *block);
 
 /* Installs the fork handlers; call once. */

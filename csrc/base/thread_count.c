@@ -1,6 +1,6 @@
 /* How many threads the operating system lets this process run at once.
  *
- * A container with `--cpus=2` on a 128-core host still sees 128 cores; the quota stands only in the
+ * A container with `--cpus=2` on a 128-core host still sees 128 cores; the quota is only in the
  * cgroup files. Starting 128 threads there makes everything several times slower. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -32,7 +32,7 @@ static size_t quota_to_threads(long quota, long period)
     return (size_t)((quota + period - 1) / period);
 }
 
-/* The tightest cpu.max between this process's cgroup and the root; 0 when nothing limits. */
+/* The tightest cpu.max between this process's cgroup and the root; 0 when there is no limit. */
 static size_t cgroup_v2_limit(void)
 {
     char line[512];

@@ -4,8 +4,8 @@
 
 #include <stddef.h>
 
-/* The smaller of the CPU affinity and the cgroup's cpu quota (v2 or v1, rounded up); at least 1.
- * What cannot be read does not limit. */
+/* The smaller of the CPU affinity and the cgroup's cpu quota (v2 or v1, rounded up); at least 1. A
+ * limit that cannot be read is ignored. */
 size_t aimo_os_thread_count(void);
 
 #endif

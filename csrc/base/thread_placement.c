@@ -16,8 +16,9 @@ static bool may_run_on(int cpu)
     return sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_ISSET(cpu, &allowed);
 }
 
-/* What somebody has taken from the thread's processors since stays taken. The one that was left out
- * here comes back, unless it was taken from all threads meanwhile. */
+/* Processors that others have since removed from the thread's affinity stay removed. The one
+ * removed here is restored if the calling thread may run there, which shows that the process still
+ * has it. */
 void aimo_placement_avoid(aimo_placement *placement, pthread_t thread, int cpu)
 {
     if (cpu < 0 || cpu >= CPU_SETSIZE || cpu == placement->avoided)

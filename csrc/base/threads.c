@@ -1,5 +1,5 @@
-/* The thread pool: a list of running loops; whoever is free takes the next index of the first loop
- * that has one.
+/* The thread pool: a list of running loops. A free thread takes the next index of the first loop
+ * that has one left.
  *
  * A worker that runs out of work spins for some microseconds before it sleeps, because the loops of
  * one forward pass follow each other closely and waking a sleeper costs more than a small loop. */
@@ -18,7 +18,7 @@
 enum {
     MAX_THREADS = 1024,
     SPIN_ROUNDS = 2000,
-    MOST_PLACED = 8, /* of more workers, one that shares its processor matters little */
+    MOST_PLACED = 8, /* with more workers, one that shares its waker's processor matters little */
 };
 
 typedef struct loop {
@@ -51,7 +51,8 @@ static bool stopping;
 static atomic_uint arrivals;
 static atomic_size_t thread_limit = 1;
 static size_t default_limit = 1; /* written once by aimo_threads_init */
-/* The innermost loop that this thread is inside of; a thread counts as busy once. */
+/* The innermost loop that this thread is running; nested loops count the thread as busy only
+ * once. */
 static _Thread_local loop *current;
 /* Whether this thread counts as busy outside of loops, see aimo_thread_set_busy. */
 static _Thread_local bool stays_busy;
@@ -78,7 +79,7 @@ static bool is_inside(const loop *l, const loop *outer)
     return l == outer;
 }
 
-/* With lock held: a loop with indices left, inside of `outer` when that is not NULL. */
+/* With lock held: a loop with indices left, nested in `outer` when that is not NULL. */
 static loop *find_work(const loop *outer)
 {
     if (busy >= atomic_load(&thread_limit))
@@ -142,7 +143,7 @@ static void *worker_main(void *self)
     return NULL;
 }
 
-/* With lock held. A worker that cannot be started is done without: the caller does the work. */
+/* With lock held. Failing to start a worker is not an error: the caller does the work. */
 static void start_workers(size_t wanted)
 {
     while (worker_count < wanted && worker_count < MAX_THREADS) {
@@ -174,7 +175,7 @@ static void announce(void)
     pthread_cond_broadcast(&work_arrived);
 }
 
-/* With lock held: one thread is less busy, so a loop of another caller may be helped. */
+/* With lock held: one thread fewer is busy, so a worker may help another caller's loop. */
 static void leave_place(void)
 {
     busy--;
@@ -198,8 +199,8 @@ static void loop_open(loop *l)
     pthread_mutex_unlock(&lock);
 }
 
-/* While others still work inside `l`, its owner helps with what they split off, and with nothing
- * else: a foreign loop could hold it up for long. */
+/* While others still work inside `l`, its owner helps with the inner loops that they start, and
+ * with nothing else: an unrelated loop could hold it up for long. */
 static void loop_close(loop *l)
 {
     pthread_mutex_lock(&lock);
@@ -267,7 +268,7 @@ static void before_fork(void) { pthread_mutex_lock(&lock); }
 
 static void after_fork_in_parent(void) { pthread_mutex_unlock(&lock); }
 
-/* Only the forking thread lives on: no worker, no loop, and nobody who could hold the lock. */
+/* Only the forking thread survives: there are no workers, no loops, and no holder of the lock. */
 static void after_fork_in_child(void)
 {
     pthread_mutex_init(&lock, NULL);
