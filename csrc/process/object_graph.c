@@ -10,10 +10,10 @@ typedef struct {
     const aimo_object_graph *graph;
     uint32_t *component; /* [node_count], UNSEEN until the node's component is complete */
     uint32_t *order;     /* [node_count], when a node was first seen */
-    uint32_t *low;       /* [node_count], the earliest node that it is known to lead back to */
+    uint32_t *low;       /* [node_count], the earliest node that it is known to reach */
     uint32_t *open;      /* [open_count], seen nodes whose component is not complete */
     uint32_t *path;      /* [path_count], from the start to the current node */
-    size_t *next_edge;   /* [path_count], where to go on in each */
+    size_t *next_edge;   /* [path_count], the next edge of each */
     uint32_t seen_count, open_count, path_count, component_count;
 } search;
 
@@ -25,7 +25,7 @@ static void enter(search *s, uint32_t node)
     s->next_edge[s->path_count++] = s->graph->first_edge[node];
 }
 
-/* `node` leads back to nothing earlier: what was opened since then is its component. */
+/* `node` leads back to nothing earlier, so it and everything opened after it are one component. */
 static void complete(search *s, uint32_t node)
 {
     uint32_t member;

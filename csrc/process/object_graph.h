@@ -1,5 +1,5 @@
-/* Who refers to whom, as numbers: which nodes form cycles, and which can be reached from outside.
- * Knows nothing of Python; binding/heap_graph.c fills it. */
+/* A directed graph of numbered objects: which of them form cycles, and which are reachable from
+ * roots. It knows nothing of Python; binding/heap_graph.c fills it in. */
 #ifndef AIMO_PROCESS_OBJECT_GRAPH_H
 #define AIMO_PROCESS_OBJECT_GRAPH_H
 
@@ -18,7 +18,8 @@ AIMO_MUST_CHECK aimo_status aimo_object_graph_components(const aimo_object_graph
                                                          uint32_t *component, size_t *count,
                                                          aimo_error *err);
 
-/* On entry reached[i] is 1 for the roots and 0 else; on return it is 1 for all they lead to. */
+/* On entry reached[i] is 1 for the roots and 0 otherwise; on return it is 1 for every node
+ * reachable from them. */
 AIMO_MUST_CHECK aimo_status aimo_object_graph_reach(const aimo_object_graph *graph,
                                                     uint8_t *reached, aimo_error *err);
 

@@ -8,7 +8,8 @@
 
 enum { LEAST_ROOM = 64 };
 
-/* Objects are aligned, so their low bits say nothing; the multiplication mixes the rest upwards. */
+/* Objects are aligned, so their low bits carry no information; the multiplication mixes the rest
+ * upwards. */
 static size_t slot_of(const aimo_pointer_index *index, const void *item)
 {
     const uint64_t mixed = ((uint64_t)(uintptr_t)item >> 3) * UINT64_C(0x9e3779b97f4a7c15);

@@ -1,6 +1,6 @@
-/* The allocator is asked through symbols found at run time: a wheel built against an old glibc
- * still finds mallinfo2 on a new one, musl and macOS simply lack it, and a preloaded jemalloc,
- * which defines malloc but not mallinfo2, is recognised by its own mallctl. */
+/* The allocator is queried through symbols looked up at run time: a wheel built against an old
+ * glibc still finds mallinfo2 on a new one, musl and macOS simply lack it, and a preloaded
+ * jemalloc, which defines malloc but not mallinfo2, is recognised by its own mallctl. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -42,7 +42,7 @@ static bool read_jemalloc(aimo_allocator_info *info)
     find_symbol("mallctl", &mallctl, sizeof mallctl);
     if (mallctl == NULL)
         return false;
-    /* Statistics are a copy that the epoch refreshes. */
+    /* jemalloc's statistics are a snapshot, refreshed by advancing the epoch. */
     uint64_t epoch = 1;
     if (mallctl("epoch", NULL, NULL, &epoch, sizeof epoch) != 0)
         return false;
@@ -89,7 +89,7 @@ static bool is_connected(int fd)
 {
     struct sockaddr_storage peer;
     socklen_t size = sizeof peer;
-    /* Fails at once for what is no socket, and for sockets that listen. */
+    /* Fails at once for anything but a socket, and for listening sockets. */
     if (getpeername(fd, (struct sockaddr *)&peer, &size) != 0)
         return false;
     return peer.ss_family == AF_INET || peer.ss_family == AF_INET6;

@@ -1,7 +1,8 @@
-/* What the process itself can tell: the C allocator's free lists, open files, connected sockets.
+/* What the process can report about itself: the C allocator's free lists, open files, connected
+ * sockets.
  *
- * Everything is read, nothing is changed, except by aimo_allocator_trim. All of it may run without
- * the GIL. Where the platform cannot say, the functions say so instead of guessing. */
+ * Only aimo_allocator_trim changes anything; the rest only reads. None of it needs the GIL. Where
+ * the platform cannot say, the functions report that instead of guessing. */
 #ifndef AIMO_PROCESS_PROCESS_H
 #define AIMO_PROCESS_PROCESS_H
 
@@ -12,20 +13,21 @@ typedef struct {
     const char *name; /* "glibc", "jemalloc" or "unknown"; static */
     bool known;       /* false: the numbers below are zero and mean nothing */
     size_t live;      /* bytes that callers hold */
-    size_t retained;  /* bytes that were freed and not given back to the system; an upper bound of
-                         what is resident, since the pages of a free block may be gone already */
-    size_t mapped;    /* the part of `live` in blocks of their own mapping */
-    bool can_trim;    /* aimo_allocator_trim does something */
+    size_t retained; /* bytes that were freed but not returned to the system; an upper bound on what
+                        is resident, since the pages of a free block may be gone already */
+    size_t mapped;   /* the part of `live` in blocks with a mapping of their own */
+    bool can_trim;   /* aimo_allocator_trim does something */
 } aimo_allocator_info;
 
 /* Takes every arena's lock in turn and walks its free lists: microseconds in a tidy heap,
  * milliseconds in one with very many free blocks. */
 void aimo_allocator_read(aimo_allocator_info *info);
 
-/* Gives free pages back to the system; tens of milliseconds on a large heap. True when it did. */
+/* Returns free pages to the system; takes tens of milliseconds on a large heap. True when it
+ * did. */
 bool aimo_allocator_trim(void);
 
-/* *open = file descriptors in use, *connected = those that are internet sockets with a peer.
+/* *open = file descriptors in use, *connected = how many of them are internet sockets with a peer.
  * False when the system does not list them; both are then zero. */
 bool aimo_process_count_files(size_t *open, size_t *connected);
 
