@@ -1,23 +1,26 @@
 /* The wrapped allocators, and what happens when one of their calls meets a sample.
  *
- * Almost every call must pass at the cost of a few instructions. Two numbers decide: an allocation
- * counts its bytes down and is a sample when the count falls below zero; a freed block is looked up
- * only when the filter counts a sampled block in the same 512 bytes of address space (modulo its
- * reach). While the hook is off the count is out of reach and the filter is empty, so the wrappers,
- * which cannot always be taken out (somebody may have wrapped them), need no switch of their own.
+ * Almost every call must get through at the cost of a few instructions. Two numbers decide: an
+ * allocation subtracts its bytes from a countdown and becomes a sample when that falls below zero;
+ * a freed block is looked up only when the filter counts a sampled block in the same 512 bytes of
+ * address space (modulo the filter's reach). While the hook is off the countdown is out of reach
+ * and the filter is empty, so the wrappers, which cannot always be removed (somebody may have
+ * wrapped them), need no switch of their own.
  *
- * Most frees can pass at no cost at all. CPython's small-object allocator hands blocks of more than
- * 512 bytes to and from the RAW domain, and finds out by the address which ones: where every sample
- * is asked for as such a block, only RAW's free has to be wrapped, and few frees arrive there.
+ * Most frees can get through at no cost at all. CPython's small-object allocator gets blocks of
+ * more than 512 bytes from the RAW domain, and recognizes them by their address when they are
+ * freed: if every sample is allocated as such a block, only RAW's free has to be wrapped, and few
+ * frees arrive there.
  *
  * Poisson sampling: distances between sample points in the stream of allocated bytes are
- * exponential with mean R, so a block of s bytes is sampled with p = 1 - exp(-s / R) whatever came
- * before, and 1/p, s/p are unbiased counts of blocks and bytes (a fixed distance would resonate
- * with loops). Its part of the variance of the sum is s^2 (1 - p) / p^2.
+ * exponential with mean R, so a block of s bytes is sampled with probability p = 1 - exp(-s / R)
+ * whatever came before, and 1/p and s/p are unbiased estimates of blocks and bytes (a fixed
+ * distance would resonate with loops). A sampled block contributes s^2 (1 - p) / p^2 to the
+ * variance of the sum.
  *
  * The filter is indexed by plain address bits, not by a hash: blocks freed together are neighbours,
- * so their counters share a cache line; a hashed filter of this size missed the first cache at
- * every free. */
+ * so their counters share a cache line; a hashed filter of this size missed the L1 cache at every
+ * free. */
 #include "memhook/memhook.h"
 
 #include "memhook/memhook_sites.h"
@@ -32,8 +35,7 @@ enum { FILTER_SLOTS = 1 << 18, FILTER_SHIFT = 9, FILTER_STUCK = UINT8_MAX };
 
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
-/* Protected by the GIL, as is everything static here but for what free_large reads; see memhook.h.
- */
+/* Protected by the GIL, like all static state here except what free_large reads; see memhook.h. */
 static aimo_allocator below_domain[AIMO_MEMHOOK_DOMAINS];
 static aimo_allocator below_large;
 static int64_t bytes_left = INT64_MAX; /* to the next sample */
@@ -47,11 +49,11 @@ static struct {
     bool probing;
     int64_t bytes_left_before_probe;
     bool samples_are_large;
-    void *probed_free; /* a block whose free is to be seen, or NULL */
+    void *probed_free; /* the block whose free the probe waits for, or NULL */
 } hook;
 
-/* Set while the table or the tree changes. The GIL makes it superfluous; against threads that
- * allocate without it, it turns a corrupt table into a lost sample. */
+/* Set while the table or the tree changes. With the GIL held it is redundant; when a thread
+ * allocates without the GIL, it turns a corrupt table into a lost sample. */
 static atomic_flag changing = ATOMIC_FLAG_INIT;
 
 /* Sampling */
@@ -64,7 +66,7 @@ static uint64_t next_random(void)
     return hook.random * 0x2545f4914f6cdd1du;
 }
 
-/* Any seed gives a usable, well mixed state: xorshift needs it not to be zero. */
+/* Mixes any seed into a usable state: xorshift's must not be zero. */
 static void seed_random(uint64_t seed)
 {
     hook.random = (seed ^ seed >> 31) * 0x9e3779b97f4a7c15u | 1;
@@ -85,7 +87,8 @@ static aimo_memhook_stats stats_of_sample(size_t size)
         .bytes = s / p, .blocks = 1.0 / p, .variance = s * s * (1.0 - p) / (p * p), .samples = 1};
 }
 
-/* The count fell below zero with an allocation of `size` bytes: whether that is a sample. */
+/* The countdown fell below zero with an allocation of `size` bytes: whether to sample that
+ * allocation. */
 static bool take_sample(size_t size)
 {
     if (hook.probing) {
@@ -97,7 +100,7 @@ static bool take_sample(size_t size)
         bytes_left = INT64_MAX;
         return false;
     }
-    if (!hook.config.owner()) { /* the bytes were not ours to count */
+    if (!hook.config.owner()) { /* another thread's bytes do not count */
         bytes_left += (int64_t)size;
         return false;
     }
@@ -107,8 +110,8 @@ static bool take_sample(size_t size)
 
 /* The filter */
 
-/* Written with the GIL, read without it by free_large, to which a count that is a moment old tells
- * enough: the blocks that it has to find are freed by threads that hold the GIL. */
+/* Written with the GIL held, but free_large reads it without. A stale count is good enough there:
+ * the blocks that it has to find are freed by threads that hold the GIL. */
 static _Atomic uint8_t *filter_slot(uintptr_t address)
 {
     return &filter[address >> FILTER_SHIFT & (FILTER_SLOTS - 1)];
@@ -119,7 +122,8 @@ static uint8_t filter_count(uintptr_t address)
     return atomic_load_explicit(filter_slot(address), memory_order_relaxed);
 }
 
-/* A counter that reached its maximum has lost count and stays: looking up in vain is harmless. */
+/* A counter that reaches its maximum has lost count and sticks there: a needless lookup is
+ * harmless. */
 static void filter_change(uintptr_t address, int by)
 {
     const uint8_t count = filter_count(address);
@@ -133,7 +137,7 @@ static void filter_clear(void)
         atomic_store_explicit(&filter[i], 0, memory_order_relaxed);
 }
 
-/* Live blocks; all with `changing` set. */
+/* Live blocks; `changing` is set in all of these. */
 
 static void forget(aimo_live_block block)
 {
@@ -144,7 +148,7 @@ static void forget(aimo_live_block block)
 
 static void remember(aimo_live_block block)
 {
-    /* An entry of the same address is of a block that was freed where the hook could not see. */
+    /* An entry with the same address belongs to a block whose free the hook did not see. */
     const aimo_live_block stale = aimo_table_remove(block.address);
     if (stale.address != 0)
         forget(stale);
@@ -170,8 +174,8 @@ static void note_allocated(void *block, size_t size)
     atomic_flag_clear_explicit(&changing, memory_order_release);
 }
 
-/* Returns what was known of the block, address 0 when nothing. Mostly it is nothing: a neighbour of
- * a sampled block. */
+/* Removes and returns the block's entry; address 0 when there is none. Usually there is none, and
+ * the block is a neighbour of a sampled one. */
 static aimo_live_block note_freed(void *block)
 {
     aimo_live_block known = {0};
@@ -193,10 +197,10 @@ static void note_not_freed(aimo_live_block known)
     atomic_flag_clear_explicit(&changing, memory_order_release);
 }
 
-/* The rare cases, functions of their own so that the common ones need no stack frame and end in a
- * jump. */
+/* The rare cases are functions of their own, so that the common ones need no stack frame and end in
+ * a jump. */
 
-/* What to ask for, so that the free of a sample is seen. */
+/* The size to allocate, so that the hook sees the free of a sample. */
 static size_t bytes_to_ask(size_t size, bool sampled)
 {
     return sampled && hook.samples_are_large && size < AIMO_MEMHOOK_LARGE ? AIMO_MEMHOOK_LARGE
@@ -224,7 +228,7 @@ static __attribute__((noinline)) void *sampled_calloc(size_t domain, size_t coun
 }
 
 /* The old block is forgotten before the call, because its address may belong to somebody else right
- * after it; the new one is a new allocation of its whole size. */
+ * afterwards; the new block counts as a new allocation of its whole size. */
 static __attribute__((noinline)) void *sampled_realloc(size_t domain, void *block, size_t size,
                                                        bool counted_out)
 {
@@ -258,8 +262,8 @@ static __attribute__((noinline)) void filtered_free_large(void *block)
 }
 
 /* The common cases, a few instructions before the jump to the allocator below. Each domain has its
- * own copies: with the domain known to the compiler, where that allocator stands is a constant, and
- * the context that they are called with is not needed. */
+ * own copies, in which the address of the allocator below is a compile-time constant and the
+ * context argument is not needed. */
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -275,7 +279,7 @@ ALWAYS_INLINE void *hook_malloc(size_t domain, size_t size)
 ALWAYS_INLINE void *hook_calloc(size_t domain, size_t count, size_t size)
 {
     const aimo_allocator *below = &below_domain[domain];
-    bytes_left -= (int64_t)(count * size); /* fits: the callers of allocators have checked it */
+    bytes_left -= (int64_t)(count * size); /* cannot overflow: callers of calloc have checked */
     if (UNLIKELY(bytes_left < 0))
         return sampled_calloc(domain, count, size);
     return below->calloc(below->context, count, size);
@@ -374,8 +378,8 @@ aimo_allocator aimo_memhook_below(size_t domain) { return below_domain[domain]; 
 
 /* Start, stop, fork */
 
-/* A child of fork has the parent's memory, so its table is right as it is, unless the fork came
- * from a thread without the GIL in the middle of a change. */
+/* A forked child inherits the parent's memory, so its table is correct as it is, unless a thread
+ * without the GIL forked in the middle of a change. */
 static void after_fork_in_child(void)
 {
     if (!hook.active)

@@ -1,10 +1,10 @@
-/* A tree, because stacks share their outer frames: one node per frame, interned by (parent, code,
- * instruction), so a stack of eight costs a node or two and two stacks are equal when their nodes
- * are.
+/* Call stacks form a tree, because they share their outer frames: one node per frame, interned by
+ * (parent, code, instruction), so a new stack of eight frames costs a node or two, and two stacks
+ * are equal when their nodes are.
  *
- * What each site held at the peak is kept without copying: when the total reaches a new peak the
- * epoch rises, and a site saves its numbers the first time it changes afterwards. A site that has
- * not changed since still has its peak numbers in `live`. */
+ * Each site's numbers at the peak are kept without copying all sites: when the total reaches a new
+ * peak the epoch advances, and a site saves its numbers the first time it changes afterwards. A
+ * site that has not changed since still has its peak numbers in `live`. */
 #include "memhook/memhook_sites.h"
 
 #include <string.h>
@@ -20,15 +20,16 @@ typedef struct {
 
 static node nodes[AIMO_MEMHOOK_MAX_NODES];
 static uint32_t buckets[BUCKETS];
-static uint32_t used = 1;  /* nodes below it have been used at some time */
+static uint32_t used = 1;  /* nodes below this index have been used at some time */
 static uint32_t free_list; /* nodes to use again */
 static uint32_t to_release;
 static uint32_t epoch;
 static aimo_memhook_stats total;
 static double peak_bytes;
 
-/* The last stack that was interned, outermost frame first. The next one mostly differs in its inner
- * frames alone, and what is equal needs no look into the tree, which is too large for the cache. */
+/* The last stack that was interned, outermost frame first. The next one usually differs in its
+ * inner frames only, and the frames in common need no lookup in the tree, which is too large for
+ * the cache. */
 static struct {
     aimo_frame frame;
     uint32_t node;
@@ -80,7 +81,7 @@ static bool same_frame(const aimo_frame *a, const aimo_frame *b)
     return a->code == b->code && a->instruction == b->instruction;
 }
 
-/* How many outer frames of this stack are those of the last one. */
+/* How many outer frames this stack shares with the last one. */
 static size_t shared_with_last(const aimo_frame *frames, size_t depth)
 {
     size_t i = 0;
@@ -136,7 +137,7 @@ static void stats_add(aimo_memhook_stats *sum, const aimo_memhook_stats *block)
 static void stats_subtract(aimo_memhook_stats *sum, const aimo_memhook_stats *block)
 {
     sum->samples--;
-    if (sum->samples == 0) { /* exactly nothing, whatever rounding has gathered */
+    if (sum->samples == 0) { /* exactly nothing, whatever rounding errors have accumulated */
         *sum = (aimo_memhook_stats){0};
         return;
     }
@@ -215,8 +216,8 @@ static void retire(uint32_t i)
     to_release = i;
 }
 
-/* A node waits in to_release with its code; without one it is in the free list. The frame of a
- * waiting node must not be found again, so its parent becomes itself. */
+/* A node with a code object goes to to_release, one without to the free list. The frame of a
+ * waiting node must not be found again, so the node becomes its own parent. */
 void aimo_sites_collect(bool all)
 {
     if (all)

@@ -1,9 +1,9 @@
 /* Linear probing at a load of at most one half. Removal shifts the rest of the run back instead of
  * leaving tombstones, so the table does not age however many blocks come and go.
  *
- * There are four tables, each four times the one before, and the blocks move up when theirs is half
- * full. A usual service has about a thousand sampled blocks: their table stays in the cache, where
- * a sample in the largest one would miss it every time, twice. */
+ * There are four tables, each four times as large as the one before, and the blocks move to the
+ * next when theirs is half full. A typical service has about a thousand sampled blocks, whose table
+ * stays in the cache; in the largest table every sample would miss the cache twice. */
 #include "memhook/memhook_table.h"
 
 #include "memhook/memhook.h"
@@ -12,7 +12,7 @@
 
 enum { LEAST_SLOTS = 1 << 11, MOST_SLOTS = 2 * AIMO_MEMHOOK_MAX_LIVE };
 
-/* Where the table of `slots` slots begins among all of them: the sum of those before it. */
+/* Where the table of `slots` slots begins: the sum of the sizes of those before it. */
 #define START_OF(slots) (((slots)-LEAST_SLOTS) / 3)
 
 static aimo_live_block all_slots[START_OF(4 * MOST_SLOTS)];
@@ -73,7 +73,7 @@ bool aimo_table_insert(aimo_live_block block)
     return true;
 }
 
-/* Empties slot `hole` and moves back every later member of its run that may stand there. */
+/* Empties slot `hole` and moves back every later entry of its run that may fill the hole. */
 static void close_hole(size_t hole)
 {
     for (size_t i = after(hole); slots[i].address != 0; i = after(i)) {

@@ -1,4 +1,5 @@
-/* The sampled blocks that are alive: address -> size and site. Fixed capacity, no allocation. */
+/* The sampled blocks that are alive, a map from address to size and site. Fixed capacity, no
+ * allocation. */
 #ifndef AIMO_MEMHOOK_TABLE_H
 #define AIMO_MEMHOOK_TABLE_H
 
