@@ -1,4 +1,4 @@
-/* Changes to a cache: rows come and go. */
+/* Changes to a cache: adding, removing and restoring rows. */
 #include "cache/cache.h"
 
 #include "base/cpu.h"
@@ -46,7 +46,7 @@ static aimo_status directory_new(aimo_cache *cache, size_t chunk_count, director
     return AIMO_OK;
 }
 
-/* One store chunk more. */
+/* Adds a store chunk. */
 static aimo_status store_grow(aimo_cache *cache, aimo_error *err)
 {
     directory *store = atomic_load_explicit(&cache->store, memory_order_relaxed), *larger;
@@ -135,8 +135,8 @@ static void encode_int8(const float *x, size_t n, int8_t *row)
         row[i] = (int8_t)nearbyint((double)x[i] / max * 127.0);
 }
 
-/* The norm of a stored row is never 0: its largest element is stored as at least 1 / 256, if dim
- * is at most 65536. */
+/* The norm of a stored row is never 0: with dim at most 65536, its largest element is stored as at
+ * least 1 / 256. */
 static void finish_row(aimo_cache *cache, int64_t slot)
 {
     const directory *store = atomic_load_explicit(&cache->store, memory_order_relaxed);
@@ -147,7 +147,7 @@ static void finish_row(aimo_cache *cache, int64_t slot)
 
 /* ---- changes, with the lock held ----------------------------------------------------------- */
 
-/* The row lies in its slot; makes it one of its context's. */
+/* The row is in its slot already; adds it to its context. */
 static aimo_status enter_row(aimo_cache *cache, int64_t slot, int64_t context, aimo_error *err)
 {
     list *l;
@@ -302,7 +302,7 @@ aimo_status aimo_cache_add(aimo_cache *cache, const float *vectors, const int64_
 {
     AIMO_TRY(aimo_cache_check_vectors(vectors, n, cache->dim, "vector", err));
     for (size_t i = 0; i < n; i++) {
-        /* Locked row by row: another writer waits for one row, not for all. */
+        /* Locks row by row, so that another writer waits for one row, not for all of them. */
         pthread_mutex_lock(&cache->lock);
         const aimo_status status =
             add_one(cache, vectors + i * cache->dim, contexts[i], &slots[i], err);
@@ -374,7 +374,7 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* *highest = the largest slot, -1 without any. */
+/* *highest = the largest slot, or -1 when there are none. */
 static aimo_status check_slots(const int64_t *slots, size_t n, int64_t *highest, aimo_error *err)
 {
     int64_t *sorted;
@@ -393,7 +393,7 @@ static aimo_status check_slots(const int64_t *slots, size_t n, int64_t *highest,
     return status;
 }
 
-/* With the lock held: slots 0 to highest exist, and those that no row takes are free. */
+/* With the lock held: creates slots 0 to highest; those without a row are free. */
 static aimo_status reserve_slots(aimo_cache *cache, int64_t highest, aimo_error *err)
 {
     while (((directory *)atomic_load(&cache->store))->chunk_count * STORE_ROWS <=

@@ -1,12 +1,12 @@
 /* Stored embeddings and exact lookup by cosine similarity.
  *
- * A row is a vector as it is stored: normalised, then rounded to f16 or int8. The score of a row is
- * the cosine of the query with the stored row, a real number. A search finds exactly the rows of
- * its context whose score reaches the threshold; the order is that of the real numbers, too, and of
- * equal rows the older comes first. cache_bound.h has the proof.
+ * A row is a vector as stored: normalised, then rounded to f16 or int8. The score of a row is the
+ * exact cosine of the query and the stored row, a real number. A search finds exactly the rows of
+ * its context whose score reaches the threshold, ordered by the exact scores too; of rows with
+ * equal scores the older comes first. cache_bound.h has the proof.
  *
- * Every function may be called by any thread. A search takes no lock and waits for nobody; its
- * answer is right for one instant of the call. Changes wait for each other. */
+ * Any thread may call any function. A search takes no lock and does not wait for writers; its
+ * answer is the state of the cache at one instant during the call. Changes are serialized. */
 #ifndef AIMO_CACHE_CACHE_H
 #define AIMO_CACHE_CACHE_H
 
@@ -33,20 +33,21 @@ void aimo_cache_init(void);
 /* AIMO_ERR_ARGUMENT unless dim is 1 to AIMO_CACHE_MAX_DIM. */
 AIMO_MUST_CHECK aimo_status aimo_cache_new(aimo_cache **out, size_t dim, aimo_row_type type,
                                            aimo_error *err);
-/* No other call may be under way. NULL is ignored. */
+/* No other call may be in progress. NULL is ignored. */
 void aimo_cache_free(aimo_cache *cache);
 
-/* Lets searches use a device, which the cache then owns; the screen's dimension is the cache's. To
- * be called once, before anything else is. Changes no answer: a device only says which rows are
- * worth comparing. It gets copies of rows when aimo_cache_optimize runs. */
+/* Lets searches use a device. The cache takes ownership of `screen`, whose dimension must be the
+ * cache's. Call at most once, before any other call on the cache. Does not change any answer: the
+ * device only says which rows are worth comparing. It gets copies of rows when aimo_cache_optimize
+ * runs. */
 void aimo_cache_use_device(aimo_cache *cache, aimo_row_screen *screen);
 
 typedef struct {
-    int device;       /* -1: none */
-    size_t rows;      /* places of rows that have a copy there; 0 when it is lost */
-    size_t searches;  /* calls of the device that helped a search */
-    size_t failures;  /* calls that failed, so that the CPU did their work */
-    bool lost;        /* after a failure other than full memory: it is not called any more */
+    int device;  /* -1: none */
+    size_t rows; /* rows of the copies held there, dead ones included; 0 when the device is lost */
+    size_t searches;  /* calls to the device that helped a search */
+    size_t failures;  /* calls that failed, leaving the work to the CPU */
+    bool lost;        /* after a failure other than out of memory: no longer called */
     aimo_error error; /* the last failure's; empty before */
 } aimo_cache_device;
 void aimo_cache_get_device(aimo_cache *cache, aimo_cache_device *out);
@@ -58,9 +59,9 @@ size_t aimo_cache_count(const aimo_cache *cache);
 /* Bytes held, allocation headers included. */
 size_t aimo_cache_bytes(const aimo_cache *cache);
 
-/* Stores vectors [n, dim] f32 in contexts [n]; slots [n] receives their names, numbers from 0 that
- * are used again after a removal. Any scale is fine; AIMO_ERR_ARGUMENT when a vector is zero or not
- * finite, before anything is stored. AIMO_ERR_MEMORY: nothing is stored. */
+/* Stores vectors [n, dim] f32 in contexts [n]. slots [n] receives their slots: numbers from 0 that
+ * name the rows and are reused after a removal. Vectors need not be normalised. AIMO_ERR_ARGUMENT
+ * when one is zero or not finite; AIMO_ERR_MEMORY. After either, nothing is stored. */
 AIMO_MUST_CHECK aimo_status aimo_cache_add(aimo_cache *cache, const float *vectors,
                                            const int64_t *contexts, size_t n, int64_t *slots,
                                            aimo_error *err);
@@ -86,14 +87,14 @@ AIMO_MUST_CHECK aimo_status aimo_cache_search(aimo_cache *cache, const float *qu
 AIMO_MUST_CHECK aimo_status aimo_cache_vector(aimo_cache *cache, int64_t slot, float *out,
                                               aimo_error *err);
 
-/* Learns from the stored rows in which directions they differ, and rebuilds what searches use to
- * pass rows over quickly. Changes no answer. Searches and changes go on meanwhile; a second call
+/* Learns the principal directions of the stored rows and rebuilds the codes by which searches skip
+ * rows quickly. Does not change any answer. Searches and changes continue meanwhile; a second call
  * waits for the first. Copies rows to the device, if there is one. Before the first call every
  * search reads every row of its context. */
 AIMO_MUST_CHECK aimo_status aimo_cache_optimize(aimo_cache *cache, aimo_error *err);
 
-/* The rows of one instant, oldest first, while changes go on. The caller closes the snapshot soon:
- * slots that are removed meanwhile cannot be used again. */
+/* The rows at one instant, oldest first, unaffected by later changes. Close the snapshot soon:
+ * until then slots that are removed cannot be reused. */
 AIMO_MUST_CHECK aimo_status aimo_cache_snapshot_open(aimo_cache *cache, aimo_cache_snapshot **out,
                                                      aimo_error *err);
 size_t aimo_cache_snapshot_count(const aimo_cache_snapshot *snapshot);
@@ -102,9 +103,9 @@ void aimo_cache_snapshot_read(const aimo_cache_snapshot *snapshot, void *rows, i
                               int64_t *contexts);
 void aimo_cache_snapshot_close(aimo_cache_snapshot *snapshot);
 
-/* The inverse: stores n rows bit for bit in their slots, the first as the oldest.
- * AIMO_ERR_ARGUMENT, nothing stored, unless the cache is empty and was never used, the slots differ
- * and are 0 to 2^32 - 2, and every row is one that aimo_cache_add could have stored. */
+/* The inverse of a snapshot: stores n rows bit for bit in their slots, the first as the oldest.
+ * AIMO_ERR_ARGUMENT, with nothing stored, unless the cache was never used, the slots are distinct
+ * and between 0 and 2^32 - 2, and every row is one that aimo_cache_add could have stored. */
 AIMO_MUST_CHECK aimo_status aimo_cache_restore(aimo_cache *cache, const void *rows,
                                                const int64_t *slots, const int64_t *contexts,
                                                size_t n, aimo_error *err);

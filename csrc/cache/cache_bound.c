@@ -6,17 +6,17 @@
 #include <string.h>
 
 static const double SLACK = 1e-9;
-/* Rests and errors in bytes: the largest, 1 and 1.055, fit. */
+/* Rests and errors as bytes: their largest values, 1 and 1.055, fit. */
 static const double BYTE_STEPS = 240.0;
 static const double REST_STEPS = 32768.0; /* of a tail */
-/* What codes 0 to 15 stand for lies 7.5 on both sides of 0. */
+/* Codes 0 to 15 stand for values from -7.5 to 7.5. */
 static const double HEAD_RANGE = 7.5;
-/* The most that a query's head may be scaled. Its codes are at most twice what they round, so
- * rest and error come to at most |u| + 1.0625 * 2 |g|, below 2.4 in cosines and 2^15 in units. */
+/* The largest scale of a query's head. Its codes are at most twice what they round, so rest and
+ * error come to at most |u| + 1.0625 * 2 |g|, below 2.4 in cosines and 2^15 in units. */
 static const double MAX_QUERY_SCALE = 13000.0;
-/* The most that a query's codes may add up to: times HEAD_RANGE, that is below 2^15. */
+/* The largest sum of a query's codes: times HEAD_RANGE, that is below 2^15. */
 static const double MAX_QUERY_SUM = 4300.0;
-/* Roundings of aimo_tail_query's f32 arithmetic: eight operations on numbers below 4. */
+/* Rounding errors of aimo_tail_query's f32 arithmetic: eight operations on numbers below 4. */
 static const double TAIL_ROUNDING = 6e-6;
 
 double aimo_dot_noise(size_t n) { return (double)(n + 8) * 0x1p-24 * 1.01; }
@@ -51,7 +51,7 @@ bool aimo_basis_is_usable(const aimo_basis *basis)
     return basis->skew <= AIMO_MAX_SKEW && squares <= AIMO_MAX_STEPS;
 }
 
-/* (2): the norm of what the directions leave of a vector of norm 1. */
+/* (2): a bound on the norm of a unit vector's rest. */
 static double rest_of(const aimo_basis *basis, const aimo_code_sums *s)
 {
     const double sure = fmax(sqrt(s->exact) - basis->noise, 0.0);
@@ -75,8 +75,8 @@ static double cut(double value, double limit)
     return value < -limit ? -limit : value > limit ? limit : value;
 }
 
-/* Of values within 2^51. Adding 1.5 * 2^52 leaves no bits for a fraction; nearbyint would be a
- * call, a hundred for each query. */
+/* Rounds values within 2^51. Adding 1.5 * 2^52 leaves no bits for a fraction; nearbyint would be a
+ * function call, a hundred of them for each query. */
 static double nearest(double value) { return value + 0x1.8p52 - 0x1.8p52; }
 
 unsigned aimo_head_code(double coordinate, double step)
@@ -154,7 +154,7 @@ static double margin_of(const aimo_basis *basis, const aimo_code_sums *s)
     return error_of(basis, s) * sqrt(square) + basis->skew * square + SLACK;
 }
 
-/* Codes per cosine and step, as many as the limits allow. */
+/* Code units per cosine and step: the largest scale that the limits allow. */
 static double choose_scale(const double *weighted, size_t n)
 {
     double largest = SLACK, sum = SLACK;
@@ -167,7 +167,8 @@ static double choose_scale(const double *weighted, size_t n)
     return fmin(MAX_QUERY_SCALE, most);
 }
 
-/* `norm` as it scales bytes: by how many units of the head's dot, times 2^8, one step counts. */
+/* The scale of rest or error bytes for a query part of this `norm`: how many units of the head's
+ * dot, times 2^8, one step is worth. */
 static uint16_t byte_scale(double norm, double scale)
 {
     return (uint16_t)ceil(norm * scale * 256.0 / BYTE_STEPS);
@@ -235,7 +236,7 @@ void aimo_query_prepare_tail(const aimo_basis *basis, const aimo_similarity_kern
     codes->has_tail = true;
 }
 
-/* Rest and error of a row are rounded down one by one: together they lose less than two units. */
+/* A row's rest and error are rounded down separately: together they lose less than two units. */
 void aimo_query_set_head_bar(aimo_query_codes *codes, double bar)
 {
     const double units = floor((bar - codes->head_margin) / codes->head_scale) - 1.0;

@@ -16,15 +16,16 @@
  * ("error") are stored per row, rounded up. h itself is computed in f32: with e = |P y| as computed
  * minus P y, at most aimo_basis.noise, |h| >= |h~| - e and |h - h'| <= |h~ - h'| + e, and so for g.
  * The query is rounded to a unit f32 vector first, which moves g by less than 2^-23 sqrt(1 + d);
- * noise has it. What is left are roundings of f64 arithmetic on numbers near 1; SLACK covers them a
- * thousandfold.
+ * noise has it. What remains is the rounding of f64 arithmetic on numbers near 1, which SLACK
+ * covers a thousandfold.
  *
- * A head's code has 4 bits and a step of its own for each direction, which goes into the query's
- * codes. So few bits make |h - h'| about a tenth, but for the same bytes twice as many directions
- * leave less of |u||v| than that costs, if each row has its own error.
+ * A head code has 4 bits and a step of its own for each direction; the steps are folded into the
+ * query's codes. With so few bits |h - h'| is about a tenth, but twice as many directions in the
+ * same bytes reduce |u||v| by more than that costs, provided that each row has its own error.
  *
  * (1) and (3) are used twice: with the first directions alone (the head), and with all of them
- * (head and tail). Whether P fits the data decides how much is passed over, never what is found. */
+ * (head and tail). How well P fits the data decides how many rows are skipped, never what is
+ * found. */
 #ifndef AIMO_CACHE_CACHE_BOUND_H
 #define AIMO_CACHE_CACHE_BOUND_H
 
@@ -38,11 +39,11 @@ enum {
     AIMO_MAX_DIRECTIONS = AIMO_MAX_HEAD + AIMO_TAIL_CODES,
 };
 
-/* The most skew that a basis may have: the limits of the integer arithmetic count on it. */
+/* The largest skew of a usable basis: the limits of the integer arithmetic rely on it. */
 #define AIMO_MAX_SKEW 1e-3
 
-/* The most that the squares of all steps may add up to. With h in range a code is off by half a
- * step, otherwise by less than |h|, so that |h - h'| stays below 1.055 and fits its byte. */
+/* The largest sum of the squares of all steps. With h in range a code is off by at most half a
+ * step, otherwise by less than |h|, so |h - h'| stays below 1.055 and fits its byte. */
 #define AIMO_MAX_STEPS 0.1
 
 /* Immutable but for `users`. */
@@ -61,10 +62,10 @@ typedef struct {
 
 /* Sets skew and noise from the directions. */
 void aimo_basis_measure(aimo_basis *basis);
-/* Whether skew and steps are within their limits; nothing is coded with a basis that is not. */
+/* Whether skew and steps are within their limits; a basis that fails this is never used. */
 bool aimo_basis_is_usable(const aimo_basis *basis);
 
-/* The code from 0 to 15 of a coordinate, and the coordinate, in steps, that it stands for. */
+/* The code (0 to 15) of a coordinate, and the coordinate, in steps, that a code stands for. */
 unsigned aimo_head_code(double coordinate, double step);
 double aimo_head_value(unsigned code);
 
@@ -74,23 +75,23 @@ typedef struct {
     aimo_tail tail;
 } aimo_row_codes;
 
-/* Codes of row x [dim] (as stored, widened) whose norm is 1 / inverse_norm. */
+/* Codes of the row x [dim], as stored and widened, whose norm is 1 / inverse_norm. */
 void aimo_basis_encode(const aimo_basis *basis, const aimo_similarity_kernels *kernels,
                        const float *x, double inverse_norm, aimo_row_codes *codes);
 
-/* Sums of squares over the directions so far: of a vector's coordinates, of its codes, and of what
- * lies between them. */
+/* Sums of squares over the directions so far: of a vector's coordinates, of its codes, and of their
+ * differences. */
 typedef struct {
     double exact, code, difference;
 } aimo_code_sums;
 
-/* A query as one basis sees it. */
+/* A query's codes in one basis. */
 typedef struct {
     int8_t head_codes[AIMO_MAX_HEAD];
     double head_scale;  /* cosine per unit of the head's dot */
-    double head_margin; /* what (1) and (3) add whatever the row */
+    double head_margin; /* the terms of (1) and (3) that are the same for every row */
     aimo_code_sums sums;
-    bool has_tail;        /* what follows is set */
+    bool has_tail;        /* the members below are set */
     double margin;        /* of head and tail */
     aimo_head_query head; /* points to head_codes */
     aimo_tail_query tail;
@@ -99,15 +100,17 @@ typedef struct {
 /* unit [dim]: the query, normalised, rounded to f32. Sets what the head needs. */
 void aimo_query_prepare(const aimo_basis *basis, const aimo_similarity_kernels *kernels,
                         const float *unit, aimo_query_codes *codes);
-/* Sets the rest, when it is not set: many searches end before it is needed. */
+/* Sets the rest unless it is set already: many searches end before they need it. */
 void aimo_query_prepare_tail(const aimo_basis *basis, const aimo_similarity_kernels *kernels,
                              const float *unit, aimo_query_codes *codes);
 
-/* Sets the head's, the tail's bar so that no row whose cosine is `bar` or more falls. */
+/* Set the bar of the head and of the tail so that no row whose cosine is at least `bar` is
+ * dropped. */
 void aimo_query_set_head_bar(aimo_query_codes *codes, double bar);
 void aimo_query_set_tail_bar(aimo_query_codes *codes, double bar);
 
-/* The error of a dot product of n elements in f32 divided by the norms, whatever the order. */
+/* A bound on the error of a dot product of n elements in f32, relative to the product of the norms,
+ * for any order of additions. */
 double aimo_dot_noise(size_t n);
 
 /* x . x in f64, where each square is exact. */

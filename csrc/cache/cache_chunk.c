@@ -1,5 +1,5 @@
-/* Chunks. Heads lie in blocks of 16 rows that readers load whole, so a block is published when it
- * is full; until then its rows are compared one by one. */
+/* Chunks. Heads are stored in blocks of 16 rows that readers load whole, so a block is published
+ * when it is full; until then its rows are compared one by one. */
 #include "cache/cache_chunk.h"
 
 #include "cache/cache_device.h"
@@ -56,7 +56,7 @@ aimo_basis *aimo_chunk_basis(const aimo_cache *cache, uint32_t capacity)
     return capacity >= SMALLEST_CODED ? cache->basis : NULL;
 }
 
-/* The four bytes of a position in a line of its block. */
+/* A position's four bytes within a line of its block. */
 static uint8_t *head_part(const chunk *c, size_t position, size_t line)
 {
     const size_t block = position / AIMO_HEAD_BLOCK, row = position % AIMO_HEAD_BLOCK;

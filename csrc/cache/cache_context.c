@@ -1,8 +1,9 @@
-/* Lists and the hash table of contexts: open addressing, linear probing, graves for the gone.
+/* Lists and the hash table of contexts: open addressing, linear probing, tombstones for removed
+ * lists.
  *
- * A small context costs one block: its list, with the only chunk inside, whose capacity doubles
- * until it is a full chunk. Then the list names full chunks. Nothing in a list changes once
- * readers see it but the chunk that is appended to. */
+ * A small context costs one block: its list with its only chunk inside, whose capacity doubles
+ * until a full chunk is needed; from then on the list points to full chunks. Once readers can see a
+ * list, nothing in it changes except the chunk that rows are appended to. */
 #include "cache/cache_context.h"
 
 #include "base/memory.h"
@@ -13,7 +14,7 @@
 
 enum { SMALLEST_TABLE = 64 };
 
-static list grave; /* marks an entry whose list is gone; probing goes on behind it */
+static list tombstone; /* marks an entry whose list was removed; probing continues past it */
 
 static size_t hash(int64_t context)
 {
@@ -28,7 +29,7 @@ static _Atomic(list *) *find_entry(table *t, int64_t context)
     for (size_t i = hash(context);; i++) {
         _Atomic(list *) *entry = &t->entries[i & (t->capacity - 1)];
         const list *l = atomic_load_explicit(entry, memory_order_acquire);
-        if (l == NULL || (l != &grave && l->context == context))
+        if (l == NULL || (l != &tombstone && l->context == context))
             return entry;
     }
 }
@@ -58,7 +59,8 @@ aimo_status aimo_table_init(aimo_cache *cache, aimo_error *err)
     return AIMO_OK;
 }
 
-/* Room for one more context: at most three quarters of the table are lists and graves. */
+/* Makes room for one more context: at most three quarters of the table may be lists and
+ * tombstones. */
 static aimo_status table_reserve(aimo_cache *cache, aimo_error *err)
 {
     table *t = atomic_load_explicit(&cache->contexts, memory_order_relaxed), *larger;
@@ -70,7 +72,7 @@ static aimo_status table_reserve(aimo_cache *cache, aimo_error *err)
     AIMO_TRY(table_new(cache, capacity, &larger, err));
     for (size_t i = 0; i < t->capacity; i++) {
         list *l = atomic_load_explicit(&t->entries[i], memory_order_relaxed);
-        if (l == NULL || l == &grave)
+        if (l == NULL || l == &tombstone)
             continue;
         atomic_store_explicit(find_entry(larger, l->context), l, memory_order_relaxed);
         larger->used++;
@@ -80,7 +82,7 @@ static aimo_status table_reserve(aimo_cache *cache, aimo_error *err)
     return AIMO_OK;
 }
 
-/* The table has room. */
+/* Puts the list into the table, which must have room. */
 static void table_put(aimo_cache *cache, list *l)
 {
     table *t = atomic_load_explicit(&cache->contexts, memory_order_relaxed);
@@ -105,7 +107,7 @@ static void retire_chunk(aimo_cache *cache, chunk *c)
     aimo_cache_retire(cache, &c->link);
 }
 
-/* The list alone, with its chunk when that lies inside. */
+/* Retires the list alone, including its chunk when that is inside it. */
 static void retire_list(aimo_cache *cache, list *l)
 {
     if (has_inline_chunk(l) && l->chunks[0]->basis != NULL)
@@ -117,7 +119,7 @@ void aimo_table_retire_all(aimo_cache *cache, table *t)
 {
     for (size_t i = 0; i < t->capacity; i++) {
         list *l = atomic_load_explicit(&t->entries[i], memory_order_relaxed);
-        if (l == NULL || l == &grave)
+        if (l == NULL || l == &tombstone)
             continue;
         if (!has_inline_chunk(l))
             for (uint32_t j = 0; j < l->chunk_count; j++)
@@ -174,7 +176,7 @@ void aimo_full_chunk_free(aimo_cache *cache, chunk *c)
     aimo_cache_block_free(cache, &c->link);
 }
 
-/* The rows of chunk `index` lie there now. */
+/* Updates the places of a chunk's rows to chunk number `index`. */
 static void renew_places(aimo_cache *cache, const chunk *c, uint32_t index)
 {
     const uint32_t count = atomic_load_explicit(&c->count, memory_order_relaxed);
@@ -188,7 +190,7 @@ static uint32_t live_rows(const chunk *c)
     return atomic_load_explicit(&c->count, memory_order_relaxed) - c->dead;
 }
 
-/* Replaces a small context's list by one whose chunk holds `capacity` rows. */
+/* Replaces a small context's list by one whose chunk has room for `capacity` rows. */
 static aimo_status resize_inline(aimo_cache *cache, list *l, uint32_t capacity, list **out,
                                  aimo_error *err)
 {
@@ -283,7 +285,7 @@ aimo_status aimo_context_replace_chunk(aimo_cache *cache, list *l, uint32_t inde
 static void drop_list(aimo_cache *cache, list *l)
 {
     table *t = atomic_load_explicit(&cache->contexts, memory_order_relaxed);
-    atomic_store_explicit(find_entry(t, l->context), &grave, memory_order_release);
+    atomic_store_explicit(find_entry(t, l->context), &tombstone, memory_order_release);
     cache->context_count--;
     if (!has_inline_chunk(l))
         retire_chunk(cache, l->chunks[0]);

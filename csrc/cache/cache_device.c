@@ -6,10 +6,11 @@
 #include <string.h>
 
 enum {
-    /* Chunks times queries from which a device is asked: a call costs some tens of microseconds,
-     * which is what a CPU needs for about so many. */
+    /* The least chunks times queries worth a device call: it costs some tens of microseconds, which
+     * is what the CPU needs for about this many. */
     LEAST_WORK = 16,
-    /* For each query; more, and the CPU searches by itself: its bar rises as it goes. */
+    /* Per query. With more candidates the CPU searches by itself, because its bar rises as it
+     * goes. */
     CANDIDATES = 1024,
     NO_PLACE = UINT32_MAX,
 };
@@ -53,7 +54,8 @@ void aimo_cache_get_device(aimo_cache *cache, aimo_cache_device *out)
     pthread_mutex_unlock(&cache->lock);
 }
 
-/* Memory may come back; a device that failed, or is a forked parent's, does not. */
+/* Memory may become available again; a device that failed, or belongs to the parent of this forked
+ * process, does not. */
 static void note_failure(aimo_cache *cache, aimo_status status, const aimo_error *err)
 {
     device_use *d = &cache->device;
@@ -65,7 +67,7 @@ static void note_failure(aimo_cache *cache, aimo_status status, const aimo_error
     pthread_mutex_unlock(&cache->lock);
 }
 
-/* Whether searches at a threshold ask the device. */
+/* Whether searches at this threshold use the device. */
 static bool helps(const aimo_cache *cache, double threshold)
 {
     return in_use(cache) &&
@@ -106,8 +108,8 @@ void aimo_device_free_copies(aimo_cache *cache, generation *g)
     g->copies = NULL;
 }
 
-/* rows [CHUNK_ROWS, dim] = the chunk's rows, of norm 1; zeros for the dead, whose slots may hold
- * other rows by now. Under a pin those that live keep theirs. */
+/* rows [CHUNK_ROWS, dim] = the chunk's rows scaled to norm 1, with zeros for dead ones, whose slots
+ * may hold other rows by now. Call under a pin, so that live rows keep their slots. */
 static void read_rows(const aimo_cache *cache, const chunk *c, float *rows)
 {
     const directory *store = atomic_load_explicit(&cache->store, memory_order_acquire);
@@ -135,14 +137,15 @@ static aimo_status copy_new(aimo_cache *cache, const float *rows, device_copy **
     return status;
 }
 
-/* With the lock held: the copy becomes the chunk's, if the chunk is still its context's. */
+/* With the lock held: attaches the copy to the chunk, if the chunk is still in its context's
+ * list. */
 static bool enter_copy(aimo_cache *cache, int64_t context, uint32_t index, const chunk *c,
                        device_copy *copy)
 {
     const list *now = aimo_cache_find(cache, context);
     if (now == NULL || index >= now->chunk_count || now->chunks[index] != c)
         return false;
-    /* Every death that was seen is of this version at the latest. */
+    /* Every death that the copy reflects is at or below this version. */
     copy->since = atomic_load_explicit(&cache->version, memory_order_relaxed);
     atomic_store_explicit(aimo_chunk_copy(c), copy, memory_order_release);
     atomic_fetch_add_explicit(&cache->device.rows, CHUNK_ROWS, memory_order_relaxed);
@@ -187,7 +190,7 @@ void aimo_device_copy_context(aimo_cache *cache, int64_t context)
     bool past = false;
     atomic_store_explicit(&cache->device.crowded, NOTHING_CROWDED, memory_order_relaxed);
     pthread_mutex_lock(&cache->lock);
-    aimo_cache_reclaim(cache); /* copies of the chunks that were replaced make room for these */
+    aimo_cache_reclaim(cache); /* freeing the copies of replaced chunks makes room for new ones */
     pthread_mutex_unlock(&cache->lock);
     for (uint32_t index = 0; in_use(cache) && status == AIMO_OK && !past; index++) {
         pin *p = aimo_cache_pin(cache);
@@ -217,7 +220,7 @@ static int by_position(const void *a, const void *b)
     return (x->query > y->query) - (x->query < y->query);
 }
 
-/* Lists the copies that are right for the version. */
+/* Lists the copies that serve searches of this version. */
 static size_t list_copies(const list *l, uint64_t version, const aimo_screen_rows **rows,
                           uint32_t *place_of)
 {
@@ -235,7 +238,7 @@ static size_t list_copies(const list *l, uint64_t version, const aimo_screen_row
     return count;
 }
 
-/* False: the CPU has to look through everything. */
+/* False: the CPU has to search everything. */
 static bool run_pass(device_pass *pass, aimo_cache *cache, const aimo_screen_args *args,
                      aimo_screen_candidate *candidates, size_t capacity)
 {

@@ -1,6 +1,6 @@
-/* Every f32 is a whole number of 2^-149, every f16 of 2^-24: inner products are whole numbers, and
- * comparing cosines is comparing squares of whole numbers, with their signs seen to. The numbers
- * have a fixed size, the largest that the arguments can need. */
+/* Every f32 is an integer multiple of 2^-149, every f16 of 2^-24. So inner products are integers in
+ * those units, and cosines are compared by comparing signs and squares of integers. The integers
+ * have a fixed size, enough for the largest that the arguments can produce. */
 #include "cache/cache_exact.h"
 
 #include "half/half_scalar.h"
@@ -45,7 +45,7 @@ static void accumulate(accumulator *a, int64_t value, unsigned shift)
     }
 }
 
-/* x = mantissa * 2^(shift - 149) with shift >= 0. */
+/* Splits x = mantissa * 2^(shift - 149) with shift >= 0. */
 static int64_t split_f32(float x, unsigned *shift)
 {
     const uint32_t bits = aimo_f32_bits(x), exponent = bits >> 23 & 0xff;

@@ -1,4 +1,4 @@
-/* Decisions in exact arithmetic, for what f64 leaves open. */
+/* Exact arithmetic, for comparisons that f64 cannot decide. */
 #ifndef AIMO_CACHE_CACHE_EXACT_H
 #define AIMO_CACHE_CACHE_EXACT_H
 

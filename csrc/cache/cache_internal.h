@@ -1,16 +1,16 @@
-/* How a cache lies in memory, and the rules by which readers and writers share it.
+/* A cache's layout in memory, and the rules by which readers and writers share it.
  *
- * Rows live in the store, by slot. Each context has a list of chunks; a chunk holds positions, and
- * a position names a slot and the versions between which its row is there: born at `births`, gone
- * at `deaths`. Changes take the lock, write, and then raise the version. A search pins itself,
- * takes the list, then the version, and sees what is there in that version:
+ * Rows live in the store, by slot. Each context has a list of chunks. A chunk holds positions; a
+ * position names a slot and the versions in which its row exists: from `births` until `deaths`. A
+ * change takes the lock, writes, and then raises the version. A search takes a pin, then the list,
+ * then the version, and sees the rows that exist in that version:
  *
  *   - Positions of a chunk are only ever appended, then published by `count`. A dead one stays
  *     until its chunk is rebuilt and replaced as a whole, in a new list.
  *   - What a list, a chunk or a slot held is used again only when no search is pinned that could
  *     have seen it: every pin is at or above the version at which it was retired.
  *
- * So readers wait for nobody, and the answer is that of one version. */
+ * So readers never wait for writers, and every answer is that of one version. */
 #ifndef AIMO_CACHE_CACHE_INTERNAL_H
 #define AIMO_CACHE_CACHE_INTERNAL_H
 
@@ -25,12 +25,12 @@
 
 enum {
     CHUNK_ROWS = 2048,   /* of a full chunk; smaller ones are powers of two */
-    SMALLEST_CODED = 64, /* chunks below this capacity are read row by row: cheap enough */
+    SMALLEST_CODED = 64, /* smaller chunks are searched row by row, which is cheap enough */
     STORE_ROWS = 1024,   /* of a store chunk */
-    PIN_COUNT = 128,     /* searches at once; more wait for one to end */
+    PIN_COUNT = 128,     /* concurrent searches; further ones wait for one to end */
     NO_SLOT = -1,
 };
-#define AIMO_ALIVE UINT64_MAX /* the death of a row that is there */
+#define AIMO_ALIVE UINT64_MAX /* the death of a live row */
 #define AIMO_IDLE UINT64_MAX  /* a pin that nobody holds */
 #define AIMO_NO_POSITION UINT32_MAX
 
@@ -49,12 +49,12 @@ typedef struct {
     aimo_tail *tails;         /* [capacity] */
 } chunk;
 
-/* A full chunk's copy on a device; see cache_device.h. A full chunk's block ends with a pointer to
- * it. */
+/* A full chunk's copy on a device, see cache_device.h. The pointer to it is at the end of the
+ * chunk's block. */
 typedef struct device_copy {
-    struct device_copy *next; /* of those that were retired */
+    struct device_copy *next; /* in a generation's list of retired copies */
     aimo_screen_rows *rows;
-    uint64_t since; /* right for searches of this version and later */
+    uint64_t since; /* serves searches of this version and later ones */
 } device_copy;
 
 /* Immutable but for `open`. A small context's only chunk lies in the same block. */
@@ -69,11 +69,11 @@ typedef struct {
 typedef struct {
     retired link;
     size_t capacity; /* a power of two */
-    size_t used;     /* lists and graves; protected by lock */
+    size_t used;     /* lists and tombstones; protected by lock */
     _Atomic(list *) entries[];
 } table;
 
-/* What only writers read of a slot. */
+/* The part of a slot that only writers read. */
 typedef struct {
     int64_t context;   /* of a live slot; the next slot of its chain otherwise */
     uint32_t position; /* chunk index * CHUNK_ROWS + index; AIMO_NO_POSITION: not live */
@@ -91,13 +91,13 @@ typedef struct {
     store_chunk *chunks[];
 } directory;
 
-/* Retired together; free when every pin has reached the stamp. */
+/* Things that were retired together; they are freed when every pin has reached the stamp. */
 typedef struct {
     uint64_t stamp;
     int64_t slots; /* chained through their places */
     retired *blocks;
     device_copy *copies;
-    size_t size; /* things in it, large blocks counted more than once */
+    size_t size; /* number of things in it, large blocks counting as several */
 } generation;
 
 typedef struct {
@@ -106,10 +106,11 @@ typedef struct {
 
 typedef struct {
     aimo_row_screen *screen; /* NULL: none */
-    atomic_bool lost;        /* it failed, and is not used any more */
+    atomic_bool lost;        /* it failed and is no longer used */
     atomic_size_t rows, searches, failures;
-    _Atomic double crowded; /* up to this threshold a search found too many candidates */
-    aimo_error error;       /* protected by lock */
+    _Atomic double
+        crowded;      /* at this threshold, and so below it, a search found too many candidates */
+    aimo_error error; /* protected by lock */
 } device_use;
 
 struct aimo_cache {
@@ -153,11 +154,12 @@ AIMO_INLINE double aimo_store_inverse_norm(const directory *store, uint32_t slot
 /* The list of a context, NULL when there is none; with a pin or the lock held. */
 list *aimo_cache_find(const aimo_cache *cache, int64_t context);
 
-/* From and until when the cache is looked after at a fork. */
+/* Between these two calls the fork handlers look after the cache. */
 void aimo_cache_register(aimo_cache *cache);
 void aimo_cache_unregister(aimo_cache *cache);
 
-/* A pin keeps everything that can be reached from now on. Waits only while all pins are taken. */
+/* A pin keeps alive everything that is reachable from now on. Waits only while all pins are
+ * taken. */
 pin *aimo_cache_pin(aimo_cache *cache);
 void aimo_cache_unpin(pin *p);
 
@@ -167,19 +169,21 @@ aimo_status aimo_cache_check_vectors(const float *vectors, size_t n, size_t dim,
 
 /* For writers, with the lock held: */
 
-/* Makes what was written visible to the searches that start from now on. */
+/* Makes what was written visible to searches that start from now on. */
 void aimo_cache_publish(aimo_cache *cache);
-/* `block` was unlinked; it is freed when no search can hold it. */
+/* Takes over a `block` that was unlinked, and frees it when no search can hold it any more. */
 void aimo_cache_retire(aimo_cache *cache, retired *block);
-/* Frees what was retired and no search can hold any more; the second, only when that may be much.
- * Nothing that was retired may be used after it. */
+/* Frees what was retired and no search can hold any more; the second does so only when that may be
+ * a lot. The caller must not use anything retired afterwards. */
 void aimo_cache_reclaim(aimo_cache *cache);
 void aimo_cache_reclaim_when_due(aimo_cache *cache);
-/* For the end of a cache: frees all that was retired. */
+/* When the cache is freed: frees everything that was retired. */
 void aimo_cache_free_retired(aimo_cache *cache);
-/* No row is in the slot any more; it is used again when no search can see the one that was. */
+/* Takes over a slot whose row was removed; it is reused when no search can see that row any
+ * more. */
 void aimo_cache_retire_slot(aimo_cache *cache, int64_t slot);
-/* Memory that aimo_cache_bytes counts; what the allocator really takes for `bytes`. */
+/* Memory that aimo_cache_bytes counts. The last one says what the allocator really takes for
+ * `bytes`. */
 aimo_status aimo_cache_memory_new(aimo_cache *cache, void **out, size_t bytes, const char *what,
                                   aimo_error *err);
 void aimo_cache_memory_free(aimo_cache *cache, void *block, size_t bytes);

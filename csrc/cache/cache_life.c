@@ -1,5 +1,5 @@
-/* The life of what readers may hold: memory that is counted, pins, retired blocks and slots, and
- * what becomes of them in a forked child. cache_internal.h has the rules. */
+/* The lifetime of what readers may hold: counted memory, pins, retired blocks and slots, and what
+ * becomes of them in a forked child. cache_internal.h has the rules. */
 #include "cache/cache.h"
 
 #include "base/memory.h"
@@ -9,8 +9,8 @@
 #include <sched.h>
 
 enum {
-    /* Looking at every pin costs as much as a small change: do it once per so many retired things,
-     * where a large block counts for several. */
+    /* Looking at every pin costs as much as a small change, so it is done once per this many
+     * retired things, where a large block counts as several. */
     GENERATION_SIZE = 256,
     RETIRED_THING = 4096,
 };
@@ -20,8 +20,9 @@ enum {
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static aimo_cache *caches; /* protected by registry_lock */
 
-/* No change is half done in the child. An optimization may be: it holds no lock while it computes,
- * and what it had not yet published is lost, nothing else. */
+/* The child never sees a half-done change, because the fork handlers take every lock that writers
+ * hold. An optimization may be under way: it holds no lock while it computes, and only what it had
+ * not yet published is lost. */
 static void before_fork(void)
 {
     pthread_mutex_lock(&registry_lock);
@@ -36,7 +37,7 @@ static void after_fork_in_parent(void)
     pthread_mutex_unlock(&registry_lock);
 }
 
-/* The threads that held pins are not here. */
+/* The threads that held pins do not exist in the child. */
 static void after_fork_in_child(void)
 {
     for (aimo_cache *c = caches; c != NULL; c = c->next) {
@@ -78,7 +79,7 @@ void aimo_cache_unregister(aimo_cache *cache)
 
 /* ---- pins and reclamation ---------------------------------------------------------------- */
 
-/* Threads start looking for a pin at different places. */
+/* Different threads start looking for a free pin at different places. */
 static size_t first_pin(void)
 {
     static atomic_size_t threads;
@@ -95,9 +96,10 @@ pin *aimo_cache_pin(aimo_cache *cache)
         pin *p = &cache->pins[i];
         if (atomic_load_explicit(&p->version, memory_order_relaxed) == AIMO_IDLE &&
             atomic_compare_exchange_strong(&p->version, &idle, atomic_load(&cache->version))) {
-            /* A writer that did not see the pin raised the version before it looked, and who reads
-             * that version sees what was unlinked until then. Without this, processors that let an
-             * acquiring load go before the pin may still find it. */
+            /* A writer that did not see this pin had raised the version before it looked at the
+             * pins, and whoever reads that version also sees everything that was unlinked before.
+             * Without re-reading the version here, a processor that reorders an acquire load before
+             * the store of the pin could still find what was unlinked. */
             (void)atomic_load(&cache->version);
             return p;
         }
@@ -176,8 +178,8 @@ static void free_generation(aimo_cache *cache, generation *g)
     g->size = 0;
 }
 
-/* A search that is not pinned below the stamp has seen every change up to it, so it can reach
- * nothing that was retired before. */
+/* A search whose pin is not below the stamp has seen every change up to it, so it can reach nothing
+ * that was retired before. */
 void aimo_cache_reclaim(aimo_cache *cache)
 {
     if (cache->old.size != 0 && lowest_pin(cache) < cache->old.stamp)

@@ -1,8 +1,9 @@
-/* Learning the directions: principal directions of a sample by subspace iteration, the number of
- * head directions by counting what each would leave to look at, then chunk by chunk into place.
+/* Learning the directions: the principal directions of a sample by subspace iteration, then the
+ * number of head directions by counting the rows that each choice would leave to compare, then
+ * recoding chunk by chunk.
  *
- * Nothing here must be accurate. The bound holds for any directions, and directions that are a
- * little off pass over a few rows less. */
+ * Nothing here needs to be accurate. The bound holds for any directions; slightly wrong ones merely
+ * skip a few rows fewer. */
 #include "cache/cache.h"
 
 #include "base/large_pages.h"
@@ -16,11 +17,11 @@
 
 enum {
     SAMPLE_ROWS = 2048,
-    FEWEST_ROWS = 256, /* below, searching row by row is as fast */
-    PROBES = 64,       /* sample rows that play the query when heads are chosen */
+    FEWEST_ROWS = 256, /* with fewer, searching row by row is as fast */
+    PROBES = 64,       /* sample rows that serve as queries when the head is chosen */
     ITERATIONS = 6,
-    ROWS_IN_CACHE = 16384, /* whose heads stay in an L2 cache of about 1 MB */
-    /* Chunks that a processor's table of about 4,000 small pages does not reach. */
+    ROWS_IN_CACHE = 16384, /* rows whose heads stay in an L2 cache of about 1 MB */
+    /* With this many chunks, a processor's TLB of about 4,000 small pages no longer covers them. */
     GATHERED_CHUNKS = 64,
 };
 
@@ -50,8 +51,8 @@ static void multiply_sample(const learner *l)
                             l->products + r * l->n);
 }
 
-/* Makes the directions orthonormal, each against those before it, twice over: once is not enough
- * when they were nearly parallel. One that vanishes is replaced by an axis. */
+/* Gram-Schmidt, twice over, because once is not enough when directions were nearly parallel. A
+ * direction that vanishes is replaced by an axis. */
 static void orthonormalize(const learner *l)
 {
     const size_t dim = l->dim;
@@ -132,7 +133,7 @@ static double distance(const float *a, const float *b, size_t n)
     return sqrt(square);
 }
 
-/* The share of sample rows that a head of k directions leaves at the usual threshold. */
+/* The share of sample rows that a head of k directions fails to rule out at the usual threshold. */
 static double share_left(const learner *l, size_t k)
 {
     const double threshold = 0.85, rounding = 0.015;
@@ -182,7 +183,7 @@ static size_t choose_head(const learner *l, size_t row_bytes, size_t rows)
     return best;
 }
 
-/* A tail code's unit: the largest coordinate of the sample, and a quarter more, is 127. */
+/* A tail code's unit: the sample's largest coordinate, plus a quarter, becomes 127. */
 static double choose_tail_step(const learner *l, size_t head, size_t tail)
 {
     double largest = 1e-3;
@@ -193,7 +194,7 @@ static double choose_tail_step(const learner *l, size_t head, size_t tail)
 
 /* ---- the sample ------------------------------------------------------------------------------ */
 
-/* With the lock held: up to SAMPLE_ROWS live rows, spread over the slots. */
+/* With the lock held: takes up to SAMPLE_ROWS live rows, spread over the slots. */
 static void take_sample(const aimo_cache *cache, learner *l)
 {
     const directory *store = atomic_load_explicit(&cache->store, memory_order_relaxed);
@@ -270,8 +271,8 @@ static aimo_status learn(aimo_cache *cache, aimo_basis **out, aimo_error *err)
 
 /* ---- into place ------------------------------------------------------------------------------ */
 
-/* With the lock held: what happened to `from` while `to` was copied from its first `copied`
- * positions. */
+/* With the lock held: applies to `to` what happened to `from` while its first `copied` positions
+ * were copied. */
 static void catch_up(aimo_cache *cache, const chunk *from, uint32_t copied, chunk *to)
 {
     const uint32_t count = atomic_load_explicit(&from->count, memory_order_relaxed);
@@ -294,7 +295,7 @@ static void catch_up(aimo_cache *cache, const chunk *from, uint32_t copied, chun
 
 typedef enum { RECODED, CHANGED_MEANWHILE, NO_SUCH_CHUNK } recoding;
 
-/* With the lock held and under a pin; gives the lock up while it codes the rows. */
+/* With the lock held and under a pin; releases the lock while it codes the rows. */
 static aimo_status recode_full(aimo_cache *cache, list *l, uint32_t index, float *widened,
                                recoding *result, aimo_error *err)
 {
@@ -345,7 +346,7 @@ static aimo_status recode_context(aimo_cache *cache, int64_t context, float *wid
     recoding result = RECODED;
     aimo_status status = AIMO_OK;
     for (uint32_t index = 0; status == AIMO_OK && result != NO_SUCH_CHUNK;) {
-        /* Pinned chunk by chunk: a pin keeps what others retire. */
+        /* Takes a pin per chunk, because a pin keeps everything that others retire. */
         pin *p = aimo_cache_pin(cache);
         pthread_mutex_lock(&cache->lock);
         aimo_cache_reclaim_when_due(cache); /* the chunks before this one, as they were */

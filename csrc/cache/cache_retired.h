@@ -1,10 +1,10 @@
-/* What readers may still look at after it was replaced. */
+/* Blocks that readers may still use after they were replaced. */
 #ifndef AIMO_CACHE_CACHE_RETIRED_H
 #define AIMO_CACHE_CACHE_RETIRED_H
 
 #include <stddef.h>
 
-/* The first member of every such block. */
+/* The link that every such block starts with. */
 typedef struct retired {
     struct retired *next;
     size_t bytes; /* of the block */

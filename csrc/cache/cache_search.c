@@ -1,8 +1,9 @@
-/* Searching: what the bounds leave is compared in f32, what that leaves in f64, and what f64 cannot
- * tell apart in exact arithmetic.
+/* Searching: rows that the bounds cannot rule out are compared in f32, those still undecided in
+ * f64, and what f64 cannot tell apart in exact arithmetic.
  *
- * A tile is the queries of one context that walk its chunks together, so that a chunk is read from
- * memory once for all of them. The best score that is already found raises the bar for the rest. */
+ * A tile is a group of queries of one context that walk its chunks together, so that a chunk is
+ * read from memory once for all of them. Hits that are already found raise the bar for the
+ * remaining rows. */
 #include "cache/cache.h"
 
 #include "base/scratch.h"
@@ -17,10 +18,11 @@
 
 enum {
     TILE_QUERIES = 128,
-    SCREEN_QUERIES = 16, /* that a screen takes at once: a tile of AMX, four loops of other rows */
+    SCREEN_QUERIES =
+        16, /* queries of one screen: one tile for AMX, four loops for the other rows of kernels */
     CHUNK_BLOCKS = CHUNK_ROWS / AIMO_HEAD_BLOCK,
-    /* Rows that a query compares outright before its tail is worth preparing, which reads as many
-     * bytes as a hundred rows: in a small cache, or near no row at all, it never is. */
+    /* Rows that a query compares outright before its tail is worth preparing, since that reads as
+     * many bytes as a hundred rows. In a small cache, or far from every row, it never is. */
     OUTRIGHT_ROWS = 48,
     FETCHED_CODES = 4096, /* bytes; of a chunk before its turn */
 };
@@ -39,11 +41,11 @@ typedef struct {
     hit *hits; /* [k], best first */
     size_t hit_count;
     size_t outright; /* rows compared without a tail */
-    double bar;      /* a row below it is not wanted */
+    double bar;      /* rows that score lower are not wanted */
     aimo_query_codes codes;
 } seeker;
 
-/* The rows of a chunk that the heads leave to a query. */
+/* The rows of a chunk that the heads could not rule out for a query. */
 typedef struct {
     const chunk *chunk;
     seeker *seeker;
@@ -112,7 +114,8 @@ static bool comes_before(const tile *t, const seeker *s, const hit *a, const voi
     return order != 0 ? order > 0 : a->birth < b->birth;
 }
 
-/* Inserts the hit when it is one of the k best; most come last, so look from there. */
+/* Inserts the hit when it is among the k best; most belong at the end, so the search for its place
+ * starts there. */
 static void insert_hit(const tile *t, seeker *s, const hit *h, const void *row)
 {
     size_t place = s->hit_count;
@@ -146,8 +149,8 @@ static void consider(const tile *t, seeker *s, const chunk *c, size_t position)
 
 /* ---- one chunk ----------------------------------------------------------------------------- */
 
-/* The rows whose bits are set, in order. Four masks at a time, most of which are empty. Asks for
- * their tails unless these are NULL. */
+/* Lists the rows whose bits are set, in order, testing four masks at a time because most are empty.
+ * Prefetches their tails unless `tails` is NULL. */
 static size_t list_candidates(const uint16_t *masks, size_t blocks, const aimo_tail *tails,
                               uint16_t *candidates)
 {
@@ -167,8 +170,8 @@ static size_t list_candidates(const uint16_t *masks, size_t blocks, const aimo_t
     return count;
 }
 
-/* Asks for a row that is looked at soon: it lies somewhere in memory. A row that came after the
- * tile's version may lie in a store chunk that its directory does not have. */
+/* Prefetches a row that is compared soon, since it may be anywhere in memory. A row added after the
+ * tile's version may be in a store chunk that the tile's directory does not have. */
 static void fetch_row(const tile *t, uint32_t slot)
 {
     if (slot / STORE_ROWS >= t->store->chunk_count)
@@ -178,7 +181,7 @@ static void fetch_row(const tile *t, uint32_t slot)
         __builtin_prefetch(row + byte);
 }
 
-/* Compares the candidates whose tails may still reach the bar, or outright those that are few. */
+/* Compares the candidates whose tails may still reach the bar, or all of them when they are few. */
 static void consider_candidates(const tile *t, const listing *left)
 {
     const chunk *c = left->chunk;
@@ -199,8 +202,8 @@ static void consider_candidates(const tile *t, const listing *left)
     }
 }
 
-/* What was listed last is compared only after the next rows are listed: by then its tails, which
- * were asked for, have come from memory. */
+/* Candidates are compared only after the next ones have been listed: by then their prefetched tails
+ * have arrived from memory. */
 static void consider_last(tile *t)
 {
     listing *last = &t->listings[1 - t->turn];
@@ -233,7 +236,7 @@ static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeke
         consider_last(t);
 }
 
-/* Positions before the one returned are done with. */
+/* Screens the chunk's coded blocks; returns the first position behind them. */
 static size_t screen_blocks(tile *t, const chunk *c)
 {
     const aimo_heads heads = {
@@ -258,8 +261,8 @@ static size_t screen_blocks(tile *t, const chunk *c)
     return heads.blocks * AIMO_HEAD_BLOCK;
 }
 
-/* Asks for the first codes of a chunk, which lies somewhere in memory; the screen asks for the rest
- * as it goes. */
+/* Prefetches the first codes of a chunk, which may be anywhere in memory; the screen prefetches the
+ * rest as it goes. */
 static void fetch_codes(const chunk *c)
 {
     if (c->basis == NULL)
@@ -279,8 +282,8 @@ static void search_chunk(tile *t, const chunk *c)
 
 /* ---- one tile ------------------------------------------------------------------------------ */
 
-/* The context's list and a version such that the list has every row that is there in that version:
- * when the list is still the same after the version was read, no chunk had been left out. */
+/* Takes the context's list and a version such that the list has every row that exists in that
+ * version: when the list is still the same after the version was read, no chunk is missing. */
 static const list *snapshot(tile *t, int64_t context)
 {
     const list *before, *after = aimo_cache_find(t->cache, context);
@@ -339,7 +342,8 @@ static void seeker_init(seeker *s, const float *query, size_t dim, double thresh
     s->bar = threshold;
 }
 
-/* Rounding may have left a score on the wrong side of what was decided exactly. */
+/* Rounding may have put a score on the wrong side of the threshold or of its neighbour, contrary to
+ * the exact decision. */
 static void write_hits(const seeker *s, double threshold, size_t k, int64_t *slots, double *scores)
 {
     double highest = 1.0;
@@ -369,7 +373,7 @@ typedef struct {
     order_entry *order; /* [n], by context, then index */
     size_t *starts;     /* [tiles + 1] into order */
     size_t tiles;
-    atomic_size_t next;   /* the tile that is taken next */
+    atomic_size_t next;   /* the next tile to search */
     char *working_memory; /* [workers, tile_bytes] */
     size_t tile_queries, tile_bytes;
 } job;
@@ -456,8 +460,8 @@ static size_t cut_tiles(const order_entry *order, size_t n, size_t most, size_t 
     return tiles;
 }
 
-/* A tile each for the threads, unless a device does most of the work; fewer queries in one when
- * many hits are wanted. */
+/* One tile per thread, unless a device does most of the work; fewer queries per tile when many hits
+ * are wanted. */
 static size_t queries_per_tile(const aimo_cache *cache, double threshold, size_t n, size_t k)
 {
     const bool on_device = aimo_device_has_most(cache, threshold);

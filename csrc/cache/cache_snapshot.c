@@ -1,4 +1,4 @@
-/* Saving and restoring rows. A snapshot is a pin and the list of the rows that were there: their
+/* Saving rows. A snapshot is a pin and a list of the rows that existed when it was taken: their
  * bytes stay as long as the pin, so only the list is made under the lock. */
 #include "cache/cache.h"
 
