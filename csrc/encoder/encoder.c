@@ -1,4 +1,4 @@
-/* An encoder's life, and what there is to know about it. */
+/* An encoder's lifecycle and its properties. */
 #include "encoder/encoder.h"
 
 #include "base/cpu.h"

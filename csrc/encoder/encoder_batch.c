@@ -1,5 +1,5 @@
-/* The calls that take a batch: each is checked, cut into chunks of whole sequences, and done when
- * all of them are. Chunks run in parallel, none touching another's workspace. */
+/* The calls that take a batch. The batch is checked and cut into chunks of whole sequences, which
+ * run in parallel, each in a workspace of its own. */
 #include "encoder/encoder.h"
 
 #include "base/memory.h"
@@ -36,10 +36,10 @@ static aimo_status check_batch(const aimo_encoder *e, const int32_t *token_ids,
     return AIMO_OK;
 }
 
-/* Cuts the batch into chunks of about `target` tokens, each where a sequence ends next to a
- * multiple of it, so that rounding leaves no small chunk behind; returns how many. *bytes = the
- * workspace that serves each of them, and any batch of ordinary chunks, so that it is never
- * replaced. */
+/* Cuts the batch into chunks of about `target` tokens, each ending with the sequence that ends
+ * nearest to a multiple of it, so that rounding leaves no small last chunk; returns how many.
+ * *bytes = a workspace size that serves each of them, and any batch of ordinary chunks, so that
+ * workspaces are never replaced. */
 static size_t cut(const aimo_encoder *e, const int64_t *offsets, size_t batch, size_t target,
                   chunk *chunks, size_t *chunk_offsets, size_t *bytes)
 {
@@ -69,7 +69,7 @@ typedef struct {
     const encode_call *call;
     const chunk *chunks;
     size_t workspace_bytes;
-    /* The first failure; written by whoever sets `failed` first. */
+    /* The first failure; written by the thread that sets `failed` first. */
     atomic_bool failed;
     aimo_status status;
     aimo_error *err;
@@ -99,7 +99,8 @@ static aimo_status run_batch(const encode_call *call, size_t batch, aimo_error *
     chunk *chunks;
     AIMO_TRY(aimo_memory_new((void **)&chunks, batch, sizeof *chunks + 2 * sizeof(size_t), "chunks",
                              err));
-    size_t *chunk_offsets = (size_t *)(chunks + batch); /* [batch + one for each chunk] */
+    size_t *chunk_offsets =
+        (size_t *)(chunks + batch); /* [batch + chunks]: batch, plus one per chunk */
     batch_run run = {.call = call, .chunks = chunks, .err = err};
     const size_t count =
         cut(e, call->offsets, batch, target, chunks, chunk_offsets, &run.workspace_bytes);
@@ -148,7 +149,7 @@ aimo_status aimo_encoder_encode_tokens(const aimo_encoder *encoder, const int32_
     return run_batch(&call, batch, err);
 }
 
-/* Encodes for what is learnt on the way: into peaks or seconds, one of which is NULL. */
+/* Encodes only to record peaks or seconds; the other one is NULL. */
 static aimo_status observe(const aimo_encoder *encoder, const int32_t *token_ids,
                            const int64_t *offsets, size_t batch, float *peaks, double *seconds,
                            aimo_error *err)

@@ -1,7 +1,7 @@
 /* The forward pass, written once over the backend.
  *
- * All tokens of a chunk lie one after another: only attention and pooling look at where sequences
- * begin. */
+ * All tokens of a chunk are stored one after another; only embedding, attention and pooling care
+ * where sequences begin. */
 #include "encoder/encoder_forward.h"
 
 #include "base/clock.h"
@@ -9,7 +9,7 @@
 #include "encoder/encoder_workspace.h"
 #include "encoder/encoder_weights.h"
 
-/* A chunk on its way. */
+/* A chunk during its forward pass. */
 typedef struct {
     const encode_call *call;
     const chunk *c;
@@ -24,7 +24,7 @@ static aimo_layer_norm norm_of(const aimo_encoder *e, const aimo_weight *weight,
     return (aimo_layer_norm){weight->device, bias->device, e->config.layer_norm_epsilon};
 }
 
-/* The operations of the backend, with a look at the clock when somebody asked for their times. */
+/* The backend's operations, timed when the call asks for their times. */
 static double start_of(const pass *p)
 {
     return p->call->seconds != NULL ? aimo_clock_seconds() : 0.0;
@@ -69,7 +69,7 @@ static aimo_status run_embedding(const pass *p, aimo_error *err)
     return status;
 }
 
-/* Where the peaks of a layer's matrix go; NULL: nobody asked. */
+/* Where the peaks of a layer's matrix go; NULL when the call does not ask for them. */
 static float *peaks_of(const pass *p, const aimo_layer_weights *l, size_t matrix)
 {
     const size_t layer = (size_t)(l - p->encoder->layers);
@@ -157,7 +157,7 @@ static aimo_status run_feed_forward(const pass *p, const aimo_layer_weights *l, 
     return run_linear(p, AIMO_OP_DOWN, &down, err);
 }
 
-/* w.vectors = what is pooled; without dense layers cut and normalized as well. */
+/* w.vectors = the pooled vectors; without dense layers they are cut and normalized here as well. */
 static aimo_status run_pooling(const pass *p, aimo_error *err)
 {
     const aimo_encoder *e = p->encoder;
@@ -179,8 +179,8 @@ static aimo_status run_pooling(const pass *p, aimo_error *err)
 
 static const aimo_pooling first_token = AIMO_POOL_CLS;
 
-/* The dense layers, from one set of vectors to the other and back; then each is cut and normalized.
- */
+/* The dense layers, alternating between the two sets of vectors; then each vector is cut and
+ * normalized. */
 static aimo_status run_dense(const pass *p, aimo_error *err)
 {
     const aimo_encoder *e = p->encoder;
@@ -212,7 +212,7 @@ static aimo_status run_dense(const pass *p, aimo_error *err)
     return b->ops->pool(b, p->leased, &cut, err);
 }
 
-/* w.vectors = each token's, from the form that layers keep it in to f32. */
+/* w.vectors = every token's vector, converted from the layers' row format to f32. */
 static aimo_status run_tokens(const pass *p, aimo_error *err)
 {
     const aimo_encoder *e = p->encoder;
@@ -228,7 +228,8 @@ static aimo_status run_tokens(const pass *p, aimo_error *err)
     return e->backend->ops->pool(e->backend, p->leased, &each, err);
 }
 
-/* The result: each dense layer goes from one set of vectors to the other, and so does the cut. */
+/* The set that holds the result: each dense layer goes from one set of vectors to the other, and so
+ * does the cut. */
 static const float *result_of(const pass *p)
 {
     const size_t dense = p->encoder->config.dense_count;
@@ -255,7 +256,7 @@ static aimo_status forward(void *context, aimo_error *err)
     return AIMO_OK;
 }
 
-/* Where the chunk's vectors belong, from w.vectors or w.other_vectors. */
+/* Copies the chunk's vectors to their place in the output, from w.vectors or w.other_vectors. */
 static aimo_status bring_result(const pass *p, aimo_error *err)
 {
     const encode_call *call = p->call;

@@ -1,4 +1,4 @@
-/* The encoder's tensors: one table says, for each, its name, its kind, its shape and its place. */
+/* The encoder's tensors: one table has the name, kind, shape and place of each. */
 #include "encoder/encoder_weights.h"
 
 #include "base/memory.h"
@@ -31,7 +31,7 @@ typedef struct {
     size_t offset; /* of the aimo_weight in aimo_layer_weights or aimo_model_weights */
     const char *weight;
     bool per_layer;
-    size_t part, parts; /* which of how many equal row blocks of the weight this tensor is */
+    size_t part, parts; /* this tensor is block `part` of `parts` equal row blocks of its weight */
 } tensor;
 
 #define LAYER(field) offsetof(aimo_layer_weights, field), #field, true
@@ -89,7 +89,7 @@ static size_t extent_of(const aimo_encoder_config *c, extent e)
         return c->positions;
     case TOKEN_TYPES:
         return c->token_types;
-    default: /* those of a dense layer that is not there are 0 */
+    default: /* 0 for a dense layer that the model does not have */
         assert(e < EXTENT_END);
         return e < DENSE_OUTPUTS ? c->dense[e - DENSE_INPUTS].inputs
                                  : c->dense[e - DENSE_OUTPUTS].outputs;
@@ -102,8 +102,8 @@ static aimo_weight *weight_of(const aimo_encoder *encoder, const tensor *t, size
     return (aimo_weight *)(base + t->offset);
 }
 
-/* Calls one(encoder, t, layer, err) for every weight once, through the tensor that comes first in
- * it; stops at a failure. */
+/* Calls one(encoder, t, layer, err) once for every weight, where t is the weight's first tensor;
+ * stops at a failure. */
 static aimo_status for_each_weight(aimo_encoder *encoder,
                                    aimo_status (*one)(aimo_encoder *, const tensor *, aimo_weight *,
                                                       aimo_error *),
@@ -293,7 +293,7 @@ static void table_unpack(aimo_dtype dtype, const void *src, float *dst, size_t r
             row_unpack_int8((const int8_t *)src + r * row_bytes, dst + r * columns, columns);
 }
 
-/* Memory of our own for a weight, zeroed, because panels are padded with zeros. */
+/* Allocates a weight's memory, zeroed because panels are padded with zeros. */
 static aimo_status allocate(const tensor *t, aimo_weight *w, aimo_error *err)
 {
     if (w->owned != NULL)

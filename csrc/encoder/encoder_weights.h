@@ -8,7 +8,7 @@
  * share one (query, key and value are one matrix). */
 typedef struct {
     const void *data; /* NULL until a tensor is set or the weight is mapped */
-    void *owned;      /* data when it was allocated here, NULL when it is mapped */
+    void *owned;      /* equals data when it was allocated here; NULL when mapped */
     size_t bytes;
     const void *device;          /* tables and vectors, after sealing */
     aimo_backend_matrix *matrix; /* matrices, after sealing */

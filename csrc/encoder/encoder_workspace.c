@@ -1,4 +1,4 @@
-/* The layout of a workspace: what is needed at different times lies in the same place. */
+/* The layout of a workspace: arrays that are needed at different times share memory. */
 #include "encoder/encoder_workspace.h"
 
 #include "base/memory.h"
@@ -15,14 +15,14 @@ static size_t rows_size(const aimo_encoder *e, aimo_rows_kind kind, size_t rows,
     return align_up(rows * e->backend->ops->row_bytes(e->backend, kind, columns));
 }
 
-/* Bytes of vectors after pooling, of which the head needs two sets. */
+/* Bytes of one set of vectors after pooling; dense layers need two sets. */
 static size_t vectors_size(const aimo_encoder *e, size_t sequences)
 {
     return rows_size(e, AIMO_ROWS_FULL, sequences, aimo_encoder_widest_vector(&e->config));
 }
 
-/* A cache line is left behind the last row: attention's tiles read to the end of their vectors, and
- * what lies there must not be what another thread writes meanwhile. */
+/* A cache line is left after the last row: attention's tiles read past it, to the end of their
+ * vectors, and another thread must not be writing there meanwhile. */
 static size_t qkv_size(const aimo_encoder *e, size_t tokens)
 {
     return rows_size(e, AIMO_ROWS_OPERAND, tokens, 3 * e->config.hidden) + AIMO_CACHE_LINE;
@@ -34,7 +34,7 @@ static size_t scratch_size(const aimo_encoder *e, size_t tokens)
     return rows_size(e, AIMO_ROWS_SUM, tokens, e->config.hidden);
 }
 
-/* Bytes of what shares memory. */
+/* Bytes of the part that is shared. */
 static size_t shared_size(const aimo_encoder *e, size_t tokens, size_t sequences)
 {
     const aimo_encoder_config *c = &e->config;
