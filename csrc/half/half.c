@@ -1,4 +1,4 @@
-/* Dispatch of half conversion, and the sharing of large arrays among threads. */
+/* Dispatch of half conversion, and the splitting of large arrays among threads. */
 #include "half/half.h"
 
 #include "base/threads.h"
@@ -16,10 +16,11 @@ static const aimo_half_kernels rows[] = {
 enum { ROW_COUNT = sizeof rows / sizeof rows[0] };
 
 enum {
-    PART = 1 << 17,            /* elements of a part of an array that is shared */
-    HUGE_PAGE = 2 << 20,       /* bytes of dst that are a part of a streamed one */
-    SHARED_FROM = 1 << 18,     /* elements from which waking a thread pays */
-    STREAMED_FROM = 24u << 20, /* bytes of dst that would push everything else out of the caches */
+    PART = 1 << 17,        /* elements per part of an array that is split */
+    HUGE_PAGE = 2 << 20,   /* bytes of dst per part of a streamed array */
+    SHARED_FROM = 1 << 18, /* elements from which waking a thread pays off */
+    STREAMED_FROM =
+        24u << 20, /* bytes of dst from which it would evict everything else from the caches */
 };
 
 const aimo_half_kernels *aimo_half_row(size_t index)
@@ -60,8 +61,8 @@ static void convert_part(void *context, size_t index)
               w->stream);
 }
 
-/* From the first cache line of dst on, so that parts may be streamed. A streamed part is what lies
- * in one huge page: when two threads first touch the same one, both clear it. */
+/* Parts begin at dst's first cache line boundary, so that they may be streamed. A streamed part is
+ * one huge page of dst: when two threads first touch the same one, both clear it. */
 static void convert_shared(aimo_half_kernel kernel, const char *src, char *dst, size_t n,
                            size_t src_size, size_t dst_size)
 {

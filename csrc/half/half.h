@@ -1,8 +1,9 @@
 /* Conversion between f32 (or f64) and the two 16-bit floats.
  *
- * Rounds to nearest even, once; subnormals are kept; magnitudes from 65520 overflow f16 to
- * infinity; a NaN stays a NaN, quieted, with its sign and top payload bits. Every row gives the
- * same bits. Large arrays are shared among the threads of the pool and stored past the caches. */
+ * Rounds once, to nearest even; subnormals are kept; magnitudes from 65520 on overflow f16 to
+ * infinity; a NaN becomes a quiet NaN with its sign and top payload bits. Every row of kernels
+ * gives the same bits. Large arrays are split among the threads of the pool and written with
+ * non-temporal stores. */
 #ifndef AIMO_HALF_HALF_H
 #define AIMO_HALF_HALF_H
 
@@ -30,7 +31,7 @@ void aimo_f16_to_f32(const uint16_t *src, float *dst, size_t n);
 void aimo_f32_to_bf16(const float *src, uint16_t *dst, size_t n);
 void aimo_bf16_to_f32(const uint16_t *src, float *dst, size_t n);
 void aimo_f64_to_f16(const double *src, uint16_t *dst, size_t n);
-/* The same, by number. */
+/* The same, with the conversion as an argument. */
 void aimo_half_convert(aimo_half_conversion conversion, const void *src, void *dst, size_t n);
 
 /* Two arrays of one shape, converted element by element. Strides are in bytes, may be negative, and
@@ -46,12 +47,13 @@ typedef struct {
     ptrdiff_t src_stride[AIMO_HALF_MAX_DIMS], dst_stride[AIMO_HALF_MAX_DIMS];
 } aimo_half_arrays;
 
-/* Puts the axes into dst's order, from the largest stride to the smallest, all of them positive,
- * and merges those that follow each other; at least one axis is left. Returns the number of
- * elements, and changes nothing when there are none. */
+/* Sorts the axes by dst's strides, from the largest to the smallest, makes those positive, and
+ * merges axes that are contiguous; at least one axis is left. Returns the number of elements, and
+ * changes nothing when there are none. */
 size_t aimo_half_merge_axes(aimo_half_arrays *arrays);
 
-/* Reorders and merges the axes of `arrays`, which is of no use afterwards, then converts. */
+/* Reorders and merges the axes of `arrays`, whose contents are undefined afterwards, then
+ * converts. */
 void aimo_half_convert_arrays(aimo_half_arrays *arrays);
 
 #endif

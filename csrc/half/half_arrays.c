@@ -1,6 +1,6 @@
-/* Arrays of any shape and stride: the axes are put into dst's order and merged where they follow
- * each other; what is then one run goes straight to the kernel, the rest passes through a block
- * that stays in the first cache. */
+/* Arrays of any shape and stride: the axes are sorted into dst's order and merged where they are
+ * contiguous. A contiguous run goes straight to the kernel; everything else passes through a block
+ * that stays in the L1 cache. */
 #include "half/half.h"
 
 #include "base/platform.h"
@@ -12,7 +12,7 @@
 
 enum {
     BLOCK = 1024,     /* elements converted at once: 12 KB on the stack at most */
-    LONG_RUN = 64,    /* elements from which a run is worth a call of its own */
+    LONG_RUN = 64,    /* elements from which a run is worth a kernel call of its own */
     PART = 64 * BLOCK /* elements that a thread takes at once */
 };
 
@@ -87,7 +87,7 @@ static bool is_direct(const aimo_half_arrays *a, const void *data, const ptrdiff
     return true;
 }
 
-/* The byte offset of the element whose number is `at`, in dst's order. */
+/* The byte offset of element number `at` in dst's order. */
 static ptrdiff_t offset_of(const aimo_half_arrays *a, const ptrdiff_t *stride, size_t at)
 {
     ptrdiff_t offset = 0;

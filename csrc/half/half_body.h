@@ -1,5 +1,5 @@
-/* The loops of one row, written once; its file includes this inside the target region, having
- * defined
+/* The loops of one row of kernels, written once; the row's file includes this inside its target
+ * region, having defined
  *
  *   ISA(name)      the row's function
  *   STEP           elements that one step converts; 32 halves fill a cache line

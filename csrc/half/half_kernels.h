@@ -13,8 +13,8 @@
     X(bf16_to_f32, uint16_t, float)                                                                \
     X(f64_to_f16, double, uint16_t)
 
-/* `stream` stores past the caches, which pays when dst will not be read soon; dst is then aligned
- * to a cache line. */
+/* `stream` uses non-temporal stores, which pay off when dst will not be read soon; dst must then be
+ * aligned to a cache line. */
 typedef void (*aimo_half_kernel)(const void *src, void *dst, size_t n, bool stream);
 
 typedef struct {

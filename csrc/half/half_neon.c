@@ -1,5 +1,5 @@
 /* Half conversion, eight elements a step: FCVTN and FCVTL do f16, integer arithmetic does bf16.
- * There are no intrinsics for stores past the caches, so `stream` is ignored. */
+ * There are no intrinsics for non-temporal stores, so `stream` is ignored. */
 #include "half/half_kernels.h"
 #include "half/half_scalar.h"
 #include "simd/intrinsics.h"

@@ -63,8 +63,9 @@ AIMO_INLINE uint16_t aimo_f32_to_bf16_one(float x)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* A double with 23 bits of fraction left, the last of which is set when any bit was lost: rounding
- * "to odd" keeps the second rounding, from there to f16, from seeing a tie that was none. */
+/* The low bits that a double loses when its fraction is cut to 23 bits. The last bit kept is set
+ * when any bit was lost: this rounding "to odd" keeps the second rounding, to f16, from seeing a
+ * tie where there was none. */
 #define AIMO_F64_LOST_BITS 0x1fffffffull
 
 AIMO_INLINE uint16_t aimo_f64_to_f16_one(double x)
@@ -77,7 +78,8 @@ AIMO_INLINE uint16_t aimo_f64_to_f16_one(double x)
     bits |= (bits & AIMO_F64_LOST_BITS) + AIMO_F64_LOST_BITS;
     bits &= ~AIMO_F64_LOST_BITS;
     memcpy(&x, &bits, sizeof x);
-    return aimo_f32_to_f16_one((float)x); /* exact, or far beyond what f16 tells apart */
+    return aimo_f32_to_f16_one(
+        (float)x); /* exact, or far outside the range where f16 values differ */
 }
 
 AIMO_INLINE float aimo_bf16_to_f32_one(uint16_t b) { return aimo_f32_from_bits((uint32_t)b << 16); }
