@@ -1,15 +1,15 @@
 /* Matrix products with AMX tiles.
  *
  * A block of up to 384 rows of x is rounded once, tile by tile, and stays in L2; then each pair of
- * panels is read once for all of its rows, 32 x 32 sums at a time. k is taken in parts, so that the
- * pair stays in L1 meanwhile: whole steps of 16 units first, and what is left of k as a part of its
- * own, with tiles that are as narrow. Between parts the sums wait in y.
+ * panels is read once for all of its rows, 32 x 32 sums at a time. k is split into parts, so that
+ * the pair stays in L1 meanwhile: first whole steps of 16 units, then the rest of k as a part of
+ * its own, with correspondingly narrow tiles. Between parts the sums are kept in y.
  *
- * How k is cut depends on k alone, so an element's sum does not depend on what it is computed
- * beside. TDPBF16PS adds up the even and the odd elements of a step apart, then both, then the sum
- * so far; it rounds to nearest even and takes subnormal numbers for zero, as VDPBF16PS does, which
- * however adds in another order: bf16 vectors of the amx and avx512_bf16 rows differ by rounding.
- * The sums of 8-bit integers are exact. */
+ * How k is split depends on k alone, so an element's sum does not depend on the rows and columns
+ * computed beside it. TDPBF16PS adds the even and the odd elements of a step separately, then the
+ * two sums, then the sum so far; it rounds to nearest even and treats subnormals as zero. VDPBF16PS
+ * does the same but adds in another order, so bf16 vectors of the amx and avx512_bf16 rows of
+ * kernels differ by rounding. The sums of 8-bit integers are exact. */
 #include "gemm/gemm_int8.h"
 #include "gemm/gemm_kernels.h"
 #include "simd/intrinsics.h"
@@ -30,7 +30,8 @@ AIMO_TARGET_BEGIN(
 enum { BLOCK_ROWS = 384, PART_STEPS = 16 };
 enum {
     PAIR_COLUMNS = TILE_BLOCK_PANELS * PANEL_COLUMNS,
-    FINISH_ROWS = 8, /* that are finished at once: 16 sums hide the latency of a multiply-add */
+    FINISH_ROWS =
+        8, /* rows that are finished at once: 16 sums hide the latency of a multiply-add */
 };
 
 typedef struct {
@@ -68,14 +69,14 @@ static const uint32_t *panel_units(const aimo_matrix *w, size_t panel)
 
 /* ---- rounding of x ------------------------------------------------------------------------- */
 
-/* Where element i of row r's part lies, when a step has `step_elements`. */
+/* The place of element i of row r's part, when a step has `step_elements`. */
 static char *rounded_at(const block_part *p, size_t r, size_t i, size_t step_elements)
 {
     x_tile *tile = p->x->x + r / TILE_SIDE * p->steps + i / step_elements;
     return (char *)(*tile)[r % TILE_SIDE] + i % step_elements * TILE_LINE / step_elements;
 }
 
-/* One row's part; zeros behind an odd k. */
+/* Rounds one row's part; zeros after an odd k. */
 static void round_to_bf16(const block_part *p, size_t r)
 {
     enum { STEP = 2 * TILE_SIDE };
@@ -88,8 +89,8 @@ static void round_to_bf16(const block_part *p, size_t r)
     }
 }
 
-/* The same in 8 bits; the first part finds how and keeps the outliers, whose bytes may be anything
- * because their weights are 0. */
+/* The same for 8 bits. The first part also determines the rounding and saves the outliers, whose
+ * bytes may be anything because their weights are 0. */
 static void round_to_int8(const block_part *p, size_t r)
 {
     enum { STEP = AIMO_INT8_GROUP * TILE_SIDE };
@@ -112,7 +113,7 @@ static void round_to_int8(const block_part *p, size_t r)
 
 /* ---- sums ---------------------------------------------------------------------------------- */
 
-/* What belongs to a pair of panels: full vectors, of which the first `columns` count. */
+/* The data of a pair of panels: full vectors, of which the first `columns` are used. */
 typedef struct {
     size_t columns;
     float bias[PAIR_COLUMNS];
@@ -122,7 +123,7 @@ typedef struct {
     size_t outlier_count;
 } panel_pair;
 
-/* A block's sums and their place in y. */
+/* A block of sums and its place in y. */
 typedef struct {
     tile_sums sums;
     float *y;
@@ -232,9 +233,9 @@ static void multiply_tiles(aimo_dtype dtype, const tile_steps *t, size_t row_til
         tiles_multiply_any(t, TILE_BF16, row_tiles, panels, sums);
 }
 
-/* Share `index` of `count` of the panels from `panel` on, on its way to L2 while those before them
- * are multiplied: a tile's load would wait for each of its lines, and one pass over a block takes
- * no longer than the weights' way from L3. */
+/* Prefetches share `index` of `count` of the panels from `panel` on into L2 while those before them
+ * are multiplied: a tile load would wait for each of its lines, and one pass over a block takes no
+ * longer than fetching the weights from L3. */
 static void prefetch_share(const block_part *p, size_t panel, size_t index, size_t count)
 {
     const size_t end = smaller(panel + TILE_BLOCK_PANELS, p->g->panel_end);
@@ -246,7 +247,7 @@ static void prefetch_share(const block_part *p, size_t panel, size_t index, size
     }
 }
 
-/* A pair of panels, or the last one alone, against all rows of the block. */
+/* Multiplies a pair of panels, or the last one alone, with all rows of the block. */
 static void multiply_panels(const block_part *p, size_t panel, size_t panels)
 {
     const aimo_gemm_args *g = p->g;
@@ -286,14 +287,15 @@ static void multiply_part(const block_part *p)
         else
             round_to_bf16(p, r);
     }
-    /* The last tiles of a longer block have rows that nobody wrote or wants: a configuration of
-     * their own, for each pair of panels, takes some 200 cycles, more than they do. */
+    /* In a longer block the last tiles contain rows that are neither initialized nor used:
+     * reconfiguring the tiles to leave them out would take some 200 cycles for each pair of panels,
+     * more than computing them. */
     tiles_configure(smaller(p->m, TILE_BLOCK_ROWS), p->units);
     for (size_t panel = g->panel_begin; panel < g->panel_end; panel += TILE_BLOCK_PANELS)
         multiply_panels(p, panel, smaller(g->panel_end - panel, TILE_BLOCK_PANELS));
 }
 
-/* Rows [row, row + m), one part of k after the other. */
+/* Computes rows [row, row + m), one part of k after another. */
 static void multiply_block(const aimo_gemm_args *g, const float *keep, size_t row, size_t m)
 {
     _Alignas(64) rounded_block x;
@@ -317,8 +319,8 @@ static void multiply_block(const aimo_gemm_args *g, const float *keep, size_t ro
     multiply_part(&p);
 }
 
-/* Blocks of nearly the same height; tiles are given back, so that a thread that sleeps or goes on
- * elsewhere has no 8 KiB of them to be saved. */
+/* Blocks have nearly the same height. The tiles are released at the end, so that the system need
+ * not save 8 KiB of them when it switches threads. */
 static void multiply(const aimo_gemm_args *g, const float *keep)
 {
     const size_t blocks = (g->m + BLOCK_ROWS - 1) / BLOCK_ROWS;

@@ -23,7 +23,7 @@ AIMO_INLINE vi32 vi32_load(const int32_t *p)
     return (vi32)_mm256_loadu_si256((const __m256i *)p);
 }
 AIMO_INLINE vf32 vi32_to_f32(vi32 x) { return _mm256_cvtepi32_ps((__m256i)x); }
-/* Not VPMADDUBSW, whose 16-bit sums saturate. */
+/* Not VPMADDUBSW, because its 16-bit sums saturate. */
 AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
 {
     return sums + (vi32)_mm256_madd_epi16((__m256i)x, (__m256i)w);

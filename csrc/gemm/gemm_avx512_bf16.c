@@ -1,7 +1,7 @@
-/* Matrix products with VDPBF16PS: two products a lane and step, so twice the rate of f32.
+/* Matrix products with VDPBF16PS: two products per lane and step, twice the rate of f32.
  *
- * The rows of x are rounded to bf16 once for each block, then a 12 x 32 tile of f32 sums runs over
- * the packed pairs of the weights as they lie: nothing is widened. */
+ * The rows of x are rounded to bf16 once per block; then a 12 x 32 tile of f32 sums runs over the
+ * packed pairs of weights in place, without widening anything. */
 #include "gemm/gemm_kernels.h"
 #include "simd/intrinsics.h"
 
@@ -11,11 +11,12 @@ AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 #include "simd/simd_tile.h"
 
-/* A part of k, between which the sums go through memory: two panels of weights take 96 KiB and are
- * read from L2 at a fifth of its rate. MC rows of x, rounded, take 288 KiB of it. */
+/* The length of a part of k; between parts the sums go through memory. Two panels of weights take
+ * 96 KiB and are read from L2 at a fifth of its bandwidth. MC rounded rows of x take 288 KiB of
+ * L2. */
 enum { KC = 1536, MC = 96 };
 
-/* x [m, k] f32 -> pairs [m][ceil(k / 2)], with a zero behind an odd k. */
+/* x [m, k] f32 -> pairs [m][ceil(k / 2)], with a zero after an odd k. */
 static void round_rows(const float *x, size_t ldx, size_t m, size_t k, uint32_t *pairs, size_t ld)
 {
     for (size_t r = 0; r < m; r++) {
@@ -35,9 +36,9 @@ static void round_rows(const float *x, size_t ldx, size_t m, size_t k, uint32_t 
 typedef struct {
     const uint32_t *x; /* [m][ld] pairs */
     size_t ld, pairs;
-    const uint32_t *panels; /* [pairs][16], the next panel panel_stride further */
+    const uint32_t *panels; /* [pairs][16]; panels are panel_stride apart */
     size_t panel_stride;
-    /* Weights that are multiplied after these, as in gemm_int8_body.h. */
+    /* The weights that are multiplied next, as in gemm_int8_body.h. */
     const char *next;
     size_t next_step;
     size_t columns;
@@ -109,7 +110,7 @@ AIMO_INLINE void multiply_tile(const pair_tile *t, size_t row, const size_t rows
         activate_rows(y, t->ldy, rows, t->columns, t->activation);
 }
 
-/* What is left below a whole tile goes by four, two and one. */
+/* Rows left over after the whole tiles go in fours, twos and ones. */
 AIMO_INLINE void multiply_rows(const pair_tile *t, size_t m, const size_t panels, const bool full)
 {
     size_t row = 0;
@@ -123,7 +124,7 @@ AIMO_INLINE void multiply_rows(const pair_tile *t, size_t m, const size_t panels
         multiply_tile(t, row, 1, panels, full);
 }
 
-/* Rows [row, row + m) of y, one part of k after the other. */
+/* Computes rows [row, row + m) of y, one part of k after another. */
 static void multiply_block(const aimo_gemm_args *g, size_t row, size_t m)
 {
     _Alignas(64) uint32_t x[MC * KC / 2];

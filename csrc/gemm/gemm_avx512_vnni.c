@@ -1,4 +1,4 @@
-/* Matrix products with VPDPBUSD: four products a lane and step, in a 12 x 32 tile of int32 sums.
+/* Matrix products with VPDPBUSD: four products per lane and step, in a 12 x 32 tile of int32 sums.
  * The instruction takes unsigned x. */
 #include "gemm/gemm_int8.h"
 #include "gemm/gemm_kernels.h"
@@ -10,7 +10,7 @@ AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 
 #include "gemm/gemm_int8_avx512.h"
 
-/* A vector of its lanes' own type: gcc keeps arrays of __m512i sums in memory. */
+/* A vector type with int32 lanes: gcc keeps arrays of __m512i sums in memory. */
 typedef int32_t vi32 __attribute__((vector_size(64)));
 enum { UNIT_K = 4, UNSIGNED_X = 1, LAID_OUT_UNITS = 1 };
 
@@ -38,7 +38,7 @@ AIMO_INLINE void round_row(const float *x, size_t k, const aimo_int8_rounding *r
     }
 }
 
-/* Already as the instruction wants them. */
+/* They are already laid out as the instruction wants them. */
 AIMO_INLINE const uint32_t *lay_out(const int8_t *weights, size_t groups, uint32_t *out)
 {
     (void)groups, (void)out;

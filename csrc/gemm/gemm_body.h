@@ -1,17 +1,17 @@
 /* Blocking of the matrix product, written once for the rows that multiply in f32.
  *
  * For each group of panels and each part of k: widen the weights into a buffer that stays in the L1
- * cache, then run the register tile down the rows of x. One pass that widens is shared by up to MC
- * rows; a few rows do without it. Include after a simd_<isa>.h. */
+ * cache, then run the register tile down the rows of x. Up to MC rows share one widening pass;
+ * products with very few rows skip it (gemm_few_rows.h). Include after a simd_<isa>.h. */
 #ifndef AIMO_GEMM_BODY_H
 #define AIMO_GEMM_BODY_H
 
 #include "gemm/gemm_few_rows.h"
 #include "simd/simd_tile.h"
 
-/* KC * 16 floats per panel: 24 KiB; a pair of panels overflows the smallest L1 and comes from L2 at
- * a tenth of its rate, which costs less than sums that go through memory twice. MC rows of x take
- * part before the weights are read again, so that x stays in L2. */
+/* KC * 16 floats per panel are 24 KiB. A pair of panels overflows the smallest L1 caches and comes
+ * from L2, at a tenth of L2's bandwidth, which costs less than passing sums through memory twice.
+ * MC rows of x, which stay in L2, are processed before the weights are read again. */
 enum { KC = 384, MC = 384 };
 
 /* dst [k][16] = part [k_begin, k_begin + k) of one panel; k_begin is even. */
@@ -24,7 +24,7 @@ static void widen_panel(aimo_dtype dtype, const uint16_t *panel, size_t k_begin,
             v_store(dst + i, v_load_f16(src + i));
         return;
     }
-    /* bf16 comes in pairs along k; an odd k leaves a zero row behind the last. */
+    /* bf16 comes in pairs along k; an odd k leaves a zero row after the last. */
     for (size_t i = 0; i < k; i += 2)
         for (size_t v = 0; v < PANEL_VECTORS; v++) {
             const uint16_t *pairs = src + i * PANEL_COLUMNS + v * VF32_LANES * 2;
@@ -34,9 +34,9 @@ static void widen_panel(aimo_dtype dtype, const uint16_t *panel, size_t k_begin,
         }
 }
 
-/* The part of each panel that is multiplied after the current one. */
+/* The part of each panel that is multiplied next. */
 typedef struct {
-    const char *panels; /* of the first; the next panel_bytes further */
+    const char *panels; /* the first; panels are panel_bytes apart */
     size_t panel_bytes, bytes;
 } next_part;
 
@@ -52,7 +52,8 @@ static next_part next_part_at(const aimo_gemm_args *g, aimo_dtype dtype, size_t 
     };
 }
 
-/* Share `index` of `count`, on its way to L2: widening would wait for each of its lines. */
+/* Prefetches share `index` of `count` into L2, because widening would otherwise wait for each of
+ * its lines. */
 static void prefetch_share(const next_part *next, size_t panels, size_t index, size_t count)
 {
     enum { LINE = 64 };
@@ -62,7 +63,7 @@ static void prefetch_share(const next_part *next, size_t panels, size_t index, s
             __builtin_prefetch(next->panels + p * next->panel_bytes + line * LINE, 0, 2);
 }
 
-/* run_tiles by strips of rows, between which the next part is asked for. */
+/* run_tiles by strips of rows, prefetching some of the next part before each. */
 static void run_strips(const tile_args *t, size_t panels, const next_part *next)
 {
     const size_t strips = (t->m + TILE_ROWS - 1) / TILE_ROWS;

@@ -1,19 +1,19 @@
-/* Products with 1 to 4 rows of x, as one text or one generated token makes them: weights are
- * widened on their way into the sums, not into a buffer that so few rows would read.
+/* Products with 1 to 4 rows of x, as for a single short input: weights are widened as they are
+ * multiplied, not into a buffer that so few rows would hardly reuse.
  *
- * Each sum takes the same steps in the same order as in the register tile, so a row's bits are
- * those that it has beside many others. Include after a simd_<isa>.h. */
+ * Each sum takes the same steps in the same order as in the register tile, so a row's result has
+ * the same bits as among many other rows. Include after a simd_<isa>.h. */
 #ifndef AIMO_GEMM_FEW_ROWS_H
 #define AIMO_GEMM_FEW_ROWS_H
 
 #include "simd/simd_tile.h"
 
-/* FEW_SUMS registers of sums keep the multipliers busy and fit beside the operands; one panel has
- * at least PANEL_VECTORS for each row. */
+/* FEW_SUMS registers of sums keep the multipliers busy and leave room for the operands; one panel
+ * needs at least PANEL_VECTORS of them for each row. */
 enum { FEW_ROWS = 4, FEW_SUMS = PANEL_VECTORS > 8 ? PANEL_VECTORS : 8 };
 
-/* VF32_LANES weights of one panel, at step k, from vector v on. bf16 lies in pairs along k; `odd`
- * is k % 2 and a constant at every call. */
+/* VF32_LANES weights of one panel at step k, from vector v on. bf16 is stored in pairs along k;
+ * `odd` is k % 2 and a constant at every call. */
 AIMO_INLINE vf32 widened_weights(const void *panel, const aimo_dtype dtype, size_t k,
                                  const size_t odd, size_t v)
 {
@@ -29,7 +29,7 @@ AIMO_INLINE vf32 widened_weights(const void *panel, const aimo_dtype dtype, size
 
 typedef struct {
     const aimo_gemm_args *g;
-    const char *panels; /* the first of the group, the next panel_bytes further */
+    const char *panels; /* the first of the group; panels are panel_bytes apart */
     size_t panel_bytes;
     const float *x; /* the first of the rows */
     float *y;       /* and of its columns */
@@ -86,7 +86,7 @@ AIMO_INLINE void multiply_few(const few_rows *f, const aimo_dtype dtype, const s
         activate_rows(f->y, f->g->ldy, rows, f->columns, f->g->activation);
 }
 
-/* As many groups of `panels` as there are from `panel` on; returns the panel behind them. */
+/* All whole groups of `panels` from `panel` on; returns the panel after them. */
 AIMO_INLINE size_t multiply_few_groups(const aimo_gemm_args *g, const aimo_dtype dtype,
                                        const size_t rows, const size_t panels, size_t panel)
 {

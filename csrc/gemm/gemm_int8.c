@@ -44,7 +44,7 @@ static bool is_outlier(const void *panels, size_t channel)
     return false;
 }
 
-/* One output: w [k] into column `column` of a panel. */
+/* Packs one output, w [k], into column `column` of a panel. */
 static void pack_output(const void *panels, size_t k, const aimo_int8_panel *panel, size_t column,
                         const float *w)
 {

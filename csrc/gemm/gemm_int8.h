@@ -1,19 +1,19 @@
-/* Matrices of 8-bit integers: their layout and how x becomes 8 bits wide.
+/* Matrices of 8-bit integers: their layout, and how x is quantized.
  *
  * A weight is q * scale with one scale for each output. An input is (u - zero) * scale with one
- * scale and one zero point for each row of x, and u in [0, 255]. So products are summed exactly in
- * int32 whatever the instruction set: those that take u unsigned add zero times the negated sum of
- * the output's weights, the others subtract the zero point first. A few input channels, the same
- * for every row, carry values that would leave no resolution to the others; they take part in f16
- * weights and f32 inputs instead. The bytes of a matrix w [n, k], from its start:
+ * scale and one zero point for each row of x, and u in [0, 255]. Products are therefore summed
+ * exactly in int32 on every instruction set: kernels whose instructions take unsigned u afterwards
+ * subtract zero times the sum of the output's weights, the others subtract the zero point first. A
+ * few input channels, the same for every row, carry values so large that they would leave no
+ * resolution for the others; these are multiplied with f16 weights and f32 inputs instead. The
+ * bytes of a matrix w [n, k], from its start:
  *
- *   int32 channels [16]                            outlier channels + 1, in any order; 0 is none
+ *   int32 channels [16]                            outlier channels + 1, in any order; 0: none
  *   ceil(n / 16) panels, each of
  *     int8  weights    [ceil(k / 4)][16][4]        0 in outlier channels and beyond n and k
  *     f32   scale      [16]
  *     int32 correction [16]                        AIMO_INT8_CORRECTION * the sum of its weights
- *     f16   outliers   [16][16]                    [outlier][output]
- */
+ *     f16   outliers   [16][16]                    [outlier][output] */
 #ifndef AIMO_GEMM_INT8_H
 #define AIMO_GEMM_INT8_H
 
@@ -24,8 +24,9 @@
 enum {
     AIMO_INT8_GROUP = 4,
     AIMO_INT8_LARGEST = 127, /* of a weight */
-    AIMO_INT8_STEPS = 255,   /* of an input, from the least of its row to the largest */
-    /* A factor of packed files, from when 128 was the zero point of all inputs; kernels divide. */
+    AIMO_INT8_STEPS = 255,   /* of an input, from the smallest value of its row to the largest */
+    /* A factor of the corrections in packed files, from when 128 was the zero point of all inputs;
+     * kernels divide by it. */
     AIMO_INT8_CORRECTION = -128,
     AIMO_INT8_PANEL_TAIL = AIMO_PANEL_COLUMNS * (4 + 4 + 2 * AIMO_INT8_OUTLIERS),
     AIMO_INT8_HEADER = 64,
@@ -64,7 +65,7 @@ static inline aimo_int8_panel aimo_int8_panel_at(const void *panels, size_t k, s
     };
 }
 
-/* Outlier channels lie below this index. */
+/* The number of outlier slots to read: all slots from this index on are empty. */
 static inline size_t aimo_int8_outlier_count(const void *panels)
 {
     size_t count = AIMO_INT8_OUTLIERS;
@@ -92,8 +93,9 @@ static inline void aimo_int8_gather(const void *panels, const float *x, float *v
     }
 }
 
-/* What weights, or rows of a table, are multiplied with before they are rounded to nearest even,
- * and what brings them back. Rows next to zero count as zero: the inverse would overflow. */
+/* The factor by which weights, or rows of a table, are multiplied before rounding to nearest even,
+ * and the scale that undoes it. Rows that are nearly zero count as zero, because their inverse
+ * would overflow. */
 static inline float aimo_int8_inverse_scale(float largest)
 {
     return largest > 0x1p-110f ? (float)AIMO_INT8_LARGEST / largest : 0.0f;
@@ -101,23 +103,24 @@ static inline float aimo_int8_inverse_scale(float largest)
 
 static inline float aimo_int8_scale(float largest) { return largest / (float)AIMO_INT8_LARGEST; }
 
-/* How a row of x is rounded: to (u - zero) * scale, where u is x * inverse to nearest even, plus
- * zero, and no less than 0 and no more than 255. */
+/* How a row of x is rounded: to (u - zero) * scale, where u is x * inverse rounded to nearest even,
+ * plus zero, clamped to [0, 255]. */
 typedef struct {
     float scale, inverse;
     int32_t zero;
 } aimo_int8_rounding;
 
-/* For values in [least, largest], which include 0. Halves, because the difference may overflow. */
+/* For values in [least, largest], a range that includes 0. Works with halves because largest -
+ * least may overflow. */
 static inline aimo_int8_rounding aimo_int8_rounding_of(float least, float largest)
 {
     const float scale = (0.5f * largest - 0.5f * least) / (0.5f * (float)AIMO_INT8_STEPS);
     const float inverse = scale > 0x1p-118f ? 1.0f / scale : 0.0f, zero = -least * inverse;
-    /* Not a number where the row is infinite. */
+    /* zero is NaN when the row has an infinity. */
     return (aimo_int8_rounding){scale, inverse, zero > 0.0f ? (int32_t)rintf(zero) : 0};
 }
 
-/* As aimo_panels_size, _pack and _unpack of gemm.h, which call them. */
+/* The int8 cases of aimo_panels_size, _pack and _unpack (gemm.h). */
 AIMO_MUST_CHECK aimo_status aimo_int8_panels_size(size_t n, size_t k, size_t *bytes,
                                                   aimo_error *err);
 void aimo_int8_panels_pack(size_t k, void *panels, const float *src, size_t first, size_t rows);

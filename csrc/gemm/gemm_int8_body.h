@@ -1,8 +1,8 @@
-/* Blocking of the 8-bit matrix product, written once for the rows that have a dot product of small
- * integers. A *unit* is what one 32-bit lane multiplies at a time: UNIT_K neighbours along k.
+/* Blocking of the 8-bit matrix product, written once for the rows of kernels with a dot product of
+ * small integers. A *unit* is what one 32-bit lane multiplies at a time: UNIT_K neighbours along k.
  *
- * Rows of x are rounded once for each block of rows; then a tile of int32 sums runs over k. Before
- * the include a row defines, besides a simd_<isa>.h,
+ * Rows of x are rounded once per block of rows; then a tile of int32 sums runs over k. Before
+ * including this, a row includes its simd_<isa>.h and defines
  *   UNIT_K, UNSIGNED_X               whether integers of x are u rather than u - zero
  *   vi32, vi32_set1, vi32_load, vi32_to_f32; + * / of the language
  *   vi32_dot(sums, x, w)             sums + the products of each lane's unit
@@ -18,7 +18,7 @@
 
 #include "gemm/gemm_int8_rows.h"
 
-/* The rounded rows of a block stay in L2. */
+/* The rounded rows of a block stay in the L2 cache. */
 enum { ROW_UNITS = 1 << 15, MOST_ROWS = 256 };
 
 typedef struct {
@@ -40,8 +40,8 @@ typedef struct {
     size_t columns;
     float *y;
     size_t ldy;
-    /* Weights that are multiplied after these, on their way to L2 meanwhile: of a whole tile each
-     * step of k asks for next_step bytes. */
+    /* The weights that are multiplied next and are prefetched into L2 meanwhile: in a whole tile
+     * each step of k prefetches next_step bytes. */
     const char *next;
     size_t next_step;
 } int8_tile;
@@ -153,8 +153,8 @@ AIMO_INLINE void sum_tile(const int8_tile *t, size_t row, const size_t rows, con
     finish_tile(t, row, rows, vectors, full, sums);
 }
 
-/* What is left below a whole tile goes by four, two and one: a tile of one row waits for its loads
- * and takes as long as one of two or three. */
+/* Rows left over after the whole tiles go in fours, twos and ones: a tile of one row waits for its
+ * loads and takes as long as one of two or three. */
 AIMO_INLINE void sum_rows(const int8_tile *t, size_t m, const size_t vectors, const bool full)
 {
     size_t row = 0;

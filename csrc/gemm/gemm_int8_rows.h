@@ -1,8 +1,8 @@
-/* What all rows of kernels share when they round x to 8 bits. Include after a simd_<isa>.h. */
+/* What all rows of kernels share for rounding x to 8 bits. Include after a simd_<isa>.h. */
 #ifndef AIMO_GEMM_INT8_ROWS_H
 #define AIMO_GEMM_INT8_ROWS_H
 
-/* How x [k] is rounded; channels where keep [k] is 0 have no say. */
+/* How x [k] is rounded; channels where keep [k] is 0 are ignored. */
 static aimo_int8_rounding rounding_of(const float *x, const float *keep, size_t k)
 {
     vf32 least[2] = {v_zero(), v_zero()}, largest[2] = {v_zero(), v_zero()};

@@ -1,4 +1,4 @@
-/* The rows of matrix products; aimo_gemm in gemm.h says what they compute. */
+/* The rows of matrix product kernels; aimo_gemm in gemm.h says what they compute. */
 #ifndef AIMO_GEMM_KERNELS_H
 #define AIMO_GEMM_KERNELS_H
 
@@ -30,8 +30,8 @@ struct aimo_gemm_kernels {
 #include "gemm/gemm_kernels.def"
 #undef AIMO_GEMM_KERNEL
 
-/* Whether the row rounds x to bf16 when it multiplies with bf16 weights: its instructions take both
- * factors so. */
+/* Whether the row rounds x to bf16 to multiply it with bf16 weights, because its instructions take
+ * both factors in bf16. */
 static inline bool aimo_gemm_rounds_x(const aimo_gemm_kernels *row, aimo_dtype dtype)
 {
     return dtype == AIMO_BF16 && (row->required & (AIMO_CPU_AVX512_BF16 | AIMO_CPU_AMX)) != 0;

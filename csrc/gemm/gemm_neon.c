@@ -18,7 +18,7 @@ enum {
 AIMO_INLINE vi32 vi32_set1(int32_t x) { return vdupq_n_s32(x); }
 AIMO_INLINE vi32 vi32_load(const int32_t *p) { return vld1q_s32(p); }
 AIMO_INLINE vf32 vi32_to_f32(vi32 x) { return vcvtq_f32_s32(x); }
-/* Products of all eight int16, then sums of neighbours: every aarch64 has these. */
+/* Products of all eight int16, then pairwise sums: every aarch64 has these instructions. */
 AIMO_INLINE vi32 vi32_dot(vi32 sums, vi32 x, vi32 w)
 {
     const int16x8_t a = vreinterpretq_s16_s32(x), b = vreinterpretq_s16_s32(w);

@@ -1,5 +1,5 @@
-/* The layout of packed weights. No kernel is needed here: what only packs and unpacks links this
- * file alone. */
+/* The layout of packed weights. It needs no kernels, so code that only packs and unpacks can link
+ * this file alone. */
 #include "gemm/gemm.h"
 
 #include "gemm/gemm_int8.h"

@@ -1,13 +1,13 @@
-/* Loops over panels and rows. Threads split the columns of a product, or its rows when they are
- * many, never k. */
+/* Loops over panels and rows. Threads split the columns of a product, or its rows when there are
+ * many, but never k. */
 #include "gemm/gemm_parallel.h"
 
 #include "base/threads.h"
 
-/* Below this many multiplications another thread's help costs more than it brings. */
+/* Below this many multiplications another thread's help costs more than it saves. */
 enum { LOOP_WORK = 1 << 18 };
 
-/* So many rows of x make up for widening or laying out all of w. */
+/* The number of rows of x that pays for widening or rearranging all of w. */
 enum { ROWS_PER_INDEX = 128 };
 
 typedef struct {
@@ -38,7 +38,7 @@ static void rows_index(void *context, size_t index)
 }
 
 /* How many of `count` items, each of `work` steps, one index of a loop takes: an even number,
- * because wide tiles take two panels, and equal shares, several for every thread if they are large
+ * because wide tiles take two panels; in equal shares, several per thread if those are large
  * enough. */
 static size_t items_per_index(size_t count, size_t work)
 {
@@ -48,7 +48,7 @@ static size_t items_per_index(size_t count, size_t work)
     return step < 2 ? 2 : step + step % 2;
 }
 
-/* Multiplications of a panel, in those of floats: four of 8 bits take as long as one. */
+/* Multiplications of a panel, counted in floats: four of 8 bits take as long as one. */
 static size_t panel_work(const aimo_matrix *w, size_t m)
 {
     const size_t work = m * w->k * AIMO_PANEL_COLUMNS;
@@ -61,7 +61,7 @@ void aimo_gemm_parallel(const aimo_matrix *w, const float *x, size_t m, const fl
     product p = {w, x, m, bias, activation, y, 0};
     const size_t threads = aimo_thread_count();
     if (m / threads >= ROWS_PER_INDEX) {
-        /* By columns each index would round all of x anew, and read it from beyond L2. */
+        /* Split by columns, each index would round all of x again and read it from beyond L2. */
         const size_t parts = m / threads / ROWS_PER_INDEX * threads;
         p.step = (m + parts - 1) / parts;
         aimo_parallel_for((m + p.step - 1) / p.step, rows_index, &p);

@@ -1,4 +1,4 @@
-/* Whole products and look-ups with a packed matrix, shared by the threads of the pool. */
+/* Whole products and row lookups with a packed matrix, split among the threads of the pool. */
 #ifndef AIMO_GEMM_GEMM_PARALLEL_H
 #define AIMO_GEMM_GEMM_PARALLEL_H
 

@@ -27,7 +27,7 @@ AIMO_INLINE uint32_t pair_of(int32_t low, int32_t high)
     return ((uint32_t)low & 0xffff) | (uint32_t)high << 16;
 }
 
-/* What is not a number has no integer: the row's scale makes NaN of it again. */
+/* NaN has no integer value; the row's scale turns the result into NaN again. */
 AIMO_INLINE int32_t round_one(float x, const aimo_int8_rounding *rounding)
 {
     const float q = rintf(x * rounding->inverse);
