@@ -1,5 +1,6 @@
 /* The arithmetic of similarity search: inner products, projection, and two screens that bound many
- * inner products from above at once. What the bounds mean is the caller's (cache/cache_bound.h). */
+ * inner products from above at once. What the bounds mean is up to the caller
+ * (cache/cache_bound.h). */
 #ifndef AIMO_SIMILARITY_SIMILARITY_H
 #define AIMO_SIMILARITY_SIMILARITY_H
 
@@ -8,15 +9,16 @@
 
 enum {
     AIMO_HEAD_BLOCK = 16,   /* rows of a block of heads */
-    AIMO_HEAD_GROUP = 4,    /* directions that lie side by side */
-    AIMO_HEAD_LINE = 8,     /* directions of a line: two groups */
+    AIMO_HEAD_GROUP = 4,    /* directions that are stored side by side */
+    AIMO_HEAD_LINE = 8,     /* directions per cache line: two groups */
     AIMO_HEAD_CODES = 16,   /* a row's head codes are 0 to 15 */
     AIMO_QUERY_LIMIT = 127, /* a query's head codes lie in [-127, 127] */
     AIMO_TAIL_CODES = 61,   /* directions of a tail */
-    AIMO_TAIL_QUERY = 64,   /* codes of a query's tail, zeros at the end */
+    AIMO_TAIL_QUERY = 64,   /* codes of a query's tail, padded with zeros */
 };
 
-/* Heads of rows, 16 rows a block, so that a line holds the same eight directions of 16 rows:
+/* Heads of rows, in blocks of 16 rows, so that a cache line holds the same eight directions of 16
+ * rows:
  *
  *   codes [blocks, lines, 16 rows, 4] u8: the code of direction i in the low four bits, that of
  *         direction i + 4 in the high ones
@@ -70,15 +72,15 @@ typedef struct {
      *   dots[j, i] = sum code * query code + bias
      *   bit i % 16 of masks[j, i / 16] = dots[j, i] + rest * rest_scale / 2^8
      *                                    + error * error_scale / 2^8 >= bar,
-     * where each quotient is rounded down, and the sum is cut at 2^15 - 1.
-     * dots [query_count, blocks * 16], masks [query_count, blocks]. */
+     * where each quotient is rounded down and the sum saturates at 2^15 - 1. dots [query_count,
+     * blocks * 16], masks [query_count, blocks]. */
     void (*screen)(const aimo_heads *heads, const aimo_head_query *queries, size_t query_count,
                    int16_t *dots, uint16_t *masks);
 
     /* Keeps the candidates i (row numbers, rising) with
      *   dots[i] * head_scale + (sum code * query code) * tail_scale
      *   + rest * rest_scale + error * error_scale >= bar
-     * in place; returns how many are left. Sums in f32. */
+     * in place and returns how many are left. Sums are in f32. */
     size_t (*refine)(const aimo_tail *tails, const int16_t *dots, const aimo_tail_query *query,
                      uint16_t *candidates, size_t count);
 } aimo_similarity_kernels;

@@ -1,7 +1,7 @@
 /* Similarity with AMX: many queries screen at once. A block of heads, its codes widened to bytes,
- * is a tile, and sixteen queries are another, so one instruction brings 64 directions of 16 rows to
- * 16 queries. The sums are integers and exact; so a few queries, which would leave most of a tile
- * empty, are left to VNNI without a difference in any bit. */
+ * is one tile, and sixteen queries are another, so one instruction multiplies 64 directions of 16
+ * rows with 16 queries. The sums are exact integers, so small groups of queries, which would leave
+ * most of a tile empty, can go to VNNI with bit-identical results. */
 #include "similarity/similarity_kernels.h"
 
 #include "simd/intrinsics.h"
@@ -45,7 +45,7 @@ AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8,amx-bf16
 #include "simd/simd_amx.h"
 
 enum {
-    LEAST_QUERIES = 8, /* that are worth a tile */
+    LEAST_QUERIES = 8, /* queries that are worth a tile */
     MOST_STEPS = 8,    /* of queries */
     MOST_GROUPS = 32,  /* of rows: 128 directions */
 };
@@ -56,7 +56,7 @@ typedef struct {
     size_t steps, units;
 } query_tiles;
 
-/* As few steps as possible, all of one width; 0 where the groups cannot be cut so. */
+/* As few steps as possible, all of the same width; 0 when the groups cannot be split that way. */
 static size_t steps_of(size_t groups)
 {
     size_t steps = (groups + TILE_SIDE - 1) / TILE_SIDE;
@@ -73,7 +73,8 @@ static void lay_out(const aimo_head_query *queries, size_t count, query_tiles *o
             memcpy(out->tiles[step][j], queries[j].codes + step * step_bytes, step_bytes);
 }
 
-/* The dots and the mask of one query and `blocks` blocks, 1 or 2, from the first one's sums. */
+/* The dots and masks of one query for `blocks` blocks, 1 or 2, whose sums begin at the first
+ * one's. */
 static inline void finish_blocks(const int32_t *first, const int32_t *second, const uint16_t *rests,
                                  const aimo_head_query *query, const size_t blocks, int16_t *dots,
                                  uint16_t *masks)
@@ -87,7 +88,7 @@ static inline void finish_blocks(const int32_t *first, const int32_t *second, co
     memcpy(masks, &mask, blocks * sizeof *masks);
 }
 
-/* to [lines, 2, 64] = the codes of a block, a byte each. */
+/* to [lines, 2, 64] = the codes of a block, one byte each. */
 static inline void widen_block(const uint8_t *codes, size_t lines, uint32_t *to)
 {
     for (size_t l = 0; l < lines; l++, to += 2 * TILE_SIDE) {
@@ -97,7 +98,7 @@ static inline void widen_block(const uint8_t *codes, size_t lines, uint32_t *to)
     }
 }
 
-/* Up to 16 queries; the tiles are configured for as many. */
+/* Up to 16 queries; the tiles must be configured for that number. */
 static void screen_some(const aimo_heads *heads, const aimo_head_query *queries, size_t count,
                         const query_tiles *x, int16_t *dots, uint16_t *masks)
 {

@@ -1,8 +1,8 @@
 /* Similarity with AVX2, FMA and F16C.
  *
  * The screen multiplies unsigned by signed bytes. VPMADDUBSW saturates at 2^15, which two products
- * of 15 and 127 never reach. The 16-bit sums that follow may wrap; the sum with the bias does not,
- * by the caller's promise, and comes out right modulo 2^16. */
+ * of 15 and 127 never reach. The 16-bit sums that follow may wrap, but the sum including the bias
+ * is in range, as similarity.h requires, and so comes out right modulo 2^16. */
 #include "similarity/similarity_kernels.h"
 
 #include "half/half_scalar.h"
@@ -111,7 +111,7 @@ double aimo_dot_i8_f64_avx2(const float *q, const int8_t *x, size_t n)
     return total;
 }
 
-/* `count` (at most 8) directions at once: each load of x serves them all. */
+/* Projects on `count` (at most 8) directions at once: each load of x serves all of them. */
 static inline __attribute__((always_inline)) void project_some(const float *p, const float *x,
                                                                size_t n, float *out, size_t count)
 {
@@ -168,7 +168,7 @@ static inline uint16_t finish_block(__m256i low, __m256i high, const uint16_t *r
     return (uint16_t)~_mm_movemask_epi8(bytes);
 }
 
-/* sums + the products of eight rows' codes of a line with the query's. */
+/* sums + the products of a line's codes of eight rows with the query's. */
 static inline __m256i add_line(__m256i sums, const uint8_t *codes, __m256i low_query,
                                __m256i high_query)
 {
@@ -180,7 +180,7 @@ static inline __m256i add_line(__m256i sums, const uint8_t *codes, __m256i low_q
                                                    _mm256_maddubs_epi16(high, high_query)));
 }
 
-/* `count` queries (1 or 4) at once: each line of 16 rows serves them all. */
+/* Screens for `count` queries (1 or 4) at once: each line of 16 rows serves all of them. */
 static inline __attribute__((always_inline)) void screen_some(const aimo_heads *heads,
                                                               const aimo_head_query *queries,
                                                               int16_t *dots, uint16_t *masks,
@@ -219,7 +219,8 @@ void aimo_screen_avx2(const aimo_heads *heads, const aimo_head_query *queries, s
                     masks + j * heads->blocks, 1);
 }
 
-/* The query's last three codes are 0, so error and rest at the end of the line may take part. */
+/* The query's last three codes are 0, so the error and rest bytes at the end of the line may be
+ * multiplied too. */
 static inline int32_t tail_dot(const aimo_tail *tail, const int16_t *query)
 {
     const __m128i *codes = (const __m128i *)tail->codes;
@@ -237,7 +238,7 @@ static inline int32_t tail_dot(const aimo_tail *tail, const int16_t *query)
 size_t aimo_refine_avx2(const aimo_tail *tails, const int16_t *dots, const aimo_tail_query *query,
                         uint16_t *candidates, size_t count)
 {
-    enum { AHEAD = 12 }; /* lines on their way from memory: about what a core keeps in flight */
+    enum { AHEAD = 12 }; /* prefetched lines: about as many as a core keeps in flight */
     for (size_t c = 0; c < count && c < AHEAD; c++)
         _mm_prefetch((const char *)&tails[candidates[c]], _MM_HINT_T0);
     size_t kept = 0;

@@ -9,7 +9,7 @@
 #if AIMO_X86_64
 AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-/* The lanes, at most `width`, that are left from i on. */
+/* The mask of the lanes, at most `width`, that are left from i on. */
 static inline __mmask16 lanes(size_t i, size_t n, size_t width)
 {
     const size_t left = n - i < width ? n - i : width;

@@ -1,5 +1,5 @@
 /* Similarity with VNNI: VPDPBUSD sums a row's four products into 32 bits, without saturation. Only
- * the screen has a use for it. */
+ * the screen can use it. */
 #include "similarity/similarity_kernels.h"
 
 #include "simd/intrinsics.h"

@@ -1,8 +1,9 @@
-/* The end of a screen, 32 rows at once; included within a target region. */
+/* The last step of a screen, for 32 rows at once; included within a target region. */
 #ifndef AIMO_SIMILARITY_FINISH_AVX512_H
 #define AIMO_SIMILARITY_FINISH_AVX512_H
 
-/* The mask of rows whose sums [32] of products and rests [32] are given; adds the bias to *dots. */
+/* The mask of 32 rows from their sums of products, *dots, and their rests; adds the bias to
+ * *dots. */
 static inline uint32_t finish_rows(__m512i *dots, __m512i rests, const aimo_head_query *query)
 {
     *dots = _mm512_add_epi16(*dots, _mm512_set1_epi16(query->bias));
@@ -15,7 +16,7 @@ static inline uint32_t finish_rows(__m512i *dots, __m512i rests, const aimo_head
     return _mm512_cmple_epi16_mask(_mm512_set1_epi16(query->bar), bound);
 }
 
-/* The codes of a line's first four directions, of its last. */
+/* The codes of a line's first four directions, and of its last four. */
 static inline __m512i low_codes(__m512i line)
 {
     return _mm512_and_si512(line, _mm512_set1_epi8(15));

@@ -1,4 +1,4 @@
-/* The rows of similarity; similarity.h says what each function does. */
+/* The rows of similarity kernels; similarity.h says what each function does. */
 #ifndef AIMO_SIMILARITY_KERNELS_H
 #define AIMO_SIMILARITY_KERNELS_H
 

@@ -111,7 +111,7 @@ void aimo_project_neon(const float *p, size_t k, const float *x, size_t n, float
         project_some(p + j * n, x, n, out + j, 1);
 }
 
-/* Two partial sums for each of four rows, of a line's low codes or its high ones. */
+/* Two partial sums for each of four rows, from a line's low or high codes. */
 static inline int16x8_t four_rows(uint8x16_t codes, int8x16_t query)
 {
     const int8x16_t x = vreinterpretq_s8_u8(codes);
@@ -178,7 +178,8 @@ void aimo_screen_neon(const aimo_heads *heads, const aimo_head_query *queries, s
                    masks + j * heads->blocks);
 }
 
-/* The query's last three codes are 0, so error and rest at the end of the line may take part. */
+/* The query's last three codes are 0, so the error and rest bytes at the end of the line may be
+ * multiplied too. */
 static inline int32_t tail_dot(const aimo_tail *tail, const int16_t *query)
 {
     const int8_t *codes = (const int8_t *)tail;

@@ -3,14 +3,14 @@
  *   sums_add(sums, codes, query)   sums + the products of 16 rows' four codes with the query's
  *   sums_total(sums)               [16] i32: a row's sum modulo 2^16
  *
- * Two blocks go together: 32 rows are one register of 16-bit sums. */
+ * Blocks are processed in pairs: 32 rows fill one register of 16-bit sums. */
 #ifndef AIMO_SIMILARITY_SCREEN_AVX512_H
 #define AIMO_SIMILARITY_SCREEN_AVX512_H
 
 #include "similarity/similarity_finish_avx512.h"
 
-/* Bytes from a line to the one that is asked for meanwhile: what is read in order is not asked for
- * across pages by the processor itself, and behind the codes lie the rests. */
+/* The prefetch distance in bytes: the processor's own prefetcher does not cross pages, and the
+ * memory after the codes, the rests, is read next anyway. */
 enum { AHEAD = 4096 };
 
 static inline __m512i query_group(const int8_t *codes, size_t g)
@@ -20,7 +20,7 @@ static inline __m512i query_group(const int8_t *codes, size_t g)
     return _mm512_set1_epi32(four);
 }
 
-/* Blocks b and b + 1, the second of which is there when `pair` is true, of `count` queries. */
+/* Screens blocks b and, when `pair` is true, b + 1 for `count` queries. */
 static inline __attribute__((always_inline)) void
 screen_blocks(const aimo_heads *heads, size_t b, const bool pair, const aimo_head_query *queries,
               int16_t *dots, uint16_t *masks, const size_t count)
