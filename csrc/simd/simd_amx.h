@@ -1,17 +1,17 @@
 /* AMX tiles: their configuration, and the one loop that multiplies with them.
  *
  * A tile is 16 rows of 64 bytes: 16 x 16 sums of 32 bits, or the 16 *units* of 4 bytes (two bf16 or
- * four bytes along k) that 16 rows of x bring to one *step*. A panel of packed weights is [unit][16
- * columns][4 bytes], so 16 of its lines are a tile as they lie.
+ * four bytes along k) that 16 rows of x contribute to one *step*. A panel of packed weights is
+ * [unit][16 columns][4 bytes], so 16 of its lines can be loaded as a tile directly.
  *
  * The eight tiles are 2 x 2 of sums, two of x and two of weights: a step loads four tiles for four
- * products. By Intel's optimization manual (its chapter on AMX; nothing here was measured) a
- * product starts every 16 cycles and ends after 52, which four independent sums just cover, and a
- * load takes 8, so that loads fill half of the time. With 1 x 1 two loads would take all of it; 1 x
- * 4 needs five loads for four products; 2 x 3 would need eleven tiles.
+ * products. According to Intel's optimization manual (its chapter on AMX; nothing here was
+ * measured) a product can start every 16 cycles and takes 52, which four independent sums just
+ * cover, and a load takes 8, so loads fill half of the time. With 1 x 1, two loads per product
+ * would fill all of it; 1 x 4 needs five loads for four products; 2 x 3 would need eleven tiles.
  *
- * The instructions' numbers of tiles are part of their code: macros, not variables. Include inside
- * a target region, after every other header. */
+ * Tile numbers are encoded in the instructions, so they are macros, not variables. Include inside a
+ * target region, after every other header. */
 #ifndef AIMO_SIMD_AMX_H
 #define AIMO_SIMD_AMX_H
 
@@ -35,7 +35,8 @@ typedef struct {
 
 typedef uint32_t x_tile[TILE_SIDE][TILE_SIDE]; /* [row][unit] */
 
-/* The sums of a block, int32 or f32 as the product is: [row / 16][panel][row % 16][column]. */
+/* The sums of a block, int32 or f32 depending on the product: [row / 16][panel][row %
+ * 16][column]. */
 typedef union {
     int32_t i32[2][TILE_BLOCK_PANELS][TILE_SIDE][TILE_SIDE];
     float f32[2][TILE_BLOCK_PANELS][TILE_SIDE][TILE_SIDE];
@@ -52,7 +53,8 @@ typedef struct {
 /* gcc's intrinsics do not tell the compiler that they read memory. */
 #define TILES_READ_MEMORY() __asm__ volatile("" ::: "memory")
 
-/* Tiles for blocks of `rows` rows (1 to 32) and steps of `units` units (1 to 16). Clears all. */
+/* Configures the tiles for blocks of `rows` rows (1 to 32) and steps of `units` units (1 to 16),
+ * and clears them. */
 AIMO_INLINE void tiles_configure(size_t rows, size_t units)
 {
     const uint8_t upper = (uint8_t)(rows < TILE_SIDE ? rows : TILE_SIDE);
@@ -93,7 +95,7 @@ typedef enum { TILE_BF16, TILE_U8_S8, TILE_S8_U8 } tile_factors;
             _tile_dpbsud(sums, x, w);                                                              \
     } while (0)
 
-/* Zero, or what is in memory. */
+/* Starts from zero, or from the sums in memory. */
 #define TILE_BEGIN(tile, accumulate, from)                                                         \
     do {                                                                                           \
         if (accumulate)                                                                            \

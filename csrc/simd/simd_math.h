@@ -43,7 +43,7 @@ static const float normal_half_coefficients[5][SIMD_LOOKUP_ENTRIES] = {
 };
 
 /* x Phi(x) = x / 2 + |x| (Phi(|x|) - 0.5), with the second factor within 1.5e-7; exactly 0 below
- * -5.82, x above 5.82. Five look-ups in registers and four multiplications cost a third of an
+ * -5.82, x above 5.82. Five lookups in registers and four multiplications cost a third of an
  * exponential. */
 AIMO_INLINE vf32 v_gelu(vf32 x)
 {

@@ -28,7 +28,7 @@ AIMO_INLINE vf32 v_sub(vf32 a, vf32 b) { return vsubq_f32(a, b); }
 AIMO_INLINE vf32 v_mul(vf32 a, vf32 b) { return vmulq_f32(a, b); }
 AIMO_INLINE vf32 v_div(vf32 a, vf32 b) { return vdivq_f32(a, b); }
 AIMO_INLINE vf32 v_fma(vf32 a, vf32 b, vf32 c) { return vfmaq_f32(c, a, b); }
-/* FMIN and FMAX would give the NaN, whichever operand it is. */
+/* FMIN and FMAX would return the NaN whichever operand it is. */
 AIMO_INLINE vf32 v_min(vf32 a, vf32 b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 AIMO_INLINE vf32 v_max(vf32 a, vf32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 AIMO_INLINE vf32 v_abs(vf32 a) { return vabsq_f32(a); }

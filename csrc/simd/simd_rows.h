@@ -1,4 +1,5 @@
-/* Walking over a row whose length is no multiple of the vector. Include after a simd_<isa>.h. */
+/* Walking over a row whose length need not be a multiple of the vector's. Include after a
+ * simd_<isa>.h. */
 #ifndef AIMO_SIMD_ROWS_H
 #define AIMO_SIMD_ROWS_H
 

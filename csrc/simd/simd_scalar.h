@@ -1,9 +1,9 @@
 /* Vectors of one float in plain C: the reference for every other row.
  *
- * simd_avx2.h, simd_avx512.h and simd_neon.h define the same names; what stands above them
+ * simd_avx2.h, simd_avx512.h and simd_neon.h define the same names; the code built on them
  * (simd_math.h, simd_tile.h, the kernels' *_body.h) is written once. Include exactly one of them
- * per file. vf32 is a vector of VF32_LANES floats.  _part loads zeros into, and stores nothing
- * from, the lanes from n on (n <= VF32_LANES). */
+ * per file. vf32 is a vector of VF32_LANES floats.  The _part functions load zeros into lanes n and
+ * above, and store nothing from them (n <= VF32_LANES). */
 #ifndef AIMO_SIMD_SIMD_H
 #define AIMO_SIMD_SIMD_H
 
@@ -31,7 +31,7 @@ AIMO_INLINE vf32 v_add(vf32 a, vf32 b) { return a + b; }
 AIMO_INLINE vf32 v_sub(vf32 a, vf32 b) { return a - b; }
 AIMO_INLINE vf32 v_mul(vf32 a, vf32 b) { return a * b; }
 AIMO_INLINE vf32 v_div(vf32 a, vf32 b) { return a / b; }
-/* a * b + c; fused where the machine can. */
+/* a * b + c; fused where the machine can do it. */
 AIMO_INLINE vf32 v_fma(vf32 a, vf32 b, vf32 c) { return a * b + c; }
 /* The second operand when either is NaN, like x86's minps and maxps. */
 AIMO_INLINE vf32 v_min(vf32 a, vf32 b) { return a < b ? a : b; }
@@ -59,7 +59,7 @@ AIMO_INLINE vf32 v_load_bf16(const uint16_t *p) { return aimo_bf16_to_f32_one(*p
 AIMO_INLINE vf32 v_load_bf16_part(const uint16_t *p, size_t n) { return n ? v_load_bf16(p) : 0.0f; }
 /* VF32_LANES integers of 8 bits. */
 AIMO_INLINE vf32 v_load_i8(const int8_t *p) { return (float)*p; }
-/* The even or odd ones of 2 * VF32_LANES bf16, widened. */
+/* The even or the odd elements of 2 * VF32_LANES bf16, widened. */
 AIMO_INLINE vf32 v_load_bf16_even(const uint16_t *p) { return aimo_bf16_to_f32_one(p[0]); }
 AIMO_INLINE vf32 v_load_bf16_odd(const uint16_t *p) { return aimo_bf16_to_f32_one(p[1]); }
 

@@ -1,10 +1,10 @@
 /* The register tile: the one inner loop of matrix products, for weights and for attention.
  *
- * Weights lie in panels of 16 columns, [k][16]: one step of k is one cache line, and reading a
- * panel is sequential. A tile keeps TILE_ROWS x TILE_PANELS panels of sums in registers over its
- * part of k; each sum adds its products in the order of k, whatever the tile's shape, so an
- * element of the result never depends on what it was computed beside. Include after a simd_<isa>.h.
- */
+ * Weights are in panels of 16 columns, [k][16]: one step of k is one cache line, and a panel is
+ * read sequentially. A tile keeps the sums of TILE_ROWS rows x TILE_PANELS panels in registers over
+ * its part of k; each sum adds its products in the order of k, whatever the tile's shape, so an
+ * element of the result never depends on the elements computed beside it. Include after a
+ * simd_<isa>.h. */
 #ifndef AIMO_SIMD_TILE_H
 #define AIMO_SIMD_TILE_H
 
@@ -51,7 +51,7 @@ AIMO_INLINE vf32 activate(vf32 x, aimo_activation activation)
     return x;
 }
 
-/* How many of a vector's lanes lie below `columns`. */
+/* How many of a vector's lanes are below `columns`. */
 AIMO_INLINE size_t lanes_left(size_t columns, size_t vector)
 {
     const size_t begin = vector * VF32_LANES;
@@ -72,8 +72,8 @@ AIMO_INLINE void activate_rows_with(float *y, size_t ldy, size_t m, size_t colum
     }
 }
 
-/* In place, while the tile is in the L1 cache; in the tile itself this would be inlined for every
- * register. */
+/* Works in place, while the tile is still in the L1 cache; inside the tile it would be inlined for
+ * every register. */
 static void activate_rows(float *y, size_t ldy, size_t m, size_t columns,
                           aimo_activation activation)
 {
@@ -94,8 +94,8 @@ static void activate_rows(float *y, size_t ldy, size_t m, size_t columns,
 #undef ACTIVATE
 }
 
-/* `rows`, `vectors` and, but for attention, the steps are constants at every call, so that the sums
- * stay in registers and addresses are folded. */
+/* `rows`, `vectors` and, except in attention, the steps are constants at every call, so that the
+ * sums stay in registers and addresses are folded. */
 AIMO_INLINE void tile(const tile_args *t, size_t row, const size_t rows, const size_t vectors,
                       const size_t x_step, const size_t panel_step)
 {
@@ -164,8 +164,8 @@ AIMO_INLINE void tile(const tile_args *t, size_t row, const size_t rows, const s
         activate_rows(y, t->ldy, rows, t->columns, t->activation);
 }
 
-/* All m rows. What is left below a whole tile goes by four, two and one: a tile of one row waits
- * for its sums and takes as long as one of four. */
+/* All m rows. Rows left over after the whole tiles go in fours, twos and ones: a tile of one row
+ * waits for its sums and takes as long as one of four. */
 AIMO_INLINE void run_tiles(const tile_args *t, const size_t vectors, const size_t x_step,
                            const size_t panel_step)
 {
