@@ -1,6 +1,6 @@
-/* What the core and the library with the CUDA backend know of each other. The library is loaded at
- * run time, so that nothing here depends on CUDA; both sides are built from one tree, and a version
- * that differs is refused. */
+/* The interface between the core and the library with the CUDA backend. The library is loaded at
+ * run time, so that nothing else depends on CUDA; both sides are built from one tree, and a library
+ * with another version number is refused. */
 #ifndef AIMO_BACKEND_CUDA_API_H
 #define AIMO_BACKEND_CUDA_API_H
 
@@ -18,7 +18,7 @@ typedef struct {
     int major, minor; /* compute capability */
 } aimo_cuda_device;
 
-/* What was found, for `info`; 0 where it is missing. */
+/* The versions that were found, for `info`; 0 where something is missing. */
 typedef struct {
     int driver, runtime; /* CUDA versions, 1000 * major + 10 * minor */
     size_t cublas;       /* cuBLASLt version */
@@ -27,25 +27,25 @@ typedef struct {
 
 typedef struct {
     unsigned version;
-    /* Finds driver, device and cuBLASLt; `cublas` are files to try, in this order. Nothing of CUDA
-     * is touched before. May be called again, and does nothing once it has succeeded.
-     * AIMO_ERR_UNSUPPORTED says what is missing, AIMO_ERR_DEVICE that the process was forked. */
+    /* Finds the driver, the devices and cuBLASLt; `cublas` lists files to try, in order. CUDA is
+     * not touched before this call. Once it has succeeded, further calls do nothing.
+     * AIMO_ERR_UNSUPPORTED says what is missing; AIMO_ERR_DEVICE when the process was forked. */
     aimo_status (*start)(const char *const *cublas, size_t count, aimo_error *);
-    /* After start; neither uses the devices. */
+    /* Call after start; neither creates a context on a device. */
     aimo_status (*versions)(aimo_cuda_versions *, aimo_error *);
     aimo_status (*device)(int index, aimo_cuda_device *, aimo_error *);
     aimo_status (*backend_new)(int device, aimo_dtype, size_t head_dim, aimo_backend **,
                                aimo_error *);
     aimo_status (*row_screen_new)(int device, size_t dim, aimo_row_screen **, aimo_error *);
-    /* Memory of a device. Freeing it waits for what is under way there, so that nothing still uses
-     * it, and does nothing in a forked process, where CUDA does not work. */
+    /* Device memory. Freeing waits for all work on the device, so that nothing still uses the
+     * memory, and does nothing in a forked process, where CUDA does not work. */
     aimo_status (*memory_new)(int device, size_t bytes, void **out, aimo_error *);
     void (*memory_free)(int device, void *memory);
-    /* Each of the two is memory of the device or of the host. Done when it returns. */
+    /* `dst` and `src` may each be device or host memory. The copy is done when the call returns. */
     aimo_status (*memory_copy)(int device, void *dst, const void *src, size_t bytes, aimo_error *);
-    /* Arrays in memory of the device, as aimo_half_merge_axes leaves them, of n elements, aligned
-     * and in the native byte order. After what the legacy default stream was given before; done
-     * when it returns. */
+    /* Converts arrays of n elements in device memory, as prepared by aimo_half_merge_axes, aligned
+     * and in native byte order. Ordered after earlier work on the legacy default stream; done when
+     * the call returns. */
     aimo_status (*half_convert)(int device, const aimo_half_arrays *, size_t n, aimo_error *);
 } aimo_cuda_api;
 

@@ -1,5 +1,5 @@
-/* Loads the CUDA backend. The core is not linked with anything of CUDA: the library is opened by
- * path, and lives as long as the process, because drivers do not like to be unloaded. */
+/* Loads the CUDA backend. The core does not link to any part of CUDA: the library is opened by
+ * path, and never closed, because CUDA drivers do not support being unloaded. */
 #include "backend/cuda_loader.h"
 
 #include <dlfcn.h>
@@ -34,7 +34,7 @@ static aimo_status open_library(const char *library, aimo_error *err)
         return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA: %s", dlerror());
     const aimo_cuda_api *(*get)(void);
     void *symbol = dlsym(handle, AIMO_CUDA_API_SYMBOL);
-    memcpy(&get, &symbol, sizeof get); /* ISO C has no cast for it */
+    memcpy(&get, &symbol, sizeof get); /* ISO C has no cast from object to function pointer */
     if (get == NULL || get()->version != AIMO_CUDA_API_VERSION) {
         dlclose(handle);
         return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA: %s belongs to another version", library);

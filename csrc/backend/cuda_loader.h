@@ -1,4 +1,4 @@
-/* Loads the CUDA backend into the process when it is asked for, and not before. */
+/* Loads the CUDA backend into the process on demand. */
 #ifndef AIMO_BACKEND_CUDA_LOADER_H
 #define AIMO_BACKEND_CUDA_LOADER_H
 
@@ -14,8 +14,8 @@ void aimo_cuda_loader_init(void);
 AIMO_MUST_CHECK aimo_status aimo_cuda_load(const char *library, const char *const *cublas,
                                            size_t count, aimo_error *err);
 
-/* The library; it stays for the life of the process. AIMO_ERR_UNSUPPORTED before aimo_cuda_load has
- * succeeded, as from the functions below. */
+/* *out = the library's functions, valid for the life of the process. This and the functions below
+ * fail with AIMO_ERR_UNSUPPORTED before aimo_cuda_load has succeeded. */
 AIMO_MUST_CHECK aimo_status aimo_cuda_get_api(const aimo_cuda_api **out, aimo_error *err);
 AIMO_MUST_CHECK aimo_status aimo_cuda_get_versions(aimo_cuda_versions *out, aimo_error *err);
 /* AIMO_ERR_ARGUMENT when there is no such device. */

@@ -1,5 +1,6 @@
-/* Memory of a CUDA device with a count of owners. It remembers the library, so that the last owner
- * takes no lock: in a forked child the lock may be one that a thread of the parent held. */
+/* Reference-counted memory of a CUDA device. It keeps a pointer to the library, so that the last
+ * owner need not take the loader's lock: in a forked child, that may still be locked by a thread of
+ * the parent. */
 #include "backend/device_memory.h"
 
 #include "backend/cuda_loader.h"
@@ -26,7 +27,7 @@ aimo_status aimo_device_memory_new(int device, size_t bytes, aimo_device_memory 
     memory->bytes = bytes;
     memory->device = device;
     atomic_init(&memory->owners, 1);
-    /* An array without elements has an address as well. */
+    /* An empty array needs an address as well. */
     const aimo_status status = api->memory_new(device, bytes != 0 ? bytes : 1, &memory->data, err);
     if (status == AIMO_OK)
         *out = memory;

@@ -1,5 +1,6 @@
-/* Memory of a CUDA device that is shared by those who hold an array in it: a Python object, and
- * whoever took it by DLPack. Any thread may call any of these. */
+/* Reference-counted memory of a CUDA device, owned jointly by everybody who holds an array in it: a
+ * Python object, and the consumers that it was exported to by DLPack. Any thread may call any of
+ * these functions. */
 #ifndef AIMO_BACKEND_DEVICE_MEMORY_H
 #define AIMO_BACKEND_DEVICE_MEMORY_H
 
@@ -10,14 +11,14 @@
 
 typedef struct aimo_device_memory aimo_device_memory;
 
-/* *out = `bytes` of memory, contents undefined, with one owner. After aimo_cuda_load
- * (backend/cuda_loader.h); AIMO_ERR_ARGUMENT: there is no such device; AIMO_ERR_MEMORY says how
- * much is free; AIMO_ERR_DEVICE: the process was forked, or the device fails. */
+/* *out = `bytes` of memory, contents undefined, with one owner. Call after aimo_cuda_load
+ * (backend/cuda_loader.h). AIMO_ERR_ARGUMENT: there is no such device; AIMO_ERR_MEMORY: the message
+ * says how much is free; AIMO_ERR_DEVICE: the process was forked, or the device fails. */
 AIMO_MUST_CHECK aimo_status aimo_device_memory_new(int device, size_t bytes,
                                                    aimo_device_memory **out, aimo_error *err);
-/* One owner more. */
+/* Adds an owner. */
 void aimo_device_memory_retain(aimo_device_memory *memory);
-/* One owner less; the last one's frees it, when the device has done what is under way. NULL is
+/* Removes an owner. The last one frees the memory, after all work on the device is done. NULL is
  * ignored. */
 void aimo_device_memory_release(aimo_device_memory *memory);
 
@@ -33,9 +34,9 @@ AIMO_MUST_CHECK aimo_status aimo_device_memory_write(aimo_device_memory *memory,
 AIMO_MUST_CHECK aimo_status aimo_device_memory_copy(const aimo_device_memory *memory,
                                                     aimo_device_memory **out, aimo_error *err);
 
-/* aimo_half_convert_arrays for arrays in memory of the device, whoever owns it; elements are
- * aligned and in the native byte order. In order with the legacy default stream; done when it
- * returns. */
+/* aimo_half_convert_arrays for arrays in device memory, whoever owns it. Elements must be aligned
+ * and in native byte order. Ordered after earlier work on the legacy default stream; done when the
+ * call returns. */
 AIMO_MUST_CHECK aimo_status aimo_device_half_convert(int device, aimo_half_arrays *arrays,
                                                      aimo_error *err);
 

@@ -1,23 +1,25 @@
-/* Screening: which rows may reach a cosine, found on a device by a product of halves.
+/* Screening: finds the rows whose cosine may reach a bar, by a matrix product of halves on a
+ * device.
  *
- * A screen proves that rows lie below the bar, and nothing else; who asks decides about the rest,
- * the candidates. Let u be a query and r a row, both of norm 1; u' and r' the same in f32, as they
- * are given, with |u - u'|, |r - r'| <= D = 2^-22; q and d those rounded to halves, and
- * a = |u' - q|, e = |r' - d| (for all rows of a call: the largest), both measured. Then
+ * A screen only proves that rows are below the bar; the caller decides about the others, the
+ * candidates. Let u be a query and r a row, both of norm 1; u' and r' the same in f32, as they are
+ * given, with |u - u'|, |r - r'| <= D = 2^-22; q and d those rounded to halves, and a = |u' - q|, e
+ * = |r' - d| (the largest over all rows of a call), both measured. Then
  *
  *     u.r = q.d + (u - q).r + q.(r - d) <= q.d + (a + D) + |q| (e + D),
  *     |q| <= 1 + a + D,  |d| <= 1 + e + D.
  *
- * Of q.d the device computes s. Products of halves are exact in f32. Tensor cores align what they
- * add to the largest of a few terms and cut off what lies more than 23 bits below it; with k terms,
- * filled up to whole tiles and added four or more at a time, each term is cut once, and each
- * partial sum twice, so there are at most 3k / 2 cuts; every term and partial sum is at most
- * |q||d|, but for the cuts before it. So |s - q.d| <= 2k 2^-23 |q||d|, which roundings to nearest
- * of plain f32 do not reach either. A row whose s is below the bar minus the sum of these,
+ * The device computes s, an approximation of q.d. Products of halves are exact in f32. Tensor cores
+ * align the terms that they add to the largest of a few and truncate everything more than 23 bits
+ * below it. With k terms, padded to whole tiles and added four or more at a time, each term is
+ * truncated once and each partial sum twice, so there are at most 3k / 2 truncations; every term
+ * and partial sum is at most |q||d|, apart from earlier truncations. So |s - q.d| <= 2k 2^-23
+ * |q||d|, a bound that also holds for plain f32 arithmetic, which rounds to nearest. A row whose s
+ * is below the bar minus the sum of these,
  *
  *     slack = (a + D) + (1 + a + D) (e + D) + k 2^-22 (1 + a + D) (1 + e + D),
  *
- * has a cosine below the bar. Halves that are subnormal are numbers to tensor cores. */
+ * has a cosine below the bar. Tensor cores do not flush subnormal halves to zero. */
 #ifndef AIMO_BACKEND_ROW_SCREEN_H
 #define AIMO_BACKEND_ROW_SCREEN_H
 
@@ -49,18 +51,18 @@ typedef struct {
 
 /* Any thread may call any of these. */
 typedef struct {
-    /* *out = a copy of rows [count, dim] f32, each of norm 1 within 2^-22, or all zeros; count is 1
-     * to AIMO_SCREEN_ROWS_MOST. AIMO_ERR_MEMORY says how much is free. */
+    /* *out = a copy of rows [count, dim] f32, each of norm 1 within 2^-22 or all zeros; count is 1
+     * to AIMO_SCREEN_ROWS_MOST. AIMO_ERR_MEMORY: the message says how much is free. */
     aimo_status (*rows_new)(aimo_row_screen *, const float *rows, size_t count,
                             aimo_screen_rows **out, aimo_error *);
-    /* No run may use them. */
+    /* No run may be using them. */
     void (*rows_free)(aimo_row_screen *, aimo_screen_rows *);
     /* candidates [capacity] = every row and query whose cosine reaches the bar, and some more, in
-     * no order; *found is their number. When that is above capacity, the candidates are not
+     * no particular order; *found is their number. When it exceeds capacity, no candidates are
      * written. */
     aimo_status (*run)(aimo_row_screen *, const aimo_screen_args *, aimo_screen_candidate *,
                        size_t capacity, size_t *found, aimo_error *);
-    /* All rows were freed. */
+    /* All rows must have been freed. */
     void (*free)(aimo_row_screen *);
 } aimo_row_screen_ops;
 
@@ -69,8 +71,9 @@ struct aimo_row_screen {
     int device;
 };
 
-/* On a CUDA device, after aimo_cuda_load (backend/cuda_loader.h). AIMO_ERR_UNSUPPORTED,
- * AIMO_ERR_ARGUMENT: there is none, or no such one. */
+/* A screen on a CUDA device; call after aimo_cuda_load (backend/cuda_loader.h).
+ * AIMO_ERR_UNSUPPORTED when CUDA was not loaded or the device is too old, AIMO_ERR_ARGUMENT when
+ * there is no such device. */
 AIMO_MUST_CHECK aimo_status aimo_row_screen_cuda_new(int device, size_t dim, aimo_row_screen **out,
                                                      aimo_error *err);
 

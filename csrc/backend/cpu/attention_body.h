@@ -1,10 +1,10 @@
 /* Attention of one head in one sequence, written once for every row of kernels.
  *
- * Sixteen queries at a time lie across the lanes: scores come out transposed, [keys][16], so the
- * softmax runs down columns without a horizontal step. Keys pass in blocks of KEY_BLOCK with a
- * running maximum and sum, so no score matrix is ever stored and the memory does not depend on the
- * length. Both products use the register tile on queries, keys and values where they lie. Include
- * after a simd_<isa>.h. */
+ * Sixteen queries at a time are laid out across the lanes: scores come out transposed, [keys][16],
+ * so the softmax runs down columns without horizontal steps. Keys are processed in blocks of
+ * KEY_BLOCK with a running maximum and sum, so no score matrix is ever stored and the memory does
+ * not depend on the length. Both products use the register tile on queries, keys and values in
+ * place. Include after a simd_<isa>.h. */
 #ifndef AIMO_ATTENTION_BODY_H
 #define AIMO_ATTENTION_BODY_H
 
@@ -13,7 +13,7 @@
 
 enum { QUERY_BLOCK = PANEL_COLUMNS, KEY_BLOCK = 128, DIM_BLOCK = 128 };
 
-/* One block of queries, and what is known of it so far. */
+/* One block of queries and its running softmax state. */
 typedef struct {
     size_t first, count;
     vf32 maximum[PANEL_VECTORS], sum[PANEL_VECTORS];
@@ -77,8 +77,8 @@ static void rescale_output(const attention_head *h, const query_block *b, const 
     }
 }
 
-/* scores = e^(scores - maximum) after the maximum has taken in this block's; the sum and the output
- * so far shrink along. */
+/* scores = e^(scores - maximum), after updating the maximum with this block's scores; the sum and
+ * the output so far are rescaled to the new maximum. */
 static void softmax_block(const attention_head *h, query_block *b, float *scores, size_t count,
                           bool first)
 {

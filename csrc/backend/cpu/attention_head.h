@@ -1,4 +1,4 @@
-/* Where one head of one sequence lies in the arguments of attention. */
+/* Locates one head of one sequence within the arguments of attention. */
 #ifndef AIMO_ATTENTION_HEAD_H
 #define AIMO_ATTENTION_HEAD_H
 

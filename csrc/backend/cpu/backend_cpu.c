@@ -1,9 +1,9 @@
 /* The CPU backend: host memory, the thread pool, and the strongest rows of kernels.
  *
- * A batch is cut into chunks so small that each operation finds its rows in the L2 cache, and each
- * chunk runs the whole forward pass on one thread; inside, products, norms and attention are loops
- * that idle threads may join, so a single short text and the last chunk of a batch use all of them
- * too. */
+ * A batch is split into chunks so small that each operation finds its rows in the L2 cache, and
+ * each chunk runs its whole forward pass on one thread. Within it, products, norms and attention
+ * are loops that idle threads may join, so a single short text and the last chunk of a batch use
+ * all threads too. */
 #include "backend/backend.h"
 
 #include "backend/cpu/cpu_kernels.h"
@@ -56,9 +56,10 @@ static const cpu_backend *as_cpu(const aimo_backend *backend)
     return (const cpu_backend *)backend;
 }
 
-/* 128 tokens of MiniLM keep 1.2 MB of rows, of which one operation looks at less than an L2 cache;
- * tiles of AMX are so fast that reading the weights would show, and such processors have 2 MiB. All
- * chunks are about equal, and as many for each thread. */
+/* 128 tokens of MiniLM need 1.2 MB of rows, of which any one operation touches less than an L2
+ * cache. AMX is so fast that the time for reading the weights would show, so its chunks are larger;
+ * such processors have 2 MiB of L2. All chunks are about equal, and every thread gets the same
+ * number of them. */
 static size_t chunk_tokens(const aimo_backend *backend, size_t total_tokens, size_t token_bytes)
 {
     (void)token_bytes;
@@ -111,7 +112,7 @@ static void matrix_free(aimo_backend *backend, aimo_backend_matrix *matrix)
     aimo_memory_free(matrix);
 }
 
-/* The leased block begins with the cache line that describes it. */
+/* The leased block begins with a cache line that holds the aimo_workspace. */
 static aimo_status workspace_lease(aimo_backend *backend, size_t bytes, aimo_workspace **out,
                                    aimo_error *err)
 {
@@ -132,7 +133,8 @@ static void workspace_return(aimo_backend *backend, aimo_workspace *workspace)
 static aimo_status upload(aimo_backend *backend, aimo_workspace *workspace,
                           const aimo_sequences *sequences, aimo_error *err)
 {
-    (void)backend, (void)workspace, (void)sequences, (void)err; /* operations are given them */
+    (void)backend, (void)workspace, (void)sequences,
+        (void)err; /* operations get them as arguments */
     return AIMO_OK;
 }
 
@@ -146,15 +148,15 @@ static aimo_status run(aimo_backend *backend, aimo_workspace *workspace, aimo_fo
 typedef struct {
     const cpu_backend *backend;
     const void *args;
-    size_t step; /* panels or rows that one index stands for */
+    size_t step; /* panels or rows per index of the loop */
 } loop_context;
 
-/* Below this much work another thread's help costs more than it brings. */
+/* Below this much work another thread's help costs more than it saves. */
 enum { LOOP_WORK = 1 << 18 };
 
 /* How many of `count` items, each of `work` multiplications, one index of a loop should take: all
- * when nobody is there to help, because a part has costs of its own (rows of x are rounded for
- * each); else two parts for each thread, so that none waits long for the last. */
+ * of them when no thread is idle, because each part has costs of its own (it rounds its rows of x);
+ * else two parts per thread, so that no thread waits long for the last part. */
 static size_t items_per_index(size_t count, size_t work)
 {
     const size_t idle = aimo_threads_idle(), parts = idle == 0 ? 1 : 2 * (idle + 1);
@@ -163,7 +165,7 @@ static size_t items_per_index(size_t count, size_t work)
     return share > least ? share : least;
 }
 
-/* Embedding and pooling only move rows; a loop of their own would not pay. */
+/* Embedding and pooling only move rows; splitting them would not pay off. */
 static aimo_status embed(aimo_backend *backend, aimo_workspace *workspace,
                          const aimo_embed_args *args, aimo_error *err)
 {
@@ -236,7 +238,8 @@ static aimo_status attention(aimo_backend *backend, aimo_workspace *workspace,
     (void)workspace, (void)err;
     const size_t count = args->batch * args->heads;
     const size_t mean_length = args->offsets[args->batch] / args->batch;
-    /* Short sequences take four times what their multiplications say: exponentials, small tiles. */
+    /* Short sequences take four times as long as their multiplications suggest, because of
+     * exponentials and small tiles. */
     const size_t step = items_per_index(count, 8 * mean_length * mean_length * args->head_dim);
     loop_context context = {as_cpu(backend), args, step};
     aimo_parallel_for((count + step - 1) / step, attention_index, &context);
@@ -290,7 +293,7 @@ static const aimo_backend_ops ops = {
     .attention = attention,
     .pool = pool,
     .download = download,
-    .hand_over = download, /* its device memory is the host's */
+    .hand_over = download, /* its device memory is host memory */
     .free = cpu_free,
 };
 

@@ -1,11 +1,12 @@
-/* The encoder's operations with AMX: attention multiplies bf16 by tiles, where the products with
- * weights round to 16 or 8 bits, too. All else is elementwise and as with AVX-512.
+/* The encoder's operations with AMX: where the products with weights round to 16 or 8 bits,
+ * attention multiplies bf16 tiles. Everything else is elementwise and as with AVX-512.
  *
- * As in attention_body.h queries lie across the lanes, scores come out as [keys][queries] and the
- * keys pass in blocks with a running maximum and sum. Rounded keys and transposed values are tiles
- * of rows, transposed queries and the probabilities, two keys at a time, are panels, so that
- * neither scores nor probabilities are ever transposed; only the result is. Keys and values are
- * made into tiles once for up to 128 queries. How a sequence is cut depends on its length alone. */
+ * As in attention_body.h, queries are laid out across the lanes, scores come out as
+ * [keys][queries], and keys are processed in blocks with a running maximum and sum. Rounded keys
+ * and transposed values are tiles of rows; transposed queries and the probabilities, two keys at a
+ * time, are panels. So neither scores nor probabilities are ever transposed, only the result is.
+ * Keys and values are converted to tiles once for up to 128 queries. How a sequence is split
+ * depends on its length alone. */
 #include "backend/cpu/cpu_kernels.h"
 #include "simd/intrinsics.h"
 
@@ -20,7 +21,8 @@ AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-in
 #include "simd/simd_math.h"
 #include "simd/simd_rows.h"
 
-/* The most queries, keys and dimensions that are in tiles at once; a step is 32 of k. */
+/* The most queries, keys and dimensions that are held in tiles at once; a step is 32 elements of
+ * k. */
 enum { QUERIES = 128, KEYS = 128, DIMS = 128, STEP = 2 * TILE_SIDE };
 
 /* 16 x 16 words of 32 bits. */
@@ -125,7 +127,8 @@ static __m512i pair_up(vf32 even, vf32 odd)
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Values behind the last key are zero, as their probabilities are: what lies there may be NaN. */
+/* Values past the last key are set to zero although their probabilities are zero, because the
+ * memory there may hold NaN. */
 static void load_values(attention_tiles *t)
 {
     const attention_head *h = &t->head;
@@ -178,7 +181,7 @@ static vf32 coarse_exp(vf32 x)
     return _mm512_scalef_ps(v_fma(p, f, v_set1(1.0f)), n);
 }
 
-/* What has been added up so far, times a factor for each query. */
+/* Multiplies the output accumulated so far by a factor for each query. */
 static void shrink_out(attention_tiles *t, size_t query, size_t panel, vf32 factor)
 {
     tile_sums *out = &t->out[query / TILE_BLOCK_ROWS * t->dim_steps];
@@ -188,7 +191,7 @@ static void shrink_out(attention_tiles *t, size_t query, size_t panel, vf32 fact
     }
 }
 
-/* probabilities = e^(scores - maximum), as far as the maximum is known. */
+/* probabilities = e^(scores - maximum), with the maximum over the keys so far. */
 static void softmax(attention_tiles *t, size_t query, size_t panel)
 {
     const size_t key_steps = parts(t->keys, STEP);

@@ -1,12 +1,13 @@
 /* The encoder's operations with VNNI: where weights are int8, attention multiplies integers as
- * well. All else is elementwise and as with AVX-512.
+ * well. Everything else is elementwise and as with AVX-512.
  *
- * As in attention_body.h queries lie across the lanes, scores come out as [keys][queries] and the
- * keys pass in blocks with a running maximum and sum. Queries and keys are rounded to 13 bits,
- * by the largest of their block, and multiplied in pairs; so scores hardly move. Probabilities
- * become 8 bits of the largest, values 8 bits of the largest of their column in the block, and four
- * are multiplied at a time. Keys and values are rounded once for up to 128 queries. How a sequence
- * is cut depends on its length alone. */
+ * As in attention_body.h, queries are laid out across the lanes, scores come out as
+ * [keys][queries], and keys are processed in blocks with a running maximum and sum. Queries and
+ * keys are rounded to 13 bits relative to the largest of their block and multiplied in pairs, which
+ * hardly changes the scores. Probabilities are rounded to 8 bits relative to the largest, values to
+ * 8 bits relative to the largest of their column in the block, and four are multiplied at a time.
+ * Keys and values are rounded once for up to 128 queries. How a sequence is split depends on its
+ * length alone. */
 #include "backend/cpu/cpu_kernels.h"
 #include "simd/intrinsics.h"
 
@@ -21,7 +22,8 @@ AIMO_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 
 /* The most queries, keys and dimensions that are rounded at once, and queries in a vector. */
 enum { QUERIES = 128, KEYS = 128, DIMS = 128, LANES = 16 };
-/* A score's int32 sum has room for DIMS products of two factors, and for no larger ones. */
+/* The largest rounded queries and keys, values, and probabilities. With the first, an int32 score
+ * just has room for DIMS products. */
 enum { FACTOR_LARGEST = 4095, VALUE_LARGEST = 127, PROBABILITY_LARGEST = 255 };
 _Static_assert((int64_t)FACTOR_LARGEST *FACTOR_LARGEST *DIMS <= INT32_MAX, "scores overflow");
 
@@ -55,8 +57,8 @@ static vi32 to_integers(vf32 x, vf32 inverse)
     return (vi32)_mm512_cvtps_epi32(v_mul(x, inverse));
 }
 
-/* pairs [count][ceil(head_dim / 32) * 16] = rows of x in steps of their largest, zeros behind them;
- * returns the step. */
+/* pairs [count][ceil(head_dim / 32) * 16] = rows of x, scaled by the largest magnitude among them
+ * and padded with zeros; returns the step. */
 static float round_pairs(const attention_head *h, const float *x, size_t count,
                          uint32_t pairs[][DIMS / 2])
 {
@@ -77,7 +79,7 @@ static float round_pairs(const attention_head *h, const float *x, size_t count,
     return scale;
 }
 
-/* The place of the keys holds them until they are transposed. */
+/* The memory for the keys holds the queries until they are transposed. */
 static void round_queries(attention_integers *t)
 {
     const attention_head *h = &t->head;
@@ -168,8 +170,8 @@ static void compute_scores(attention_integers *t, size_t vector)
         score_keys(t, vector, key, 1);
 }
 
-/* p = the scores' exponentials in steps of 1 / 255 of the largest so far; the sum is one of them.
- * Returns what the results so far shrink by. */
+/* p = the scores' exponentials in steps of 1 / 255 of the largest so far; the running sum adds up
+ * the rounded ones. Returns the factor by which the results so far shrink. */
 static vf32 softmax(attention_integers *t, size_t vector)
 {
     float *so_far = t->maximum + vector * LANES, *sum_so_far = t->sum + vector * LANES;

@@ -1,4 +1,4 @@
-/* The rows of the encoder's operations that are not matrix products with weights. */
+/* The rows of kernels for the encoder's operations other than products with weights. */
 #ifndef AIMO_CPU_KERNELS_H
 #define AIMO_CPU_KERNELS_H
 

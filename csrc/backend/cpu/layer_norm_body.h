@@ -1,12 +1,13 @@
 /* Embedding rows, residual sums and layer norm, written once for every row of kernels. The variance
- * is that of the differences from the mean, in a second pass: E[x^2] - E[x]^2 would cancel. Include
- * after a simd_<isa>.h. */
+ * is computed from the differences from the mean, in a second pass: E[x^2] - E[x]^2 would suffer
+ * from cancellation. Include after a simd_<isa>.h. */
 #ifndef AIMO_LAYER_NORM_BODY_H
 #define AIMO_LAYER_NORM_BODY_H
 
 #include "simd/simd_rows.h"
 
-/* Sums of a row's vectors by turns, so that an addition does not wait for the one before. */
+/* Several sums, used in turn for a row's vectors, so that an addition does not wait for the
+ * previous one. */
 typedef struct {
     vf32 part[4];
 } row_sum;
@@ -20,7 +21,7 @@ AIMO_INLINE float row_sum_of(const row_sum *s)
     return v_reduce_add(v_add(v_add(s->part[0], s->part[1]), v_add(s->part[2], s->part[3])));
 }
 
-/* Continues with what is left of a row as V_FOR_EACH would. */
+/* Continues with the rest of a row as V_FOR_EACH would. */
 #define V_FOR_THE_REST(i, lanes, n)                                                                \
     for (size_t lanes = (n) - (i) < VF32_LANES ? (n) - (i) : VF32_LANES; (i) < (n);                \
          (i) += VF32_LANES, lanes = (n) - (i) < VF32_LANES ? (n) - (i) : VF32_LANES)
