@@ -1,9 +1,9 @@
-/* How attention shares out its queries: 16 or 32 for each warp, of one head of one sequence.
+/* How attention distributes queries: each warp takes 16 or 32, of one head of one sequence.
  *
- * Sequences of more than ATTENTION_SHORT tokens have blocks of their own, whose warps share keys
- * and values, and with more than ATTENTION_MEDIUM tokens 32 queries for each warp; the 16 of
- * shorter ones lie four to a block, and each warp works for itself. Which of these it is depends on
- * the sequence's length alone, and with it the order of every sum. */
+ * A sequence of more than ATTENTION_SHORT tokens gets blocks of its own, whose warps share keys and
+ * values; with more than ATTENTION_MEDIUM tokens, each warp takes 32 queries. For shorter
+ * sequences, a block has four independent warps of 16 queries each. Which case applies, and so the
+ * order of every sum, depends on the sequence's length alone. */
 #ifndef AIMO_CUDA_ATTENTION_TILES_H
 #define AIMO_CUDA_ATTENTION_TILES_H
 
@@ -12,7 +12,7 @@
 constexpr unsigned ATTENTION_QUERIES = 16, ATTENTION_SHORT = 32, ATTENTION_MEDIUM = 64;
 constexpr unsigned ATTENTION_THREADS = ATTENTION_WARPS * WARP;
 
-/* What a warp has of a sequence's queries. */
+/* How many of a sequence's queries a warp takes. */
 __host__ __device__ inline unsigned attention_queries(size_t length)
 {
     return length > ATTENTION_MEDIUM ? 2 * ATTENTION_QUERIES : ATTENTION_QUERIES;
@@ -20,7 +20,8 @@ __host__ __device__ inline unsigned attention_queries(size_t length)
 
 // --- The list of tiles, on the host --------------------------------------------------------------
 
-/* Tiles that the sequence adds to the list of short sequences, or to that of the others. */
+/* The number of tiles that the sequence adds to the list of short sequences, or to that of the
+ * others. */
 inline size_t attention_tile_count(size_t length, bool list_is_short)
 {
     const size_t warps = list_is_short ? 1 : ATTENTION_WARPS;
@@ -38,14 +39,14 @@ inline size_t attention_block_count(const size_t *offsets, size_t batch)
     return (tiles + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
 }
 
-/* No batch of as many sequences and tokens has more blocks: one that is not full for each sequence;
- * two tiles at most of a short one. */
+/* An upper bound for all batches with that many sequences and tokens: besides full blocks, one
+ * partly filled block per sequence; a short sequence has at most two tiles. */
 inline size_t attention_blocks_most(size_t batch, size_t tokens)
 {
     return batch + tokens / (ATTENTION_WARPS * ATTENTION_QUERIES);
 }
 
-/* out [blocks][ATTENTION_WARPS]; short sequences come behind the others, and then tiles without any
+/* out [blocks][ATTENTION_WARPS]: short sequences come after the others, followed by tiles without
  * queries. */
 inline void attention_list_tiles(const int32_t *offsets, size_t batch, size_t blocks,
                                  attention_tile *out)
@@ -70,7 +71,7 @@ struct attention_input {
     void *out;                   /* T [tokens, hidden] */
     const attention_tile *tiles; /* [blocks][ATTENTION_WARPS] */
     unsigned heads, head_dim, hidden;
-    float scale; /* of scores, for powers of 2 */
+    float scale; /* of scores, including log2(e) so that exponentials are powers of 2 */
 };
 
 inline attention_input attention_input_of(const aimo_attention_args &args,
@@ -86,14 +87,15 @@ inline attention_input attention_input_of(const aimo_attention_args &args,
             log2_e / sqrtf(static_cast<float>(args.head_dim))};
 }
 
-/* Blocks for each head of each block of the list where warps have 16 queries at a time. */
+/* Into how many parts, along y, a block of the list is divided when warps work on 16 queries at a
+ * time. */
 inline unsigned attention_halves(const cuda_sequences &sequences)
 {
     return sequences.longest > ATTENTION_MEDIUM ? 2 : 1;
 }
 
-/* One block for each head of each block of the list, or one for each half of a warp's queries,
- * which are y. Heads change first: together they read whole rows. */
+/* One block per head and block of the list, times `halves` along y, one for each half of a warp's
+ * queries. Heads vary fastest, because together they read whole rows. */
 inline launch_shape attention_shape(const attention_input &in, const cuda_sequences &sequences,
                                     unsigned halves, size_t shared)
 {
@@ -101,7 +103,7 @@ inline launch_shape attention_shape(const attention_input &in, const cuda_sequen
             ATTENTION_THREADS, shared};
 }
 
-/* A warp's tile and its head's first column. */
+/* A warp's tile, and the first column of its head. */
 struct attention_place {
     unsigned begin, length, first, column;
 };
@@ -113,7 +115,8 @@ __device__ inline attention_place find_place(const attention_input &in)
     return {tile.begin, tile.length, tile.first, head * in.head_dim};
 }
 
-/* The head's part of a token's query; its key is `hidden` further on, its value as much again. */
+/* The head's part of a token's query; the key follows at `hidden` elements, the value at twice
+ * that. */
 template <typename T>
 __device__ inline const T *query_of(const attention_input &in, const attention_place &at,
                                     unsigned token)

@@ -1,4 +1,5 @@
-/* cuBLASLt, found at run time. It stays loaded: other libraries of the process may use it too. */
+/* Loads cuBLASLt at run time. It is never unloaded: other libraries in the process may use it
+ * too. */
 #include "backend/cuda/cublas_lt.h"
 
 #include <dlfcn.h>

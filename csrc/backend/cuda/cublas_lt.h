@@ -1,6 +1,6 @@
-/* The part of cuBLASLt that is used, found at run time: no header of it is needed to build, and a
- * machine without it can load the library. Names without the prefix are those of its documentation;
- * the numbers are of its interface, which does not change. */
+/* The part of cuBLASLt that is used, looked up at run time: building needs none of its headers, and
+ * the library loads on a machine without it. Names are those of its documentation without the
+ * prefix; the numbers are part of its stable ABI. */
 #ifndef AIMO_CUDA_CUBLAS_LT_H
 #define AIMO_CUDA_CUBLAS_LT_H
 
@@ -35,7 +35,7 @@ enum {
     CUBLAS_DESCRIPTION_EPILOGUE = 7,
     CUBLAS_DESCRIPTION_BIAS_POINTER = 8, /* [rows of d], of d's type */
 };
-/* What is done with a product's elements. GELU is the one with tanh. */
+/* What is applied to a product's elements. GELU is the tanh approximation. */
 enum {
     CUBLAS_EPILOGUE_NONE = 1,
     CUBLAS_EPILOGUE_RELU = 2,
@@ -79,8 +79,8 @@ typedef struct {
                   void *workspace, size_t workspace_bytes, void *stream);
 } cublas_lt;
 
-/* Fills the table from the first of `files` that loads and has everything. AIMO_ERR_UNSUPPORTED
- * says why the last of them did not. */
+/* Fills the table from the first of `files` that loads and has every function. AIMO_ERR_UNSUPPORTED
+ * says why the last one failed. */
 AIMO_MUST_CHECK aimo_status cublas_lt_load(const char *const *files, size_t count, cublas_lt *out,
                                            aimo_error *err);
 

@@ -1,4 +1,4 @@
-/* Arrays in device memory that are the caller's and not a backend's. */
+/* Arrays in device memory that belong to the caller, not to a backend. */
 #ifndef AIMO_CUDA_ARRAYS_H
 #define AIMO_CUDA_ARRAYS_H
 

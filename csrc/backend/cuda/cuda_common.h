@@ -1,7 +1,7 @@
-/* What the files of the CUDA backend share: how a kernel is launched and how errors come back.
+/* What the files of the CUDA backend share: launching kernels and reporting errors.
  *
- * Kernels compile with nvcc, and for the host with a C++ compiler, where tests/cuda_shim plays the
- * parts of cuda_runtime.h and of the device; launch_kernel, SHARED_MEMORY, UNROLL and warp_mma.h
+ * Kernels compile with nvcc, and also for the host with a C++ compiler, where tests/cuda_shim
+ * stands in for cuda_runtime.h and the device; launch_kernel, SHARED_MEMORY, UNROLL and warp_mma.h
  * are the only places that know the difference. */
 #ifndef AIMO_CUDA_COMMON_H
 #define AIMO_CUDA_COMMON_H
@@ -22,8 +22,8 @@ extern "C" {
             return aimo_cuda_fail(try_cuda_, #call, err);                                          \
     } while (0)
 
-/* AIMO_ERR_MEMORY when the device is out of memory, else AIMO_ERR_DEVICE, with the runtime's words.
- * `call` is cut at its first parenthesis. */
+/* AIMO_ERR_MEMORY when the device is out of memory, else AIMO_ERR_DEVICE, with the runtime's
+ * message. `call` is cut at its first parenthesis. */
 aimo_status aimo_cuda_fail(cudaError_t error, const char *call, aimo_error *err);
 
 #ifdef __CUDACC__
@@ -31,7 +31,7 @@ aimo_status aimo_cuda_fail(cudaError_t error, const char *call, aimo_error *err)
 #define SHARED_MEMORY(type, name)                                                                  \
     extern __shared__ __align__(128) unsigned char aimo_shared_memory[];                           \
     type *name = reinterpret_cast<type *>(aimo_shared_memory)
-/* Before a loop whose arrays are to be in registers. */
+/* Before a loop whose arrays must stay in registers. */
 #define UNROLL _Pragma("unroll")
 #else
 #define SHARED_MEMORY(type, name) type *name = static_cast<type *>(cuda_shim_shared_memory())
@@ -47,7 +47,7 @@ struct launch_shape {
     size_t shared;
 };
 
-/* Enqueues kernel(arguments...). An empty grid is nothing to do. */
+/* Enqueues kernel(arguments...). An empty grid does nothing. */
 template <typename... P, typename... A>
 aimo_status launch_kernel(void (*kernel)(P...), const launch_shape &shape, cudaStream_t stream,
                           aimo_error *err, const A &...arguments)

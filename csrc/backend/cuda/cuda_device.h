@@ -1,4 +1,4 @@
-/* The process and its devices: what was found when the library was started, and who may use it. */
+/* The process and its devices: what was found at the start, and whether this process may use it. */
 #ifndef AIMO_CUDA_DEVICE_H
 #define AIMO_CUDA_DEVICE_H
 
@@ -22,23 +22,24 @@ bool cuda_process_is_ours(void);
 
 /* AIMO_ERR_ARGUMENT when there is no such device. */
 aimo_status cuda_check_device(int index, aimo_error *err);
-/* The same, and AIMO_ERR_UNSUPPORTED when the device is too old for the kernels. */
+/* The same, but also AIMO_ERR_UNSUPPORTED when the device is too old for the kernels. */
 aimo_status cuda_check_usable(int index, aimo_error *err);
 
-/* *out = device memory; the error says how much is free. */
+/* *out = device memory; on failure the message says how much is free. */
 aimo_status cuda_memory_new(void **out, size_t bytes, const char *what, aimo_error *err);
 
-/* Memory that grows when more is asked for, and then keeps its size. */
+/* Memory that grows when more is requested, and never shrinks. */
 struct growing_memory {
     void *at;
     size_t bytes;
 };
-/* At least `bytes` of device memory, of pinned host memory; what was in it is lost. */
+/* Grow to at least `bytes` of device memory or of pinned host memory; growing loses the
+ * contents. */
 aimo_status cuda_grow_device(growing_memory *m, size_t bytes, const char *what, aimo_error *err);
 aimo_status cuda_grow_pinned(growing_memory *m, size_t bytes, aimo_error *err);
 
-/* Makes a device the thread's current one. *previous is for cuda_leave_device, which goes back, so
- * that other users of CUDA in the thread see nothing of it. */
+/* Makes a device the thread's current one. cuda_leave_device(*previous) restores the old one, so
+ * that other users of CUDA in the thread do not notice. */
 aimo_status cuda_enter_device(int device, int *previous, aimo_error *err);
 void cuda_leave_device(int previous);
 

@@ -1,8 +1,8 @@
 /* Matrix products by cuBLASLt: y = activation(x @ w^T + bias), row-major, summed in f32.
  *
- * The algorithm of a product is chosen once, for one number of rows, without split-k, and serves
- * all numbers of rows: that the sum of an element runs over k in one order, whatever batch its row
- * is in, is what promises about vectors rest on. */
+ * The algorithm of a product is chosen once, for one number of rows, without split-k, and used for
+ * every number of rows. So an element's sum runs over k in the same order whatever batch its row is
+ * in, which is why a text's vector does not depend on its batch. */
 #ifndef AIMO_CUDA_PRODUCT_H
 #define AIMO_CUDA_PRODUCT_H
 
@@ -12,10 +12,10 @@
 
 #include <stdbool.h>
 
-/* Bytes of device memory that products of a workspace may use. */
+/* Bytes of device memory that the products of a workspace may use. */
 enum { CUDA_PRODUCT_WORKSPACE = 4 << 20 };
 
-/* What a product looks like but for its number of rows. */
+/* Everything about a product except its number of rows. */
 typedef struct {
     aimo_dtype dtype;   /* of w and x */
     aimo_dtype y_dtype; /* dtype or AIMO_F32 */
@@ -26,10 +26,10 @@ typedef struct {
     aimo_activation activation;
 } cuda_product_shape;
 
-/* Only read once it is initialized, by any number of threads. */
+/* Immutable once initialized, so any number of threads may use it. */
 typedef struct {
     cuda_product_shape shape;
-    bool fused; /* bias and activation are part of the product; else they are left to the caller */
+    bool fused; /* bias and activation are part of the product; otherwise the caller applies them */
     cublas_algorithm algorithm;
     cublas_description *description;
     cublas_layout *w;
@@ -38,9 +38,9 @@ typedef struct {
 /* Whether bias and activation may become part of the product. */
 bool cuda_product_may_fuse(const cuda_product_shape *shape);
 
-/* Chooses the algorithm, one with bias and activation if it may have them and there is one. GELU is
- * then the form with tanh, also where the exact one is asked for. AIMO_ERR_UNSUPPORTED when there
- * is no algorithm. After a failure there is nothing to clear. */
+/* Chooses the algorithm, one that fuses bias and activation if cuda_product_may_fuse and one
+ * exists. A fused GELU is the tanh approximation, even for AIMO_ACT_GELU. AIMO_ERR_UNSUPPORTED when
+ * there is no algorithm. After a failure there is nothing to clear. */
 AIMO_MUST_CHECK aimo_status cuda_product_init(cuda_product *product,
                                               const cuda_product_shape *shape,
                                               const cublas_lt *cublas, cublas_handle *handle,
@@ -54,7 +54,7 @@ AIMO_MUST_CHECK aimo_status cuda_product_run(const cuda_product *product, const 
                                              size_t m, void *y, void *workspace, void *stream,
                                              aimo_error *err);
 
-/* Turns a status of cuBLASLt into ours; `what` names the call. */
+/* Converts a cuBLASLt status to ours; `what` names the call. */
 AIMO_MUST_CHECK aimo_status cuda_product_status(const cublas_lt *cublas, int status,
                                                 const char *what, aimo_error *err);
 

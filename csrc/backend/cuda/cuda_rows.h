@@ -1,16 +1,18 @@
-/* How activations lie in device memory.
+/* The layout of activations in device memory.
  *
- * T is the type that products take: __half, __nv_bfloat16 or float. An operand row is T[columns],
- * rows without a gap. In hidden and full rows one write serves the sums that go on and the product
- * that comes next; what products take lies in the row itself, so it is found without knowing how
- * many rows there are.
+ * T is the operand type of products: __half, __nv_bfloat16 or float. An operand row is T[columns],
+ * with no gap between rows. Hidden and full rows serve both the residual sums and the next product,
+ * which reads its operands from the row itself; so they are found without knowing how many rows
+ * there are.
  *
  * A full row is float[columns] and then, unless T is float, the same values as T[columns]. A hidden
- * row is kept in f32 when T is float and in f16 otherwise, and when T is __nv_bfloat16 has the same
- * values as T behind it: 8 bits are enough for a factor, but too few for what layers are added to.
+ * row is kept in f32 when T is float and in f16 otherwise, and, when T is __nv_bfloat16, is
+ * followed by the same values as T: 8 bits are enough for a factor, but too few for the residual
+ * stream.
  *
- * A sum row is what a product leaves for the layer norm behind it, without a gap: f16 when T is
- * __half, as precise as what it is added to and half of what the norm has to read; else f32. */
+ * A sum row is what a product leaves for the layer norm after it, with no gap between rows. It is
+ * f16 when T is __half, as precise as what it is added to and half as much for the norm to read;
+ * otherwise f32. */
 #ifndef AIMO_CUDA_ROWS_H
 #define AIMO_CUDA_ROWS_H
 
@@ -34,17 +36,18 @@ template <> __host__ __device__ inline __nv_bfloat16 from_float(float x)
 
 template <typename T> constexpr bool is_float = std::is_same<T, float>::value;
 
-/* COUNT neighbours that are loaded and stored at once, from an address that they divide. */
+/* COUNT neighbouring elements, loaded and stored at once from an address that is a multiple of
+ * their size. */
 template <typename T, unsigned COUNT> struct alignas(sizeof(T) * COUNT) neighbours {
     T at[COUNT];
 };
 
-/* How many of COUNT elements an access of so many bytes can have. */
+/* How many of COUNT elements fit into one access of BYTES. */
 template <typename T, unsigned COUNT, unsigned BYTES>
 constexpr unsigned per_access = COUNT * sizeof(T) < BYTES ? COUNT : BYTES / sizeof(T);
 
-/* COUNT neighbours, BYTES at a time, which divide the address: 16 are the most that a thread can
- * ask for. */
+/* COUNT neighbouring elements, BYTES at a time, from an address that is a multiple of BYTES; a
+ * thread can access at most 16 bytes at once. */
 template <unsigned BYTES = 16, typename T, unsigned COUNT>
 __device__ inline void load_neighbours(const T *from, float (&x)[COUNT])
 {
@@ -70,7 +73,7 @@ __device__ inline void store_neighbours(const T (&x)[COUNT], T *to)
     }
 }
 
-/* Products want rows that are 16 bytes apart. */
+/* Products want row strides that are multiples of 16 bytes. */
 __host__ __device__ inline size_t align_row(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 /* From one full row to the next. */
@@ -114,11 +117,11 @@ template <typename T> struct full_row_reader {
     __host__ __device__ const element *elements() const { return f32; }
 };
 
-/* What a hidden row is kept in. */
+/* The type that a hidden row is stored in. */
 template <typename T> using kept_type = std::conditional_t<is_float<T>, float, __half>;
 template <typename T> constexpr bool is_kept = std::is_same<T, kept_type<T>>::value;
 
-/* From what is kept of a hidden row to what products take, where these are two things. */
+/* The offset from a hidden row's stored values to the operands of products, when these differ. */
 template <typename T> __host__ __device__ inline size_t kept_bytes(size_t columns)
 {
     return align_row(columns * sizeof(kept_type<T>));
@@ -130,15 +133,16 @@ template <typename T> __host__ __device__ inline size_t hidden_row_bytes(size_t 
     return kept_bytes<T>(columns) + (is_kept<T> ? 0 : align_row(columns * sizeof(T)));
 }
 
-/* x, or f16's largest value where it is beyond it. NaN stays. */
+/* x clamped to f16's largest finite values. NaN stays NaN. */
 __host__ __device__ inline float limit_to_f16(float x)
 {
     constexpr float most = 65504.0f;
     return fabsf(x) > most ? copysignf(most, x) : x;
 }
 
-/* x as it is kept. Beside bf16 the f16 ends at its largest value: layer norm's outputs are at most
- * sqrt(n) |weight| + |bias|, which is far below it for any weights that came from training. */
+/* x as stored. With bf16 operands the stored f16 saturates at its largest value: layer norm's
+ * outputs are at most sqrt(n) |weight| + |bias|, which is far below that for any trained
+ * weights. */
 template <typename T> __host__ __device__ inline kept_type<T> keep(float x)
 {
     return from_float<kept_type<T>>(is_kept<T> ? x : limit_to_f16(x));
@@ -194,8 +198,8 @@ template <typename T> struct hidden_row_reader {
 template <typename T>
 using sum_type = std::conditional_t<std::is_same<T, __half>::value, __half, float>;
 
-/* COUNT neighbours of a sum row. What the product rounded to infinity is f16's largest value, as
- * infinities would make a row of NaN. */
+/* COUNT neighbouring elements of a sum row. Where the product overflowed to infinity, f16's largest
+ * value is used, because an infinity would turn the whole row into NaN. */
 template <typename S, unsigned COUNT>
 __host__ __device__ inline void load_sums(const S *from, float (&x)[COUNT])
 {

@@ -1,24 +1,25 @@
-/* Layer norm of rows, each by one warp or half of one. As cpu/layer_norm_body.h, the variance is
- * that of the differences from the mean.
+/* Layer norm of rows, each by one warp or half of one. As in cpu/layer_norm_body.h, the variance is
+ * computed from the differences from the mean.
  *
- * The row waits in registers for the usual multiples of 128 columns, where every lane has octets of
- * neighbours: 16 bytes of f16 to load and store at once. It waits in shared memory otherwise. */
+ * For the usual multiples of 128 columns the row is kept in registers, where every lane has octets
+ * of neighbouring elements: 16 bytes of f16 to load and store at once. Otherwise it is kept in
+ * shared memory. */
 #ifndef AIMO_CUDA_LAYER_NORM_ROW_H
 #define AIMO_CUDA_LAYER_NORM_ROW_H
 
 #include "backend/cuda/cuda_rows.h"
 
-/* A warp has rows of its own, so that nothing waits for other warps. */
+/* Every warp has rows of its own and never waits for other warps. */
 constexpr unsigned WARPS_PER_BLOCK = 4;
 
 /* A row of LANES * OCTETS * 8 columns, of which each of LANES threads has OCTETS times eight
- * neighbours. Half a warp has 384 columns without a remainder. */
+ * neighbours. Half a warp divides 384 columns evenly. */
 template <unsigned LANES_, unsigned OCTETS> struct register_row {
     static constexpr unsigned LANES = LANES_, AT_ONCE = 8;
     float octets[OCTETS][AT_ONCE];
 
     __device__ register_row(float *, unsigned) {}
-    /* work(column, values) for all neighbours that the lane has. */
+    /* Calls work(column, values) for all of the lane's octets. */
     template <typename F> __device__ void for_each(unsigned lane, const F &work)
     {
         UNROLL
@@ -27,7 +28,7 @@ template <unsigned LANES_, unsigned OCTETS> struct register_row {
     }
 };
 
-/* A row of any n columns; a lane has every 32nd. */
+/* A row of any number n of columns; a lane has every 32nd. */
 struct shared_row {
     static constexpr unsigned LANES = WARP, AT_ONCE = 1;
     float *columns;
@@ -45,12 +46,12 @@ struct shared_row {
 
 template <typename ROW> constexpr unsigned rows_per_block = WARPS_PER_BLOCK *WARP / ROW::LANES;
 
-/* The row that a thread works on. As all lanes of a warp take part in sums, those behind the last
- * row, but in its warp, work on it as well, and do not write. */
+/* The row that a thread works on. All lanes of a warp must take part in sums, so in the last row's
+ * warp the lanes beyond it also work on the last row, but do not write. */
 template <typename ROW> struct row_place {
     unsigned lane; /* of those that share the row */
     size_t row;
-    bool has_none; /* nor has any lane of the warp */
+    bool has_none; /* no lane of the warp has a row */
     bool writes;
 
     __device__ explicit row_place(size_t rows) : lane(threadIdx.x % ROW::LANES)
@@ -89,7 +90,8 @@ __device__ inline void layer_norm_row(ROW &row, const aimo_layer_norm &norm,
         for (unsigned j = 0; j < at_once; j++)
             x[j] = (x[j] - mean) * scale * weight[j] + bias[j];
     });
-    if (place.writes) /* apart, as loads do not pass stores, which might be to the same place */
+    if (place.writes) /* a separate loop, because loads are not moved ahead of stores that might
+                         alias them */
         row.for_each(place.lane,
                      [&](unsigned column, const float(&x)[at_once]) { out.set(column, x); });
 }
@@ -98,7 +100,7 @@ template <typename ROW> struct row_form {
     using type = ROW;
 };
 
-/* launch(row_form, shape) with the form that rows of n columns wait in. */
+/* Calls launch(row_form, shape) with the form in which rows of n columns are kept. */
 template <typename F> aimo_status launch_rows(size_t rows, size_t n, const F &launch)
 {
     const auto launch_as = [&](auto form, size_t shared) {

@@ -8,11 +8,11 @@ extern "C" {
 #include "backend/row_screen.h"
 }
 
-/* Rows and queries that one block compares, and elements of them that it does at once: counts are
- * filled up to these. */
+/* Rows and queries that one block compares, and how many of their elements it processes at once;
+ * counts are padded to multiples of this. */
 constexpr unsigned SCREEN_TILE = 64;
 
-/* Rows [count filled up, padded], zeros beyond count. */
+/* Rows [count rounded up, padded], zeros beyond count. */
 struct screen_chunk {
     const __half *rows;
     unsigned count;
@@ -29,7 +29,7 @@ struct screen_input {
     unsigned long long *found; /* 0 before */
 };
 
-/* Enqueues: every sum that reaches its query's limit becomes a candidate. */
+/* Enqueues the screen: every sum that reaches its query's limit becomes a candidate. */
 aimo_status cuda_screen(const screen_input &in, cudaStream_t stream, aimo_error *err);
 
 /* The screen of a device, for the library's table. */

@@ -1,12 +1,12 @@
-/* What kernels say to tensor cores and to the copy engine in PTX: products of a warp with their
- * operands in registers, how those come from shared memory, and copies to it that do not wait.
+/* PTX wrappers for tensor cores and asynchronous copies: products of a warp with operands in
+ * registers, loading those from shared memory, and copies to shared memory that do not wait.
  *
  * A lane's share of a 16 x 8 tile of sums, with g = lane / 4 and t = lane % 4: sums[0] and [1] are
  * row g, columns 2 t and 2 t + 1, sums[2] and [3] the same of row g + 8. Operands are pairs of 16
  * bits, the first one low. A lane's pairs of a 16 x 16 left operand are rows g and g + 8 of columns
- * 2 t, 2 t + 1, then the same of columns 2 t + 8, 2 t + 9; of a 16 x 8 right operand rows 2 t,
- * 2 t + 1 and then 2 t + 8, 2 t + 9 of column g. So two tiles of sums side by side are, rounded, a
- * left operand. All lanes of the warp must call. */
+ * 2 t, 2 t + 1, then the same of columns 2 t + 8, 2 t + 9; of a 16 x 8 right operand rows 2 t, 2 t
+ * + 1 and then 2 t + 8, 2 t + 9 of column g. So two rounded tiles of sums side by side form a left
+ * operand. All lanes of the warp must call these functions. */
 #ifndef AIMO_CUDA_WARP_MMA_H
 #define AIMO_CUDA_WARP_MMA_H
 
@@ -74,8 +74,8 @@ __device__ inline void load_matrices_transposed(uint32_t (&pairs)[4], const void
                  : "memory");
 }
 
-/* 16 bytes of shared memory = those of device memory, or zeros when they are not `inside`; both
- * addresses are multiples of 16. They are there after the thread's wait_for_copies. */
+/* Copies 16 bytes of device memory to shared memory, or zeros unless `inside`; both addresses are
+ * multiples of 16. They have arrived after the thread's wait_for_copies. */
 __device__ inline void copy_16_bytes(void *shared, const void *global, bool inside)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
