@@ -1,5 +1,5 @@
-/* Bias and activation behind a product that does not end with them, in place: f32, activations that
- * cuBLASLt does not have, and the vectors of a model's head. */
+/* Bias and activation, in place, after a product that could not fuse them: in f32, for activations
+ * that cuBLASLt lacks, and for the vectors of a model's dense layers. */
 #include "backend/cuda/cuda_kernels.h"
 
 namespace
@@ -12,8 +12,8 @@ __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ inline float activate(aimo_activation activation, float x)
 {
     switch (activation) {
-    case AIMO_ACT_GELU: /* erfc keeps the small values of the negative side, where 1 + erf cancels
-                         */
+    case AIMO_ACT_GELU: /* erfc keeps small values accurate on the negative side, where 1 + erf
+                           cancels */
         return 0.5f * x * erfcf(-0.70710678f * x);
     case AIMO_ACT_GELU_TANH: /* 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
                               */

@@ -1,14 +1,15 @@
-/* Attention inside each sequence, on tensor cores, for 16-bit types.
+/* Attention within each sequence, on tensor cores, for 16-bit types.
  *
- * Keys and values pass through shared memory, one part of them on its way while the one before is
- * worked on, with a running reference and sum, so the memory does not depend on the length. A warp
- * has HEIGHT tiles of 16 queries, which share what it reads of keys and values; it keeps them,
- * their scores and its output in registers, where scores become the left operand of the product
- * with the values. Parts are 64 keys that four warps share, or 16 of one warp's short sequence. The
- * head's size is padded with zeros to DIM, so that every size up to 128 works.
+ * Keys and values pass through shared memory in parts, one being loaded while the previous one is
+ * processed, with a running reference and sum, so the memory does not depend on the length. A warp
+ * has HEIGHT tiles of 16 queries, which share the keys and values that it reads; it keeps the
+ * queries, their scores and its output in registers, where scores become the left operand of the
+ * product with the values. A part is 64 keys shared by four warps, or 16 keys of one warp's short
+ * sequence. The head's size is padded with zeros to DIM, so that every size up to 128 works.
  *
- * Two kernels may compute a sequence, of which one knows longer ones as well; multiplications that
- * a compiler might fuse with an addition say whether they are, so that both give the same bits. */
+ * A sequence may be computed by either of two kernels, one of which also handles longer sequences.
+ * Where the compiler might fuse a multiplication with an addition, the code says explicitly whether
+ * to, so that both kernels give the same bits. */
 #include "backend/cuda/attention_tiles.h"
 #include "backend/cuda/warp_mma.h"
 
@@ -18,20 +19,20 @@ namespace
 constexpr unsigned TILE = 16; /* the products' rows and depth */
 static_assert(ATTENTION_QUERIES == TILE, "a warp's queries are rows of its products");
 
-/* How much a score may exceed its row's reference before that moves, as a power of 2: powers up to
- * 2^8 are as exact as those up to 1, and far from the end of f16. */
+/* How much a score may exceed its row's reference before the reference is moved, as an exponent of
+ * 2: powers up to 2^8 are as exact as those up to 1, and far from f16's limit. */
 constexpr float MOST_ABOVE_REFERENCE = 8.0f;
 
-/* Keys, and behind them values. Rows are 16 bytes longer than they need be, so that eight of them
- * lie in different banks. */
+/* Keys, followed by values. Rows are padded by 16 bytes, so that eight of them are in different
+ * banks. */
 template <typename T, unsigned DIM> struct attention_part {
     static constexpr unsigned ROWS = ATTENTION_WARPS * TILE, LD = DIM + 8, VALUES = ROWS * LD;
     alignas(128) T rows[2 * ROWS * LD];
 };
 
-/* tile [ROWS][LD], of a group of WARPS warps, = `count` rows of src, ld apart, at most as many as
- * it has; zeros beyond them and beyond head_dim. ALIGNED: head_dim is a multiple of 8, and so is
- * ld, three times the heads together. */
+/* tile [ROWS][LD], loaded by a group of WARPS warps, = the first min(count, ROWS) rows of src, ld
+ * apart; zeros beyond them and beyond head_dim. ALIGNED: head_dim is a multiple of 8, and so is ld,
+ * three times the heads together. */
 template <typename T, unsigned DIM, bool ALIGNED, unsigned WARPS, unsigned ROWS>
 __device__ void load_tile(T *tile, const T *src, unsigned ld, unsigned count, unsigned head_dim)
 {
@@ -58,19 +59,19 @@ __device__ void load_tile(T *tile, const T *src, unsigned ld, unsigned count, un
     }
 }
 
-/* What a warp keeps of its queries; a lane has columns of rows lane / 4 and that + 8 of each tile,
- * as warp_mma.h says. */
+/* A warp's state for its queries; a lane has columns of rows lane / 4 and lane / 4 + 8 of each
+ * tile, as warp_mma.h says. */
 template <unsigned DIM, unsigned HEIGHT> struct warp_state {
     uint32_t queries[HEIGHT][DIM / TILE][4];
     float out[HEIGHT][DIM / 8][4];
-    float reference[HEIGHT][2]; /* what is subtracted from a row's scores, as powers of 2 */
-    float sum[HEIGHT][2];       /* of the lane's own columns of the powers */
+    float reference[HEIGHT][2]; /* what is subtracted from a row's scores, in exponents of 2 */
+    float sum[HEIGHT][2];       /* sums of the powers in the lane's own columns */
 };
 
 template <unsigned HEIGHT, unsigned TILES> using score_tiles = float[HEIGHT][2 * TILES][4];
 
-/* Where the lane's row of load_matrices begins in a tile of 16 x 16 at `tile`: with the upper rows
- * before the right columns, as a left operand has its pairs, ... */
+/* The address that the lane passes to load_matrices for the 16 x 16 tile at `tile`: in the order of
+ * a left operand's pairs, lower rows before right columns, ... */
 template <typename T> __device__ const T *down_then_right(const T *tile, unsigned ld)
 {
     const unsigned lane = threadIdx.x % WARP;
@@ -123,8 +124,8 @@ __device__ void mask_scores(unsigned count, score_tiles<HEIGHT, TILES> &scores)
     }
 }
 
-/* The references become the maxima, `highest` of the lane's own scores, and what was summed so far
- * shrinks to them. */
+/* Moves the references to the maxima, of which `highest` has the lane's own share, and rescales the
+ * sums so far accordingly. */
 template <unsigned DIM, unsigned HEIGHT>
 __device__ void move_references(warp_state<DIM, HEIGHT> *w, float scale,
                                 const float (&highest)[HEIGHT][2])
@@ -144,8 +145,8 @@ __device__ void move_references(warp_state<DIM, HEIGHT> *w, float scale,
     }
 }
 
-/* Scores become probabilities, not yet divided by their sum. References move, all of the warp's,
- * when a score is far above its own, which after the first part is rare. */
+/* Turns scores into probabilities, not yet divided by their sum. All references of the warp move
+ * when any score is far above its own, which is rare after the first part. */
 template <unsigned DIM, unsigned HEIGHT, unsigned TILES>
 __device__ void exponentiate(warp_state<DIM, HEIGHT> *w, float scale,
                              score_tiles<HEIGHT, TILES> &scores)
@@ -203,8 +204,8 @@ __device__ void add_values(warp_state<DIM, HEIGHT> *w, const T *values,
     }
 }
 
-/* TILES tiles of 16 keys and values, of which `count` are the sequence's: all, or as many as have
- * any. */
+/* Processes TILES tiles of 16 keys and values, of which the first `count` rows belong to the
+ * sequence; every tile has some. */
 template <typename T, unsigned DIM, unsigned HEIGHT, unsigned TILES, bool ALL>
 __device__ void attend_tiles(warp_state<DIM, HEIGHT> *w, const T *keys, const T *values,
                              unsigned count, float scale)
@@ -220,8 +221,8 @@ __device__ void attend_tiles(warp_state<DIM, HEIGHT> *w, const T *keys, const T 
     add_values<T, DIM, HEIGHT, TILES>(w, values, scores);
 }
 
-/* One part of the keys and values, of TILES tiles, as many of them at once as registers hold scores
- * of; `count` rows are the sequence's. */
+/* Processes one part of the keys and values, of TILES tiles, taking as many at once as there are
+ * registers for their scores; the first `count` rows belong to the sequence. */
 template <typename T, unsigned DIM, unsigned HEIGHT, unsigned TILES>
 __device__ void attend_part(warp_state<DIM, HEIGHT> *w, const T *rows, unsigned count, float scale)
 {
@@ -237,8 +238,8 @@ __device__ void attend_part(warp_state<DIM, HEIGHT> *w, const T *rows, unsigned 
     }
 }
 
-/* The output by its sums, as T, to rows of dst, `hidden` apart; through the warp's own rows of
- * shared memory, `tile`, so that neighbours are stored together. */
+/* Stores the output, divided by its sums, as T to rows of dst, `hidden` apart. It goes through the
+ * warp's own rows of shared memory, `tile`, so that neighbours are stored together. */
 template <typename T, unsigned DIM, bool ALIGNED, unsigned HEIGHT>
 __device__ void store_out(const warp_state<DIM, HEIGHT> &w, T *tile, T *dst, unsigned hidden,
                           unsigned count, unsigned head_dim)
@@ -269,7 +270,8 @@ __device__ void store_out(const warp_state<DIM, HEIGHT> &w, T *tile, T *dst, uns
     }
 }
 
-/* What the thread copied is there for its whole group, which is done with what was there before. */
+/* Waits until the thread's copies are visible to its whole group, and the group is done with what
+ * was there before. */
 template <unsigned WARPS> __device__ void exchange_copies()
 {
     wait_for_copies();
@@ -279,7 +281,8 @@ template <unsigned WARPS> __device__ void exchange_copies()
         __syncthreads();
 }
 
-/* All keys, by the group of WARPS warps that share a sequence; `at` has the warp's first query. */
+/* Processes all keys, by the group of WARPS warps that share a sequence; `at` has the warp's first
+ * query. */
 template <typename T, unsigned DIM, bool ALIGNED, unsigned WARPS, unsigned HEIGHT>
 __device__ void attend(const attention_input &in, const attention_place &at,
                        attention_part<T, DIM> *parts)
@@ -319,20 +322,21 @@ __device__ void attend(const attention_input &in, const attention_place &at,
         if (at.first < at.length) /* a warp without queries only helps to load */
             attend_part<T, DIM, HEIGHT, WARPS>(&w, parts[here].rows + group, count, in.scale);
     }
-    if (at.first < at.length) /* nobody reads the other part any more */
+    if (at.first < at.length) /* no warp still reads the other part */
         store_out<T, DIM, ALIGNED, HEIGHT>(w, parts[here].rows + group + warp_row * LD,
                                            out_of<T>(in, at, at.first), in.hidden,
                                            at.length - at.first, in.head_dim);
 }
 
-/* Blocks that a multiprocessor's registers are to hold: as many as go without spilling. */
+/* How many blocks a multiprocessor's registers should hold: as many as possible without
+ * spilling. */
 constexpr unsigned blocks_at_once(unsigned dim, bool aligned, unsigned height)
 {
     return height == 2 ? 3 : dim <= 32 ? 5 : dim <= 64 ? 4 : aligned ? 3 : 2;
 }
 
-/* HEIGHT: of the warps of long sequences. With 1, of which registers for larger heads allow no
- * more, those have two blocks, one for each half of the queries. */
+/* HEIGHT is that of the warps of long sequences. With 1, all that larger heads leave registers for,
+ * long sequences have two blocks, one for each half of the queries. */
 template <typename T, unsigned DIM, bool ALIGNED, unsigned HEIGHT>
 __global__ void __launch_bounds__(ATTENTION_THREADS, blocks_at_once(DIM, ALIGNED, HEIGHT))
     attention_kernel(const __grid_constant__ attention_input in)
@@ -359,7 +363,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, blocks_at_once(DIM, ALIGNED
 
 } // namespace
 
-/* Where no sequence is long, more blocks fit without the registers of those. */
+/* When no sequence is long, more blocks fit, because registers for long ones are not needed. */
 template <typename T>
 aimo_status cuda_attention(const aimo_attention_args &args, const cuda_sequences &sequences,
                            cudaStream_t stream, aimo_error *err)

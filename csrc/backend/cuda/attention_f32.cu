@@ -1,7 +1,6 @@
-/* Attention in f32 throughout, without tensor cores: each warp works for itself on 16
- * queries, half of what it has of a long sequence.
- * For the scores a lane has one of 32 keys and all queries, then half of a query's scores for the
- * softmax, and for the output columns of all queries. */
+/* Attention in f32 throughout, without tensor cores: each warp works independently on 16 queries,
+ * half of its share of a long sequence. For the scores, a lane has one of 32 keys and all queries;
+ * for the softmax, half of a query's scores; for the output, columns of all queries. */
 #include "backend/cuda/attention_tiles.h"
 
 namespace
@@ -9,10 +8,10 @@ namespace
 
 constexpr unsigned QUERIES = ATTENTION_QUERIES;
 
-/* A warp's shared memory; lanes read rows of it, each the same one. */
+/* A warp's shared memory; all lanes read the same row at a time. */
 template <unsigned COLUMNS> struct warp_memory {
     float queries[COLUMNS * WARP][QUERIES];
-    float scores[WARP][QUERIES]; /* by key, and then their powers */
+    float scores[WARP][QUERIES]; /* by key; later their powers */
     float factors[QUERIES];
 };
 
@@ -40,7 +39,7 @@ __device__ void multiply_keys(const attention_input &in, const attention_place &
     __syncwarp();
 }
 
-/* Scores become powers, factors what the output so far is to shrink by. */
+/* Turns scores into powers; `factors` become the factors by which the output so far must shrink. */
 template <unsigned COLUMNS>
 __device__ void exponentiate(running_softmax *state, warp_memory<COLUMNS> *memory)
 {

@@ -12,7 +12,7 @@ extern "C" {
 
 #include <string.h>
 
-/* Where a product's rows come from and go to: with a norm behind it to scratch memory. */
+/* Where a product reads and writes its rows; with a norm after it, it writes to scratch memory. */
 enum product_kind { HIDDEN_TO_OPERAND, OPERAND_TO_SUM, FULL_TO_FULL, PRODUCT_KINDS };
 
 struct aimo_backend_matrix {
@@ -21,7 +21,7 @@ struct aimo_backend_matrix {
     /* Made when they are first needed; protected by the backend's lock until then. */
     cuda_product products[PRODUCT_KINDS];
     bool chosen[PRODUCT_KINDS];
-    void *rounded_bias; /* device, [n] of the operand type, for products that end with it */
+    void *rounded_bias; /* device, [n] of the operand type, for products that fuse it */
 };
 
 namespace
@@ -48,7 +48,7 @@ cuda_workspace *as_cuda(aimo_workspace *workspace)
     return reinterpret_cast<cuda_workspace *>(workspace);
 }
 
-/* Calls work with a value of the type that products take. */
+/* Calls `work` with a value of the operand type. */
 template <typename F> auto with_operand_type(aimo_dtype dtype, const F &work)
 {
     if (dtype == AIMO_F16)
@@ -64,9 +64,9 @@ template <typename F> auto with_operand_type(aimo_dtype dtype, const F &work)
  * bert-base on an H200). */
 constexpr size_t CHUNK_BYTES = 88u << 20;
 
-/* The same share for all chunks of a call, none of which is then much smaller than the others, and
- * an even number of them, so that the last one has another beside it as well. In a few sizes, so
- * that workspaces are seldom replaced. */
+/* All chunks of a call get the same share, so that none is much smaller than the others, and their
+ * number is even, so that the last one overlaps with another as well. Few different sizes occur, so
+ * that workspaces are rarely replaced. */
 size_t chunk_tokens(const aimo_backend *, size_t total_tokens, size_t token_bytes)
 {
     constexpr size_t least = 64, step = 1024;
@@ -94,8 +94,8 @@ size_t row_bytes(const aimo_backend *backend, aimo_rows_kind kind, size_t column
     });
 }
 
-/* When cudaMemcpy returns, pageable memory may still be on its way; streams that do not wait for
- * the default one would not see it. */
+/* When cudaMemcpy returns, a copy from pageable memory may still be in progress; streams that do
+ * not wait for the default one might not see it. */
 aimo_status upload(void *device, const void *host, size_t bytes, aimo_error *err)
 {
     AIMO_TRY_CUDA(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), err);
@@ -128,7 +128,7 @@ void constant_free(aimo_backend *backend, const void *device)
     (void)cudaFree(const_cast<void *>(device));
 }
 
-/* Unpacks and copies a matrix, some rows at a time. */
+/* Unpacks a matrix and copies it to the device, some rows at a time. */
 aimo_status upload_matrix(aimo_backend_matrix *matrix, aimo_dtype dtype, const void *panels,
                           aimo_error *err)
 {
@@ -238,8 +238,8 @@ cuda_product_shape shape_of(const cuda_backend *b, const aimo_backend_matrix *w,
     return shape;
 }
 
-/* With the backend's lock held: w->rounded_bias = bias in the type that a product's own bias has.
- */
+/* With the backend's lock held: w->rounded_bias = bias in the type that a product's fused bias must
+ * have. */
 aimo_status round_bias(cuda_backend *b, aimo_backend_matrix *w, const float *bias, aimo_error *err)
 {
     const size_t bytes = w->n * aimo_dtype_size(b->dtype);

@@ -1,6 +1,6 @@
-/* Memory of arrays: plain cudaMalloc and cudaFree. The pool of cudaMallocAsync would be faster, but
- * gives memory back in the order of one stream, and those who got an array by DLPack use it on
- * streams that are not known here; cudaFree waits for all of them. */
+/* Memory of arrays: plain cudaMalloc and cudaFree. cudaMallocAsync's pool would be faster, but it
+ * frees in the order of one stream, and consumers of an array exported by DLPack use it on streams
+ * that are unknown here; cudaFree waits for all of them. */
 #include "backend/cuda/cuda_arrays.h"
 
 #include "backend/cuda/cuda_device.h"
@@ -28,6 +28,7 @@ aimo_status cuda_array_copy(int device, void *dst, const void *src, size_t bytes
     const device_scope scope(device, err);
     AIMO_TRY(scope.status);
     AIMO_TRY_CUDA(cudaMemcpy(dst, src, bytes, cudaMemcpyDefault), err);
-    AIMO_TRY_CUDA(cudaStreamSynchronize(NULL), err); /* copies within a device are not waited for */
+    AIMO_TRY_CUDA(cudaStreamSynchronize(NULL),
+                  err); /* cudaMemcpy does not wait for copies within a device */
     return AIMO_OK;
 }

@@ -10,17 +10,17 @@
 namespace
 {
 
-/* Written once, by cuda_start, which its caller locks. */
+/* Written once, by cuda_start, whose caller holds a lock. */
 pid_t process; /* 0 before */
 cublas_lt cublas_table;
 int device_count;
 
 constexpr int OLDEST_MAJOR = 8; /* compute capability: products of bf16 */
 
-constexpr int NOWHERE = -1; /* there is no device to go back to */
+constexpr int NOWHERE = -1; /* there is no previous device to restore */
 
-/* Whether somebody uses the device in this process. Going back to one that nobody uses would
- * create a context there, hundreds of megabytes; the runtime cannot be asked, the driver can. */
+/* Whether the device is in use in this process. Restoring a device that nobody uses would create a
+ * context on it, hundreds of megabytes. The runtime cannot tell, but the driver can. */
 bool has_context(int device)
 {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
@@ -38,7 +38,7 @@ bool has_context(int device)
     return !known || active != 0;
 }
 
-/* The runtime's words for what is missing, as a user can act on them. */
+/* Turns the runtime's error into a message that a user can act on. */
 aimo_status missing(cudaError_t error, aimo_error *err)
 {
     int driver = 0, runtime = 0;
@@ -60,7 +60,7 @@ aimo_status missing(cudaError_t error, aimo_error *err)
 
 aimo_status aimo_cuda_fail(cudaError_t error, const char *call, aimo_error *err)
 {
-    (void)cudaGetLastError(); /* what is not fatal is forgotten */
+    (void)cudaGetLastError(); /* clears the runtime's last error, unless it is fatal */
     const int name = static_cast<int>(strcspn(call, "("));
     return aimo_fail(err, error == cudaErrorMemoryAllocation ? AIMO_ERR_MEMORY : AIMO_ERR_DEVICE,
                      "CUDA: %.*s: %s", name, call, cudaGetErrorString(error));

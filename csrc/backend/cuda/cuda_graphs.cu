@@ -1,5 +1,5 @@
-/* CUDA graphs of a workspace. Whatever fails about one, the chunk is run plainly: that says what is
- * wrong with the device, if anything is. */
+/* CUDA graphs of a workspace. When anything about a graph fails, the chunk runs without one: that
+ * reports what is wrong with the device, if anything is. */
 #include "backend/cuda/cuda_graphs.h"
 
 #include <string.h>
@@ -14,7 +14,7 @@ void forget(cuda_graph *graph)
     *graph = {};
 }
 
-/* The key's graph, or a place for it: a free one, else the one that was not run for longest. */
+/* The key's graph, or a place for it: a free one, else the least recently run one. */
 cuda_graph *place_of(cuda_graphs *graphs, const cuda_graph_key &key)
 {
     cuda_graph *oldest = &graphs->all[0];
@@ -29,7 +29,8 @@ cuda_graph *place_of(cuda_graphs *graphs, const cuda_graph_key &key)
     return oldest;
 }
 
-/* *out = what `forward` enqueues. Other threads may allocate and synchronize meanwhile. */
+/* *out = a graph of what `forward` enqueues. Other threads may allocate and synchronize
+ * meanwhile. */
 bool record(cudaGraphExec_t *out, cudaStream_t stream, aimo_forward *forward, void *context)
 {
     aimo_error ignored;
@@ -64,7 +65,7 @@ aimo_status cuda_graphs_run(cuda_graphs *graphs, const cuda_graph_key &key, cuda
         return forward(context, err);
     if (launch(graph, stream, forward, context))
         return AIMO_OK;
-    (void)cudaGetLastError(); /* what is not fatal is forgotten */
+    (void)cudaGetLastError(); /* clears the runtime's last error, unless it is fatal */
     if (graph->exec != NULL)
         (void)cudaGraphExecDestroy(graph->exec);
     graph->exec = NULL;

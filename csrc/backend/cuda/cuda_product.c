@@ -1,6 +1,6 @@
-/* Matrix products by cuBLASLt. It works on column-major matrices, which read row-major ones as
- * their transposes: y^T [n, m] = w [n, k] @ x^T [k, m], where w lies as [k, n] and is transposed.
- */
+/* Matrix products by cuBLASLt. It works on column-major matrices, for which row-major ones are
+ * their transposes: y^T [n, m] = w [n, k] @ x^T [k, m], where w is stored as [k, n] and
+ * transposed. */
 #include "backend/cuda/cuda_product.h"
 
 /* Rows that algorithms are chosen for: about what a chunk of many texts has. */
@@ -20,9 +20,10 @@ static int type_of(aimo_dtype dtype)
     return dtype == AIMO_F32 ? CUBLAS_R_32F : dtype == AIMO_F16 ? CUBLAS_R_16F : CUBLAS_R_16BF;
 }
 
-/* cuBLASLt's GELU is the form with tanh, which differs from the exact one by 4.8e-4 at most: about
- * what rounding an operand of 1 to f16 does, and as little of it is left in vectors
- * (tests/embedding/test_gelu_forms.py). f32 is better than that. */
+/* cuBLASLt's GELU is the tanh approximation, which differs from the exact form by 4.8e-4 at most:
+ * about as much as rounding an operand near 1 to f16, and with as little effect on vectors
+ * (tests/embedding/test_gelu_forms.py). f32 products are more precise than that, so they do not
+ * fuse it. */
 bool cuda_product_may_fuse(const cuda_product_shape *s)
 {
     return s->y_dtype != AIMO_F32 &&
@@ -46,8 +47,8 @@ static int set(const cuda_product *p, const cublas_lt *cublas, int attribute, co
     return cublas->MatmulDescSetAttribute(p->description, attribute, value, bytes);
 }
 
-/* What does not depend on the number of rows. After a failure as well, the product is to be
- * cleared. */
+/* Sets up everything that does not depend on the number of rows. The product must be cleared even
+ * after a failure. */
 static int describe(cuda_product *p, const cublas_lt *cublas)
 {
     const cuda_product_shape *s = &p->shape;
@@ -79,7 +80,7 @@ typedef struct {
     cublas_layout *x, *y;
 } row_layouts;
 
-/* After a failure as well, the layouts are to be cleared. */
+/* The layouts must be cleared even after a failure. */
 static int row_layouts_init(row_layouts *rows, const cuda_product_shape *s, size_t m,
                             const cublas_lt *cublas)
 {
@@ -99,8 +100,8 @@ static void row_layouts_clear(row_layouts *rows, const cublas_lt *cublas)
         (void)cublas->MatrixLayoutDestroy(rows->y);
 }
 
-/* The largest power of 2, up to 16, that divides the distance of rows and the first one's address.
- */
+/* The largest power of 2, up to 16, that divides both the rows' stride and the first row's
+ * address. */
 static uint32_t alignment(size_t ld, aimo_dtype dtype, size_t offset)
 {
     const size_t bytes = ld * aimo_dtype_size(dtype);

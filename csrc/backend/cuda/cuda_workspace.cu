@@ -22,7 +22,7 @@ aimo_status open_stream(cuda_workspace *w, aimo_error *err)
     if (w->stream == NULL)
         AIMO_TRY_CUDA(cudaStreamCreateWithFlags(&w->stream, cudaStreamNonBlocking), err);
     for (unsigned i = 0; i < DOWNLOAD_BUFFERS; i++)
-        if (w->downloaded[i] == NULL) /* waiting for it gives the core to other threads */
+        if (w->downloaded[i] == NULL) /* waiting for it yields the core to other threads */
             AIMO_TRY_CUDA(cudaEventCreateWithFlags(&w->downloaded[i],
                                                    cudaEventBlockingSync | cudaEventDisableTiming),
                           err);
@@ -47,8 +47,8 @@ void close_workspace(cuda_workspace *w)
 
 size_t align_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-/* With lock held: the idle workspace that fits best: large enough before too small, then the
- * smaller one. */
+/* With lock held: the idle workspace that fits best: one that is large enough rather than not, then
+ * the smaller one. */
 cuda_workspace *best_idle(cuda_workspaces *pool, size_t bytes)
 {
     cuda_workspace *best = NULL;
@@ -72,7 +72,7 @@ void free_idle_memory(cuda_workspaces *pool)
         }
 }
 
-/* With lock held. When the device is full, what idle workspaces keep is given up first. */
+/* With lock held. When the device is full, frees the memory of idle workspaces before giving up. */
 aimo_status prepare(cuda_workspaces *pool, cuda_workspace *w, size_t bytes, aimo_error *err)
 {
     AIMO_TRY(open_stream(w, err));
@@ -96,7 +96,8 @@ bool is_small(size_t token_rows, size_t vector_rows)
     return token_rows <= GRAPH_ROWS_MOST && vector_rows <= GRAPH_ROWS_MOST;
 }
 
-/* Attention's blocks of a chunk; of a small one as many as its rows could need. */
+/* The number of attention's blocks for a chunk; for a small one, as many as its rows could ever
+ * need. */
 size_t count_blocks(const aimo_sequences &s)
 {
     if (is_small(s.token_rows, s.vector_rows))
@@ -104,7 +105,8 @@ size_t count_blocks(const aimo_sequences &s)
     return attention_block_count(s.offsets, s.batch);
 }
 
-/* What no sequence of a chunk exceeds; of a small one, what none with as many rows could. */
+/* An upper bound on the length of a chunk's sequences; for a small one, a bound for all chunks with
+ * as many rows. */
 size_t longest_sequence(const aimo_sequences &s)
 {
     if (is_small(s.token_rows, s.vector_rows))
@@ -115,8 +117,8 @@ size_t longest_sequence(const aimo_sequences &s)
     return longest;
 }
 
-/* Where the parts of the sequences lie, one after another, in memory of the host or the device;
- * attention's tiles, which want the alignment, come first. */
+/* The layout of the sequences' parts, one after another, in host or device memory; attention's
+ * tiles, which need the alignment, come first. */
 struct sequence_layout {
     size_t blocks, ids, places, offsets, end;
 
@@ -129,7 +131,7 @@ struct sequence_layout {
     }
 };
 
-/* The sequences as kernels read them; what pads them has valid ids and places. */
+/* Writes the sequences as kernels read them; padding tokens have valid ids and places. */
 void fill_sequences(const aimo_sequences &s, const sequence_layout &at, int32_t *host)
 {
     const size_t tokens = s.offsets[s.batch], surplus = s.token_rows - tokens;
@@ -150,8 +152,8 @@ void fill_sequences(const aimo_sequences &s, const sequence_layout &at, int32_t 
                          reinterpret_cast<attention_tile *>(host));
 }
 
-/* Waiting as the event does gives the core to other threads and costs some 50 us to come back:
- * nothing for a large chunk, a part of a small one's time. */
+/* Blocking on the event yields the core to other threads but takes some 50 us to wake up: nothing
+ * for a large chunk, but a significant part of a small one's time. */
 aimo_status wait_for(cudaEvent_t event, bool is_soon, aimo_error *err)
 {
     constexpr double soon = 1e-3; /* seconds */
@@ -160,7 +162,7 @@ aimo_status wait_for(cudaEvent_t event, bool is_soon, aimo_error *err)
         cudaError_t state;
         while ((state = cudaEventQuery(event)) == cudaErrorNotReady && aimo_clock_seconds() < until)
             continue;
-        (void)cudaGetLastError(); /* "not ready" counts as an error of the thread */
+        (void)cudaGetLastError(); /* "not ready" is recorded as the thread's last error */
         if (state == cudaSuccess)
             return AIMO_OK;
     }
@@ -168,7 +170,7 @@ aimo_status wait_for(cudaEvent_t event, bool is_soon, aimo_error *err)
     return AIMO_OK;
 }
 
-/* Enqueues the copy of rows that lie `stride` bytes apart; to one after another. */
+/* Enqueues a copy of rows that are `stride` bytes apart to contiguous memory. */
 aimo_status copy_rows(void *host, const void *rows, size_t stride, size_t row_bytes, size_t count,
                       cudaStream_t stream, aimo_error *err)
 {
@@ -217,7 +219,7 @@ void cuda_workspaces_clear(cuda_workspaces *pool)
 aimo_status cuda_workspace_lease(cuda_workspaces *pool, size_t bytes, cuda_workspace **out,
                                  aimo_error *err)
 {
-    AIMO_TRY(cuda_check_process(err)); /* before the lock, which a fork may have left held */
+    AIMO_TRY(cuda_check_process(err)); /* before taking the lock, which a fork may have left held */
     const size_t all = align_up(bytes) + CUDA_PRODUCT_WORKSPACE;
     int previous;
     AIMO_TRY(cuda_enter_device(pool->device, &previous, err));
@@ -268,7 +270,7 @@ aimo_status cuda_workspace_upload(cuda_workspace *w, const aimo_sequences &s, ai
     const size_t blocks = count_blocks(s);
     const sequence_layout at(s, blocks);
     const size_t bytes = at.end * sizeof(int32_t);
-    if (w->input.bytes < bytes) { /* rounded up, so that it does not grow by every chunk */
+    if (w->input.bytes < bytes) { /* rounded up, so that it does not grow with every chunk */
         AIMO_TRY(cuda_grow_device(&w->input, 2 * bytes, "token ids", err));
         AIMO_TRY(cuda_grow_pinned(&w->pinned_input, 2 * bytes, err));
     }
@@ -295,7 +297,8 @@ aimo_status cuda_workspace_run(cuda_workspace *w, aimo_forward *forward, void *c
     if (key == NULL || !is_small(w->sequences.tokens, w->sequences.batch))
         return forward(context, err);
     if (!is_same(w->graphs_memory, w->memory) || !is_same(w->graphs_input, w->input))
-        cuda_graphs_clear(&w->graphs); /* their addresses are gone */
+        cuda_graphs_clear(
+            &w->graphs); /* the addresses they were recorded with are no longer valid */
     w->graphs_memory = w->memory;
     w->graphs_input = w->input;
     const cuda_graph_key whole = {*key, w->sequences.tokens, w->sequences.batch};

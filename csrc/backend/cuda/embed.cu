@@ -12,8 +12,8 @@ struct tables {
     size_t first_position;
 };
 
-/* COUNT neighbours of a table's row of n columns, from `column` on; the scale of an int8 row stands
- * behind it, unaligned where n is. */
+/* COUNT neighbouring elements of a table's row of n columns, from `column` on. An int8 row is
+ * followed by its scale, unaligned unless n is a multiple of 4. */
 template <unsigned COUNT>
 __device__ inline void table_load(aimo_dtype dtype, const char *row, unsigned n, unsigned column,
                                   float (&x)[COUNT])

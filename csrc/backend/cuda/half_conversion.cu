@@ -1,5 +1,6 @@
-/* Conversion to and from the two 16-bit floats on a device, by the code of half_scalar.h, so that
- * the bits are those of the CPU: the device's own instructions make every NaN the same. */
+/* Conversion to and from the two 16-bit floats on a device, using the code of half_scalar.h so that
+ * results are bit-identical to the CPU's: the device's own instructions turn every NaN into the
+ * same one. */
 #include "backend/cuda/cuda_arrays.h"
 #include "backend/cuda/cuda_device.h"
 
@@ -11,7 +12,8 @@ namespace
 {
 
 constexpr unsigned THREADS = 256;
-constexpr unsigned VECTOR = 8; /* elements of a thread, where memory can be read in 16 bytes */
+constexpr unsigned VECTOR =
+    8; /* elements per thread, where memory can be accessed 16 bytes at a time */
 
 struct f32_to_f16 {
     using source = float;
@@ -72,8 +74,8 @@ __global__ void convert_run(const typename C::source *src, typename C::target *d
         to[i] = y.parts[i];
 }
 
-/* Any strides, an element for each thread. Index holds the number of elements: dividing 64 bits
- * takes a device three times as long as 32. */
+/* Arrays of any strides, one element per thread. Index is a type that can hold the number of
+ * elements: 64-bit divisions take a device three times as long as 32-bit ones. */
 template <typename C, typename Index>
 __global__ void convert_elements(aimo_half_arrays arrays, Index n)
 {

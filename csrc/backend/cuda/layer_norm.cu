@@ -1,8 +1,8 @@
 /* Bias, residual sum and layer norm behind a product.
  *
- * What is read is in the L2 cache for the greater part, when a chunk's product has just written it.
- * No hints say that it is not needed again: the next product overwrites the same memory, and what
- * left the cache before would have been written to memory for nothing. */
+ * Most of the input is still in the L2 cache, since the chunk's product has just written it. There
+ * are no eviction hints for data that is not needed again: the next product overwrites the same
+ * memory, and lines evicted before that would have been written back for nothing. */
 #include "backend/cuda/cuda_kernels.h"
 #include "backend/cuda/layer_norm_row.h"
 
@@ -28,7 +28,7 @@ __global__ void residual_layer_norm_kernel(const sum_type<T> *x, const float *bi
         for (unsigned j = 0; j < at_once; j++)
             sum[j] += before[j];
     });
-    if (bias != NULL) /* after all loads of what is far away */
+    if (bias != NULL) /* after all loads from device memory */
         row.for_each(place.lane, [&](unsigned column, float(&sum)[at_once]) {
             float constant[at_once];
             load_neighbours(bias + column, constant);

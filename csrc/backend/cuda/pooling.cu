@@ -1,7 +1,7 @@
 /* From token vectors to one vector per sequence: one block for each sequence.
  *
- * A thread sums COUNT columns of every so-many-th token; the slices of tokens are then added in
- * order. How many there are depends on the row's size alone. */
+ * A thread sums COUNT columns of every `step`th token; the resulting slices are then added in
+ * order. The number of slices depends on the row's size alone. */
 #include "backend/cuda/cuda_kernels.h"
 
 namespace
@@ -23,7 +23,7 @@ struct token_range {
     unsigned first, end;
 };
 
-/* The tokens [skip, length) of a sequence, as far as the pooling looks at them. */
+/* Those of a sequence's tokens [skip, length) that the pooling uses. */
 __device__ inline token_range pooled_tokens(aimo_pooling pooling, token_range tokens)
 {
     if (pooling == AIMO_POOL_CLS)
@@ -79,8 +79,8 @@ __device__ void pool_slice(const pool_input &in, aimo_pooling pooling, token_ran
     }
 }
 
-/* The threads of a block as slices of tokens, and in each as many neighbouring groups of columns as
- * a row has, or as there are threads. */
+/* How a block's threads are divided into slices of tokens, each with as many neighbouring groups of
+ * columns as a row has, or as there are threads. */
 template <unsigned COUNT> struct thread_shape {
     unsigned groups, slices;
 
@@ -91,8 +91,8 @@ template <unsigned COUNT> struct thread_shape {
     __host__ __device__ unsigned columns() const { return groups * COUNT; }
 };
 
-/* The columns [first, first + shape.columns()) of one pooling, to vector[to + column]; those from
- * `kept` on are left out. Returns the sum of the squares of those that the thread has set. */
+/* The columns [first, first + shape.columns()) of one pooling, to vector[to + column]; columns from
+ * `kept` on are left out. Returns the sum of squares of the elements that this thread has set. */
 template <typename T, typename ROW, unsigned COUNT>
 __device__ float pool_columns(const pool_input &in, aimo_pooling pooling, token_range tokens,
                               unsigned first, unsigned kept, const full_row<T> &vector, unsigned to,
@@ -102,7 +102,7 @@ __device__ float pool_columns(const pool_input &in, aimo_pooling pooling, token_
     const unsigned slice = threadIdx.x / shape.groups, column = threadIdx.x % shape.groups * COUNT;
     const token_range all = pooled_tokens(pooling, tokens);
     const unsigned count = all.end - all.first, used = count < shape.slices ? count : shape.slices;
-    __syncthreads(); /* nobody reads the last columns' slices any more */
+    __syncthreads(); /* no thread still reads the previous columns' slices */
     if (slice < used && first + column < kept) {
         const token_range mine = {all.begin, all.first + slice, all.end};
         float sums[COUNT];

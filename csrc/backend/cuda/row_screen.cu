@@ -1,5 +1,5 @@
-/* Screening on a CUDA device: rows in device memory, and calls that each have a stream and working
- * memory of their own, kept for the next. */
+/* Screening on a CUDA device: rows in device memory, and calls with a stream and working memory of
+ * their own, which are kept for later calls. */
 #include "backend/cuda/row_screen.h"
 
 #include "backend/cuda/cuda_device.h"
@@ -34,7 +34,8 @@ struct cuda_row_screen {
     screen_work *idle; /* protected by lock */
 };
 
-/* How a call's memory is cut, alike on device and host, where the candidates are left out. */
+/* The layout of a call's memory, the same on device and host, except that the host's has no
+ * candidates. */
 struct screen_layout {
     size_t chunks, limits, queries, candidates, bytes; /* offsets; the number found is the first */
 };
@@ -194,7 +195,7 @@ void rows_free(aimo_row_screen *screen, aimo_screen_rows *rows)
     aimo_memory_free(rows);
 }
 
-/* Rows as halves, filled up to whole tiles, to the device. */
+/* Copies rows to the device as halves, padded to whole tiles. */
 aimo_status upload_rows(const cuda_row_screen *s, const float *rows, aimo_screen_rows *out,
                         aimo_error *err)
 {
@@ -208,7 +209,7 @@ aimo_status upload_rows(const cuda_row_screen *s, const float *rows, aimo_screen
         out->error = fmax(
             out->error, screen_round(rows + i * s->dim, s->dim, s->padded, halves + i * s->padded));
     cudaError_t error = cudaMemcpy(memory, halves, bytes, cudaMemcpyHostToDevice);
-    if (error == cudaSuccess) /* pageable memory may still be on its way */
+    if (error == cudaSuccess) /* copies from pageable memory may still be in progress */
         error = cudaStreamSynchronize(NULL);
     aimo_memory_free(staging);
     return error == cudaSuccess ? AIMO_OK : aimo_cuda_fail(error, "cudaMemcpy", err);

@@ -1,9 +1,8 @@
 /* Which sums reach their limits: one block for 64 rows and 64 queries.
  *
  * A block walks the dimension 64 elements at a time, both tiles in shared memory; each of its warps
- * has 16 rows and all queries, the sums in registers until the end. Blocks that differ in the
- * queries alone follow each other, so that rows come from device memory once and then from its
- * cache. */
+ * has 16 rows and all queries, the sums in registers until the end. Blocks that differ only in
+ * their queries are adjacent, so that rows come from device memory once and then from its cache. */
 #include "backend/cuda/row_screen.h"
 
 #include <mma.h>
@@ -15,7 +14,7 @@ constexpr unsigned TILE = 16; /* of a warp's products */
 constexpr unsigned THREADS = SCREEN_TILE / TILE * WARP, QUERY_PARTS = SCREEN_TILE / TILE;
 constexpr unsigned CHUNK_TILES = AIMO_SCREEN_ROWS_MOST / SCREEN_TILE;
 
-/* Rows are longer than they need be, so that those of a tile begin in different banks. */
+/* Rows are padded so that those of a tile begin in different banks. */
 struct screen_tiles {
     static constexpr unsigned LD = SCREEN_TILE + 8, LD_SUMS = SCREEN_TILE + 4;
     alignas(128) __half rows[SCREEN_TILE * LD];
@@ -51,7 +50,7 @@ __device__ void multiply(screen_tiles *shared, const __half *rows, const __half 
     for (unsigned part = 0; part < QUERY_PARTS; part++)
         wmma::fill_fragment(sums[part], 0.0f);
     for (unsigned k = 0; k < padded; k += SCREEN_TILE) {
-        __syncthreads(); /* nobody reads the last tiles any more */
+        __syncthreads(); /* no thread still reads the previous tiles */
         load_tile(shared->rows, rows + k, padded);
         load_tile(shared->queries, queries + k, padded);
         __syncthreads();

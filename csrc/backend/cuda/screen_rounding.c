@@ -20,7 +20,7 @@ double screen_round(const float *x, size_t dim, size_t padded, uint16_t *out)
             square += moved * moved;
         }
     }
-    return sqrt(square) * (1.0 + 0x1p-30); /* up to 2^16 terms: 2^-36 is what the sum may lack */
+    return sqrt(square) * (1.0 + 0x1p-30); /* rounding 2^16 terms loses at most 2^-36 */
 }
 
 float screen_limit(double bar, double query_error, double row_error, size_t padded)
