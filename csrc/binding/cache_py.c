@@ -1,5 +1,6 @@
-/* EmbeddingIndex: stored embeddings and exact lookup over numpy arrays. Which contexts there are,
- * how many rows, and what belongs to them is Python's. cache_search_py.c has the lookups. */
+/* EmbeddingIndex: stored embeddings and exact lookup over numpy arrays. Python decides which
+ * contexts there are, how many rows they keep, and what belongs to a row. cache_search_py.c has the
+ * lookups. */
 #include "binding/cache_py.h"
 
 #include "backend/row_screen.h"
@@ -59,7 +60,7 @@ static int parse_row_type(const char *name, aimo_row_type *type)
     return -1;
 }
 
-/* A cache with the CUDA device of that number; none below 0. */
+/* Creates a cache that uses this CUDA device; a negative number means none. */
 static aimo_status cache_new(aimo_cache **out, Py_ssize_t dim, aimo_row_type row_type, int device,
                              aimo_error *err)
 {

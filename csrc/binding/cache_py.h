@@ -15,7 +15,7 @@ static inline aimo_cache *aimo_py_index_cache(PyObject *self)
     return ((index_object *)self)->cache;
 }
 
-/* Raises the exception that belongs to `status`; returns NULL. */
+/* Raises the exception for `status`; returns NULL. */
 PyObject *aimo_py_index_raise(PyObject *self, aimo_status status, const aimo_error *err);
 
 /* `argument` as a C-contiguous array of shape (rows, dim), or (dim,) when rows is NULL. NULL with
@@ -24,7 +24,7 @@ PyArrayObject *aimo_py_index_vectors(PyObject *self, PyObject *argument, npy_int
 /* `argument` as a C-contiguous array of `rows` int64. NULL with an exception. */
 PyArrayObject *aimo_py_index_integers(PyObject *argument, npy_intp rows, const char *what);
 
-/* Methods in cache_search_py.c, which has their signatures in Python. */
+/* Methods defined in cache_search_py.c, where their Python signatures are. */
 PyObject *aimo_py_index_search(PyObject *self, PyObject *args);
 PyObject *aimo_py_index_find(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *aimo_py_index_search_many(PyObject *self, PyObject *args);

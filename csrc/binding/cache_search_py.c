@@ -5,7 +5,7 @@
 
 enum { MOST_FOUND = 64 };
 
-/* Searches for `n` queries; the results have shape (n, k), or (hits,) for one. */
+/* Searches for `n` queries; the results have shape (n, k), or (hits,) for a single query. */
 static PyObject *search(PyObject *self, PyArrayObject *queries, const int64_t *contexts, npy_intp n,
                         double threshold, Py_ssize_t k, bool one)
 {
@@ -43,7 +43,7 @@ static int check_k(Py_ssize_t k)
     return -1;
 }
 
-/* The hits of a single query end where the slots do. */
+/* Trims the results of a single query to its hits. */
 static PyObject *cut(PyObject *found, Py_ssize_t k)
 {
     if (found == NULL)

@@ -1,8 +1,9 @@
-/* census: what kinds of objects there are, how many and how large, without touching them.
+/* census: counts and sizes of live objects by type, without touching the objects.
  *
- * Of an object only its type pointer is read, and of exact list, tuple, dict, set and frozenset the
- * field that holds the size. No method, no comparison, no attribute: objects whose every method
- * raises are counted like any other. Names are made after the walk, from the types' own slots. */
+ * Of an object only its type pointer is read and, for exact list, tuple, dict, set and frozenset,
+ * the field that holds the size. No method, comparison or attribute is used: an object whose every
+ * method raises is counted like any other. Names are made after the walk, from the types' own
+ * slots. */
 #include "binding/binding.h"
 
 #include "base/memory.h"
@@ -16,7 +17,7 @@ typedef enum { SIZE_FIXED, SIZE_TUPLE, SIZE_LIST, SIZE_DICT, SIZE_SET } size_rul
 typedef struct {
     PyTypeObject *type; /* NULL: free slot */
     size_t count;
-    size_t more_bytes;  /* of all of them together, beyond fixed_bytes each */
+    size_t more_bytes;  /* of all instances together, beyond fixed_bytes each */
     size_t fixed_bytes; /* of one object, headers included */
     size_rule rule;
 } type_entry;
@@ -58,7 +59,7 @@ static size_t header_bytes(const PyTypeObject *type)
     return pair + ((type->tp_flags & managed) != 0 ? pair : 0);
 }
 
-/* Beyond the type's fixed size. */
+/* An object's bytes beyond its type's fixed size. */
 static size_t more_bytes(PyObject *object, size_rule rule)
 {
     switch (rule) {
@@ -102,13 +103,13 @@ static aimo_status grow(census *c)
     return AIMO_OK;
 }
 
-/* The size of an exact dict, but for the headers, is found with its table's. */
+/* An exact dict's size, except for its headers, is found along with its table's. */
 static size_t fixed_bytes(const PyTypeObject *type)
 {
     return header_bytes(type) + (type != &PyDict_Type ? (size_t)type->tp_basicsize : 0);
 }
 
-/* NULL when there is no memory for it. */
+/* NULL when memory runs out. */
 static type_entry *new_entry(census *c, PyTypeObject *type)
 {
     if (c->status == AIMO_OK && 2 * (c->used + 1) > c->capacity)
@@ -131,8 +132,8 @@ static void count_object(PyObject *object, census *c)
         entry->more_bytes += more_bytes(object, entry->rule);
 }
 
-/* The sizes of dicts stand in their tables. Those of a whole batch are fetched before the first is
- * read. */
+/* The sizes of dicts are in their tables, which are prefetched for a whole batch before the first
+ * is read. */
 static void count_objects(PyObject *const *objects, size_t count, void *context)
 {
     for (size_t i = 0; i < count; i++)
@@ -145,7 +146,8 @@ static void count_objects(PyObject *const *objects, size_t count, void *context)
 /* Names */
 
 /* The exact str under "__module__" in a class's own namespace; borrowed, NULL when there is none.
- * Iterated, not looked up: a namespace may hold keys whose comparison is anybody's code. */
+ * Found by iteration, not by lookup: a namespace may hold keys whose comparison runs arbitrary
+ * code. */
 static PyObject *module_of(const PyTypeObject *type)
 {
     Py_ssize_t position = 0;
@@ -303,7 +305,8 @@ static int collect_referent(PyObject *object, void *context)
     return 0;
 }
 
-/* Objects that the collector does not track are found as the collector would: by tp_traverse. */
+/* Objects that the collector does not track are found the way the collector finds them: by
+ * tp_traverse. */
 static void collect_referents(PyObject *const *objects, size_t count, void *context)
 {
     for (size_t i = 0; i < count; i++) {

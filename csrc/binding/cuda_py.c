@@ -1,4 +1,4 @@
-/* cuda: the library with the CUDA backend, and what it finds. */
+/* cuda: loading the CUDA library, and the versions and devices that it finds. */
 #include "binding/binding.h"
 
 #include "backend/cuda_loader.h"

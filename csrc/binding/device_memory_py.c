@@ -1,4 +1,4 @@
-/* device memory: the type _core.DeviceMemory, and how it leaves by DLPack. */
+/* device memory: the type _core.DeviceMemory, and its export by DLPack. */
 #include "binding/device_memory_py.h"
 
 #include "base/memory.h"
@@ -78,7 +78,7 @@ static PyObject *memory_copy(memory_object *self, PyObject *Py_UNUSED(unused))
     return wrap(Py_TYPE(self), copy);
 }
 
-/* True when the host's memory is as large; else a ValueError. */
+/* True when the host buffer has the memory's size; else a ValueError. */
 static bool is_as_large(const memory_object *self, const Py_buffer *host)
 {
     const size_t bytes = aimo_device_memory_bytes(self->memory);
@@ -88,7 +88,7 @@ static bool is_as_large(const memory_object *self, const Py_buffer *host)
     return false;
 }
 
-/* Copies between the memory and a buffer of the host, which it releases. */
+/* Copies between the memory and a host buffer, then releases the buffer. */
 static PyObject *transfer(memory_object *self, Py_buffer *host, bool to_host)
 {
     bool good = is_as_large(self, host);
@@ -123,8 +123,8 @@ static PyObject *memory_write(memory_object *self, PyObject *args)
 
 /* --- DLPack ----------------------------------------------------------------------------------- */
 
-/* What a consumer holds. It owns the memory together with others, needs no Python, and so may be
- * deleted on any thread, with or without the GIL, and after the interpreter. */
+/* What a consumer holds. It shares ownership of the memory and needs no Python, so it may be
+ * deleted on any thread, with or without the GIL, even after the interpreter has ended. */
 typedef struct {
     union {
         managed legacy;
@@ -143,7 +143,7 @@ static void free_exported(exported *e)
 static void delete_legacy(managed *m) { free_exported(m->context); }
 static void delete_versioned(managed_versioned *m) { free_exported(m->context); }
 
-/* A capsule that nobody took up still owns its tensor; a consumer gives it another name. */
+/* A capsule that was never consumed still owns its tensor; a consumer renames the capsule. */
 static void drop_capsule(PyObject *capsule)
 {
     if (PyCapsule_IsValid(capsule, "dltensor"))
@@ -163,7 +163,7 @@ static int parse_lengths(PyObject *tuple, int64_t *values)
     return 0;
 }
 
-/* Steals `e`, with everything but the managed part filled in. */
+/* Steals `e`, in which everything but the managed part must be filled in. */
 static PyObject *capsule_of(exported *e, const dl_tensor *tensor, bool versioned, bool copied)
 {
     PyObject *capsule;

@@ -41,9 +41,9 @@ typedef struct managed_versioned {
     dl_tensor tensor;
 } managed_versioned;
 
-/* An array over the capsule's memory, which is on CUDA device *device: for its type, shape, strides
- * and address; nobody on the CPU may touch its elements, so it must not get into Python. Uses the
- * capsule up. NULL with an exception that says `name`. */
+/* An array over the capsule's memory on CUDA device *device, to be used only for its type, shape,
+ * strides and address. Its elements must not be accessed from the CPU, so it must not reach Python
+ * code. Consumes the capsule. NULL with an exception that mentions `name`. */
 PyArrayObject *aimo_py_cuda_view(PyObject *capsule, const char *name, int *device);
 
 #endif

@@ -2,7 +2,7 @@
  * knows no bf16, and older ones make every result read-only. */
 #include "binding/dlpack.h"
 
-/* What owns the memory while an array shows it: a capsule of our own around theirs. */
+/* The owner of the memory that an array shows: a capsule of our own that wraps theirs. */
 #define OWNER_LEGACY "aimo_dltensor"
 #define OWNER_VERSIONED "aimo_dltensor_versioned"
 
@@ -20,8 +20,8 @@ static void release_versioned(PyObject *owner)
         m->deleter(m);
 }
 
-/* bf16 as uint16; NPY_NOTYPE with an exception for what is no 16, 32 or 64-bit float and no uint16.
- */
+/* bf16 maps to uint16; NPY_NOTYPE with an exception for anything but 16, 32 and 64-bit floats and
+ * uint16. */
 static int numpy_type(const dl_tensor *t, const char *name)
 {
     const int code = t->dtype.code, bits = t->dtype.bits;

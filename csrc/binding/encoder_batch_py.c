@@ -77,7 +77,8 @@ PyObject *aimo_py_encoder_encode(encoder_object *self, PyObject *args)
     return result;
 }
 
-/* Whether the memory is on the encoder's device, with room for `batch` vectors behind `first`. */
+/* Whether the memory is on the encoder's device and has room for `batch` vectors after the first
+ * `first`. */
 static bool has_room(const encoder_object *self, const aimo_device_memory *memory, Py_ssize_t first,
                      Py_ssize_t batch, Py_ssize_t columns)
 {

@@ -172,7 +172,7 @@ PyObject *aimo_py_encoder_map_weight(encoder_object *self, PyObject *args)
         Py_DECREF(view);
         return PyErr_Format(PyExc_ValueError, "%s: expected contiguous memory", name);
     }
-    /* Kept before it is used, so that no failure leaves the encoder with memory that went away. */
+    /* Kept alive before it is used, so that no failure leaves the encoder with dangling memory. */
     const int kept = PyList_Append(self->mapped, view);
     Py_DECREF(view);
     if (kept != 0)

@@ -1,5 +1,5 @@
 /* half: f32 or f64 <-> f16 and bf16 over numpy arrays of any shape, stride and byte order. bf16 is
- * uint16, or the dtype that the caller brings for it. */
+ * uint16, or a dtype that the caller supplies for it. */
 #include "binding/dlpack.h"
 
 #include "backend/device_memory.h"
@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Fewer elements than this convert faster than the GIL changes hands. */
+/* Converting fewer elements than this is faster than releasing and taking the GIL. */
 enum { GIL_THRESHOLD = 4096 };
 
-/* How one function of the module is called and what it says. */
+/* The calling convention of one of the module's functions, and the names in its messages. */
 typedef struct {
     aimo_half_conversion conversion;
     int src_type, dst_type;
@@ -43,14 +43,14 @@ static int raise_dtype(const char *name, const char *expected, PyArrayObject *ar
     return -1;
 }
 
-/* bf16 has no type of numpy's own: NPY_UINT16 stands for `bfloat16`, too, unless that is NULL. */
+/* NumPy has no bf16 type: NPY_UINT16 also accepts the dtype `bfloat16`, unless that is NULL. */
 static bool has_type(PyArrayObject *array, int type, const PyArray_Descr *bfloat16)
 {
     const int found = PyArray_TYPE(array);
     return found == type || (type == NPY_UINT16 && bfloat16 != NULL && found == bfloat16->type_num);
 }
 
-/* The addresses from *low up to *high, all elements within; the array has elements. */
+/* The range of addresses [*low, *high) that contains all elements; the array must not be empty. */
 static void memory_range(PyArrayObject *array, const char **low, const char **high)
 {
     *low = PyArray_BYTES(array);
@@ -71,8 +71,9 @@ static int compare_strides(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* True when every stride reaches beyond all that the smaller ones span, so that no two elements
- * can share a byte. The few layouts that are distinct for another reason are not worth a proof. */
+/* True when every stride exceeds what all smaller strides span together, so that no two elements
+ * can share a byte. A few layouts are free of overlap for other reasons; proving that is not worth
+ * the code. */
 static bool elements_are_distinct(PyArrayObject *array)
 {
     axis_span axes[AIMO_HALF_MAX_DIMS];
@@ -95,7 +96,7 @@ static bool elements_are_distinct(PyArrayObject *array)
     return true;
 }
 
-/* 0 when dst can take what src holds, else -1 with an exception that names the argument. */
+/* 0 when src can be converted into dst, else -1 with an exception that names the argument. */
 static int check_out(PyArrayObject *dst, PyArrayObject *src, const direction *d,
                      const PyArray_Descr *bfloat16)
 {
@@ -251,7 +252,7 @@ static const direction *find_direction(const char *name)
                                               : NULL;
 }
 
-/* The same checks as for arrays of the CPU, and what only a device needs. */
+/* The same checks as for arrays in CPU memory, and those that only a device needs. */
 static int check_on_device(const direction *d, PyArrayObject *src, int src_device,
                            PyArrayObject *dst, int dst_device)
 {

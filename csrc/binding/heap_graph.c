@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-/* Two words of the collector stand before an object that it can track. */
+/* The collector keeps two words in front of every object that it can track. */
 enum { GC_HEAD_BYTES = 2 * sizeof(void *) };
 
 /* ---- sizes ---- */
@@ -34,7 +34,7 @@ static size_t size_of_set_table(PyObject *object)
     return set->table == set->smalltable ? 0 : ((size_t)set->mask + 1) * sizeof(setentry);
 }
 
-/* What an exact builtin holds outside of its own block. */
+/* The bytes that an exact builtin holds outside of its own block. */
 static size_t size_of_table(PyObject *object)
 {
     if (PyList_CheckExact(object))
@@ -58,8 +58,8 @@ static size_t size_before(PyObject *object, const PyTypeObject *type)
     return size;
 }
 
-/* Items behind the fixed part. Only where ob_size is known to count them: frames and generators of
- * 3.11 have an item size, too, and something else in that field. */
+/* Bytes of items after the fixed part, only for types where ob_size is known to count them: frames
+ * and generators of 3.11 also have an item size, but something else in that field. */
 static size_t item_count(PyObject *object)
 {
     const unsigned long flags = Py_TYPE(object)->tp_flags;
@@ -83,8 +83,8 @@ size_t aimo_heap_object_size(PyObject *object)
 
 /* ---- names ---- */
 
-/* The class's own __module__ when that is an exact str; borrowed, or NULL. The dict is walked, not
- * asked: a look-up may compare with a key of a foreign type. */
+/* The class's own __module__ when that is an exact str; borrowed, or NULL. The dict is iterated
+ * instead of looked up, because a lookup may run the comparison of a foreign key. */
 static PyObject *module_name_of(PyTypeObject *type)
 {
     PyObject *key, *value;
@@ -153,8 +153,8 @@ void aimo_heap_graph_clear(aimo_heap_graph *heap)
         PyGC_Enable();
 }
 
-/* What `object` refers to, as the collector sees it. A static type claims to be traversable and
- * aborts the process when one tries; PyObject_IS_GC knows. */
+/* Visits the references of `object` as the collector would. Static types have tp_traverse but abort
+ * the process when it is called; PyObject_IS_GC tells them apart. */
 static int visit_referents(PyObject *object, visitproc visit, void *argument)
 {
     const traverseproc traverse = Py_TYPE(object)->tp_traverse;
@@ -184,9 +184,9 @@ typedef struct {
     size_t count, capacity;
 } edge_list;
 
-/* What an object shows may change though no Python code runs: torch shows a tensor's gradient
- * function and hooks or not, as other owners, which threads of C++ may be, hold the tensor. What
- * was not there while edges were counted is left out. */
+/* The references that an object reports may change although no Python code runs: torch reports a
+ * tensor's gradient function and hooks depending on whether others, possibly C++ threads, own the
+ * tensor. References that were not there when edges were counted are left out. */
 static int add_edge(PyObject *referent, void *argument)
 {
     edge_list *edges = argument;

@@ -1,4 +1,4 @@
-/* matrix: the type _core.PackedMatrix, a view of panels that lie in an array of the caller's. */
+/* matrix: the type _core.PackedMatrix, a view of panels in an array of the caller's. */
 #include "binding/binding.h"
 
 #include "base/cpu.h"

@@ -1,9 +1,9 @@
-/* Frames are read where the interpreter keeps them, because every public way to a frame may
+/* Frames are read where the interpreter keeps them, because every public API for frames may
  * allocate: from 3.11 on PyThreadState_GetFrame makes a frame object, and inside the allocator that
  * means recursion and, up to 3.11, a garbage collection in the middle of somebody's realloc.
  *
- * The layouts are those of the headers this file is compiled with, and the versions are those whose
- * tests ran; on any other the stack is unknown and aimo_frames_missing says so. */
+ * The layouts come from the headers that this file is compiled with, and only versions on which the
+ * tests ran are supported; on any other, stacks are unknown and aimo_frames_missing says so. */
 #define Py_BUILD_CORE 1 /* _PyInterpreterFrame */
 #include <Python.h>
 
@@ -71,8 +71,8 @@ static void *code_of(const _PyInterpreterFrame *frame)
 #endif
 }
 
-/* Incomplete frames, those being set up and the marks of C calls, are passed over, as tracemalloc
- * and sys._getframe do. */
+/* Incomplete frames (those being set up, and markers of C calls) are skipped, as tracemalloc and
+ * sys._getframe do. */
 size_t aimo_frames_walk(aimo_frame *frames, size_t capacity)
 {
     const PyThreadState *thread = _PyThreadState_UncheckedGet();
@@ -97,8 +97,8 @@ bool aimo_frames_in_main_interpreter(void)
     return thread != NULL && thread->interp == PyInterpreterState_Main();
 }
 
-/* Up to 3.11 the current thread state is the process's, not the thread's, so it tells only that
- * somebody holds the GIL. */
+/* Up to 3.11 the current thread state is a global of the process, so on its own it only tells that
+ * some thread holds the GIL. */
 bool aimo_frames_holds_gil(void)
 {
     const PyThreadState *thread = _PyThreadState_UncheckedGet();

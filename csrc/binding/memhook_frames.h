@@ -20,10 +20,12 @@ bool aimo_frames_in_main_interpreter(void);
 /* Whether the calling thread holds the GIL; any thread may ask, at any time. */
 bool aimo_frames_holds_gil(void);
 
-/* The line of a frame whose code is alive; not for use inside an allocation. */
+/* The line number of a frame whose code object is alive; must not be called inside an
+ * allocation. */
 int aimo_frames_line(const aimo_frame *frame);
 
-/* Takes a reference to a code object; plain counting, so allowed inside an allocation. */
+/* Takes a reference to a code object; this only increments a counter, so it is allowed inside an
+ * allocation. */
 void aimo_frames_retain(void *code);
 
 #endif

@@ -1,4 +1,5 @@
-/* memhook: the hook in CPython's OBJ and MEM domains, and what it saw as plain Python data. */
+/* memhook: installs the hook in CPython's OBJ and MEM domains, and returns what it recorded as
+ * plain Python data. */
 #include "binding/binding.h"
 
 #include "base/memory.h"
@@ -16,20 +17,21 @@ _Static_assert(sizeof(aimo_allocator) == sizeof(PyMemAllocatorEx) &&
                    offsetof(aimo_allocator, free) == offsetof(PyMemAllocatorEx, free),
                "aimo_allocator must be PyMemAllocatorEx");
 
-/* Not RAW's blocks: that domain is called without the GIL, and what passes there is seen already as
- * an object or is no Python object. Buffers of numpy and torch come from malloc and pass nowhere.
- */
+/* RAW is not tracked: that domain is called without the GIL, and its blocks either belong to an
+ * object that is counted already or are not Python objects. Buffers of numpy and torch come from
+ * malloc and pass through no domain. */
 static const PyMemAllocatorDomain domains[AIMO_MEMHOOK_DOMAINS] = {PYMEM_DOMAIN_OBJ,
                                                                    PYMEM_DOMAIN_MEM};
 
-/* Samples that are made large take half a kilobyte more each, so at most 1% of what is allocated
- * when they are this far apart. Samples that are closer are counted at every free. */
+/* Each sample that is allocated as a large block takes up to half a kilobyte more, at most 1% of
+ * what is allocated when samples are this far apart. With denser sampling, every free is checked
+ * instead. */
 enum { LEAST_DISTANCE_OF_LARGE = 64 << 10 };
 
-/* What was put in last. Protected by the GIL. */
+/* The wrappers that were installed last. Protected by the GIL. */
 static aimo_allocator installed[AIMO_MEMHOOK_DOMAINS], installed_raw, below_raw;
 
-/* The hook was on and somebody's PyMem_SetAllocator took it out. Protected by the GIL. */
+/* Set when the hook was on and somebody's PyMem_SetAllocator removed it. Protected by the GIL. */
 static bool displaced;
 
 static aimo_allocator get_allocator(PyMemAllocatorDomain domain)
@@ -52,7 +54,8 @@ static bool is_on_top(PyMemAllocatorDomain domain, const aimo_allocator *ours)
     return memcmp(&top, ours, sizeof top) == 0;
 }
 
-/* Whether an allocation in the domain still passes our wrapper, whoever has wrapped it since. */
+/* Whether an allocation in the domain still passes through our wrapper, even if somebody has
+ * wrapped that since. */
 static bool is_reached(size_t domain)
 {
     aimo_memhook_probe_begin();
@@ -63,7 +66,7 @@ static bool is_reached(size_t domain)
     return aimo_memhook_probe_end();
 }
 
-/* The same of a free in RAW; without memory for a try it is believed. */
+/* The same for a free in RAW; when there is no memory to try it, assumes that it does. */
 static bool raw_is_reached(void)
 {
     void *block = PyMem_RawMalloc(1);
@@ -94,7 +97,7 @@ static bool large_frees_are_seen(void)
     return true;
 }
 
-/* Only the top of the chain can be taken out; below another allocator the wrapper stays, idle. */
+/* Only the top of the chain can be removed; below another allocator the wrapper stays, idle. */
 static void uninstall(void)
 {
     for (size_t i = 0; i < AIMO_MEMHOOK_DOMAINS; i++) {
@@ -106,8 +109,8 @@ static void uninstall(void)
         set_allocator(PYMEM_DOMAIN_RAW, &below_raw);
 }
 
-/* Threads that call RAW without the GIL meanwhile see its old free or the new one, and both are
- * right: nothing else of it changes. */
+/* Threads that call RAW without the GIL meanwhile see its old free or the new one, and both work:
+ * nothing else in it changes. */
 static void install_raw(void)
 {
     if (raw_is_reached())
@@ -117,8 +120,8 @@ static void install_raw(void)
     set_allocator(PYMEM_DOMAIN_RAW, &installed_raw);
 }
 
-/* What was left in when another allocator stood on top at the last stop, and still does, is used
- * as it is. */
+/* A wrapper that had to stay at the last stop because another allocator was on top of it, and still
+ * is, is reused as it is. */
 static void install(size_t sample_bytes)
 {
     bool is_new[AIMO_MEMHOOK_DOMAINS], large = sample_bytes >= LEAST_DISTANCE_OF_LARGE;
@@ -145,7 +148,7 @@ static void install(size_t sample_bytes)
         }
 }
 
-/* May run finalizers: the last reference to a code object may be the hook's. */
+/* May run finalizers, because the hook may own the last reference to a code object. */
 static void release_codes(void)
 {
     PyObject *code;
@@ -160,7 +163,8 @@ static void stop(void)
     release_codes();
 }
 
-/* Blocks freed while the hook was out would live for ever in the table, so all of it goes. */
+/* Blocks that were freed while the hook was not installed would stay in the table for ever, so the
+ * whole table is dropped. */
 static void check_displaced(void)
 {
     aimo_memhook_summary s;
@@ -219,7 +223,7 @@ static PyObject *memhook_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(u
     Py_RETURN_NONE;
 }
 
-/* memhook_info() -> dict; looks first whether the hook is still in place */
+/* memhook_info() -> dict; first checks whether the hook is still installed */
 static PyObject *memhook_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     check_displaced();
@@ -299,8 +303,9 @@ done:
 
 /* memhook_sites() -> (frames, live sites, sites at the peak); see node_frame and site_tuple.
  *
- * Making the answer allocates, which changes what is being described, and may run a collection and
- * with it anybody's code. So the nodes are copied first, with a reference to each code object. */
+ * Building the result allocates, which changes the data being described, and may trigger a
+ * collection and with it arbitrary code. So the nodes are copied first, with a reference to each
+ * code object. */
 static PyObject *memhook_sites(PyObject *module, PyObject *Py_UNUSED(unused))
 {
     check_displaced();

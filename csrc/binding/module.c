@@ -1,5 +1,5 @@
-/* The extension module ai_model_optimizations._core: multi-phase init, module state, what concerns
- * the whole process. */
+/* The extension module ai_model_optimizations._core: multi-phase init, module state, and functions
+ * about the whole process. */
 #define AIMO_BINDING_IMPORTS_NUMPY
 #include "binding/binding.h"
 
@@ -111,8 +111,8 @@ static int import_exceptions(aimo_py_state *state)
     return found ? 0 : -1;
 }
 
-/* Fork handlers and the choice of the row are the process's: once, however often the module loads.
- */
+/* Installs fork handlers and selects the row of kernels. This is per process: it happens once,
+ * however often the module is loaded. */
 static aimo_status init_process(aimo_error *err)
 {
     static bool done; /* protected by the import lock */
@@ -127,7 +127,7 @@ static aimo_status init_process(aimo_error *err)
     return AIMO_OK;
 }
 
-/* Before 3.12 nothing but this keeps the module out of subinterpreters. */
+/* Before 3.12 only this check keeps the module out of subinterpreters. */
 static int check_interpreter(void)
 {
     if (PyInterpreterState_Get() == PyInterpreterState_Main())

@@ -66,8 +66,8 @@ static PyObject *open_files(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unu
 /* ---- heap_summary ---- */
 
 typedef struct {
-    PyObject *types;  /* tuple of exact types whose instances are handed out */
-    Py_ssize_t large; /* from this size on an object is listed */
+    PyObject *types;  /* tuple of exact types whose instances are returned */
+    Py_ssize_t large; /* objects of at least this size are listed */
     size_t python_bytes, array_bytes, array_count;
     PyObject *list, *instances;
 } summary;
@@ -147,7 +147,7 @@ typedef struct {
     uint8_t *reached;     /* [node_count], 1: alive */
 } cycle_search;
 
-/* A node is a root when not all of its references come from the heap. */
+/* A node is a root when some of its references come from outside the heap. */
 static void find_roots(cycle_search *s)
 {
     const size_t n = s->graph.node_count;
@@ -167,7 +167,7 @@ static void sort_members(cycle_search *s)
         s->first_member[s->component[i] + 1]++;
     for (size_t c = 0; c < s->component_count; c++)
         s->first_member[c + 1] += s->first_member[c];
-    for (size_t i = n; i-- > 0;) /* downwards: each end moves to its start */
+    for (size_t i = n; i-- > 0;) /* going downwards moves each component's end to its start */
         s->members[--s->first_member[s->component[i] + 1]] = (uint32_t)i;
     memmove(s->first_member, s->first_member + 1, s->component_count * sizeof *s->first_member);
     s->first_member[s->component_count] = n;
