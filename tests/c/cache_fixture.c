@@ -1,4 +1,4 @@
-/* A cache that looks at every row, and its vectors. */
+/* A brute-force cache, and vectors for tests. */
 #include "cache_fixture.h"
 
 #include "cache/cache_exact.h"
@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-/* long double has 64 bits: apart by more than this, two cosines are told apart by it. */
+/* long double has 64 bits of precision: it can tell apart cosines that differ by more than this. */
 #define APART 1e-15L
 
 static void stored_bytes(const model *m, const model_row *r, void *bytes)

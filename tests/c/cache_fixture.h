@@ -1,4 +1,4 @@
-/* Caches under test: one without a shortcut to compare with, and vectors to put into them. */
+/* Caches under test: a brute-force one to compare with, and vectors to put into them. */
 #ifndef AIMO_CACHE_FIXTURE_H
 #define AIMO_CACHE_FIXTURE_H
 
@@ -32,7 +32,7 @@ bool agrees(const model *m, aimo_cache *cache, const float *q, int64_t context, 
 
 long double cosine(const model *m, const float *q, const model_row *r);
 
-/* Vectors as models make them: few directions matter, many are near each other. */
+/* Vectors like those of models: few directions matter, and many vectors are close to each other. */
 void lifelike(float *x, size_t dim, size_t cluster, uint64_t *random);
 
 typedef enum { LIFELIKE, ISOTROPIC, ALIKE, ONE_DIRECTION, TINY, HUGE_VALUES, SPARSE, KINDS } kind;

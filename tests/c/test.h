@@ -1,5 +1,5 @@
-/* A test runner in one header's worth of ideas: TEST(name) { CHECK(...); } registers itself, and
- * main (test_main.c) runs those whose name contains the --filter. */
+/* A minimal test runner: TEST(name) { CHECK(...); } registers itself, and main (test_main.c) runs
+ * the tests whose names contain the --filter. */
 #ifndef AIMO_TEST_H
 #define AIMO_TEST_H
 
@@ -27,7 +27,7 @@ typedef struct test_case {
     const char *name;
     void (*run)(void);
     struct test_case *next;
-    char failure[200]; /* the first one; told once more after all tests */
+    char failure[200]; /* the first failure, repeated after all tests */
 } test_case;
 
 void test_register(test_case *t);
@@ -46,7 +46,7 @@ void test_skip(const char *reason);
     }                                                                                              \
     static void test_name(void)
 
-/* Both leave the test function at the first failure. */
+/* Both return from the test function at the first failure. */
 #define CHECK(condition)                                                                           \
     do {                                                                                           \
         if (!(condition)) {                                                                        \

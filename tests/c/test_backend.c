@@ -1,4 +1,5 @@
-/* backend: the operations beside the matrix product, each row against its definition in double. */
+/* backend: the operations other than matrix products, each row of kernels against its definition in
+ * double. */
 #include "test.h"
 
 #include "backend/backend.h"
@@ -70,7 +71,7 @@ TEST(backend_residual_layer_norm_matches_its_definition)
     }
 }
 
-/* x as tiles take it, or as it is. */
+/* x rounded as for tiles, or unchanged. */
 static double factor(float x, bool rounded)
 {
     return (double)(rounded ? aimo_bf16_to_f32_one(aimo_f32_to_bf16_one(x)) : x);

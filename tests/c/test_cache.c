@@ -136,7 +136,8 @@ TEST(cache_survives_every_allocation_failure)
     }
 }
 
-/* An optimization that memory runs out for leaves chunks of two sets of directions behind. */
+/* An optimization that runs out of memory leaves chunks coded with two different sets of
+ * directions. */
 TEST(cache_chunks_of_different_directions_are_searched_together)
 {
     enum { DIM = 64, ROWS = 5000, QUERIES = 12 };

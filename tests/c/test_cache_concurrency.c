@@ -1,4 +1,4 @@
-/* cache: answers beside writers are those of one instant, also in forked children. */
+/* cache: answers during changes are those of one instant, also in forked children. */
 #include "test.h"
 
 #include "cache/cache.h"
@@ -28,7 +28,8 @@ typedef struct {
 
 static stream shared;
 
-/* The best row for the query after `step` changes, by f64, whose gaps the data keeps wide. */
+/* The best row for the query after `step` changes, computed in f64; the data keeps scores far
+ * enough apart for that. */
 static int best_at(int query, int step, const double (*scores)[STEPS])
 {
     int best = -1;

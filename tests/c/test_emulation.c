@@ -1,4 +1,4 @@
-/* emulation: a use of tiles that would be an exception on a processor with AMX ends the process. */
+/* emulation: a use of tiles that would fault on a processor with AMX ends the process. */
 #include "test.h"
 
 #include "simd/intrinsics.h"

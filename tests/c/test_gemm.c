@@ -306,8 +306,8 @@ TEST(gemm_int8_gives_the_same_bits_on_every_vector_row)
     }
 }
 
-/* Neither zeros, nor numbers whose scale or inverse leaves the range of f32, nor the largest
- * integers everywhere may turn into NaN, and subnormal numbers count as nothing or as they are. */
+/* Zeros, numbers whose scale or inverse leaves the range of f32, and rows full of the largest
+ * integers must not turn into NaN; subnormal numbers count as zero or as they are. */
 TEST(gemm_survives_extreme_rows)
 {
     static const float extremes[] = {0.0f, 1e-44f, 1e-30f, 1.0f, -1.0f, 1e30f, 1e37f};
@@ -340,7 +340,7 @@ TEST(gemm_survives_extreme_rows)
     }
 }
 
-/* What weights of a broken model bring: zeros, the largest and subnormal numbers of the type. */
+/* Weights as in a broken model: zeros, the largest and subnormal numbers of the type. */
 TEST(gemm_survives_extreme_weights)
 {
     static const float extremes[] = {0.0f, 1e-45f, -1e-39f, 6e-8f, 60000.0f, -60000.0f};

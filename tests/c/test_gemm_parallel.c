@@ -1,5 +1,5 @@
-/* gemm_parallel: whatever the threads, the bits of one thread; look-ups refuse what is not there.
- */
+/* gemm_parallel: any number of threads gives the bits of one thread; lookups of missing rows
+ * fail. */
 #include "test.h"
 
 #include "base/cpu.h"

@@ -66,7 +66,7 @@ float test_random_normal(uint64_t *state)
     return sum;
 }
 
-/* A thread that goes to sleep, or on to other work, must not keep 8 KiB of AMX tiles. */
+/* A thread that goes to sleep, or on to other work, must not hold on to 8 KiB of AMX tiles. */
 static bool tiles_are_free(void)
 {
 #if defined(AIMO_EMULATE_ISA)
@@ -94,7 +94,8 @@ static void run_case(test_case *t)
         test_fail(t->name, 0, "a kernel keeps its tiles");
 }
 
-/* Runs those whose name contains `filter`; returns how many failed, -1 when there is none. */
+/* Runs the tests whose names contain `filter`; returns how many failed, or -1 when there are
+ * none. */
 static int run_cases(const char *filter)
 {
     int passed = 0, failed = 0;

@@ -9,7 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The allocator below: malloc, with a switch for failure and a count of calls that it saw. */
+/* The allocator below: malloc, with a failure switch and call counters. */
 typedef struct {
     bool fail;
     size_t calls;
@@ -331,8 +331,8 @@ TEST(memhook_probe_tells_whether_the_wrapper_is_reached_and_is_never_sampled)
     CHECK(stop_releases_what_was_retained());
 }
 
-/* An allocator in the manner of CPython's: small blocks from an arena of its own, which are not
- * reused, and large ones from another allocator, found again by their address. */
+/* An allocator like CPython's: small blocks come from an arena of its own and are not reused; large
+ * ones come from another allocator and are recognized by their address. */
 static char arena[1 << 16];
 static size_t arena_used;
 static aimo_allocator large;
@@ -418,7 +418,8 @@ TEST(memhook_blocks_that_are_no_samples_stay_small)
     hooked_free(moved);
     CHECK(live_samples() == 0);
     CHECK(stop_releases_what_was_retained());
-    small = hooked_malloc(100); /* the wrapper that stays after a stop asks for nothing more */
+    small = hooked_malloc(
+        100); /* a wrapper that stays installed after a stop allocates no more than requested */
     CHECK(is_in_arena(small));
 }
 

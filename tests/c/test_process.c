@@ -38,7 +38,7 @@ TEST(process_allocator_sees_what_is_live)
     CHECK(block != NULL);
     aimo_allocator_read(&after);
     free(block);
-    /* A sanitizer's malloc stands before the one that is asked. */
+    /* A sanitizer's malloc hides the one that is queried. */
     if (after.live == before.live) {
         test_skip("malloc is replaced");
         return;

@@ -101,7 +101,7 @@ typedef struct {
     aimo_head_query queries[QUERIES];
 } screen_case;
 
-/* Codes at the limits of what is promised: |sum| just below 2^15, single codes at 0, 15 and 127. */
+/* Codes at the limits of the contract: |sum| just below 2^15, single codes at 0, 15 and 127. */
 static void fill_screen(screen_case *c, size_t lines, uint64_t *random)
 {
     const size_t width = lines * AIMO_HEAD_LINE;

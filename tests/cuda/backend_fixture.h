@@ -15,7 +15,7 @@ typedef struct {
 } bench;
 
 /* For a model whose weights are `dtype`. False, with a failure of the running test and nothing to
- * clear, when a backend cannot be had. */
+ * clear, when a backend cannot be created. */
 bool bench_init(bench *b, aimo_dtype dtype, size_t head_dim);
 void bench_clear(bench *b);
 
@@ -24,7 +24,7 @@ void *to_device(bench *b, const void *host, size_t bytes);
 /* Frees the device copies but the first `kept`. */
 void free_constants(bench *b, size_t kept);
 
-/* Says to the CUDA backend which sequences its workspace holds. */
+/* Uploads the sequences to the CUDA backend's workspace. */
 bool hold_sequences(bench *b, const int32_t *ids, const size_t *offsets, size_t batch);
 
 /* What a row's values are kept in. */
@@ -32,8 +32,8 @@ aimo_dtype kept_in(const bench *b, aimo_rows_kind kind);
 /* Writes x as an f32, f16 or bf16. */
 void store_as(aimo_dtype dtype, char *at, float x);
 
-/* rows [m, n] on the device, and as many bytes more as make whole floats of them; NULL data:
- * nothing that could be mistaken for a result. */
+/* rows [m, n] on the device, and as many bytes more as make whole floats of them; with NULL data
+ * they are filled with a pattern that cannot be mistaken for a result. */
 void *rows_to_device(bench *b, aimo_rows_kind kind, const float *data, size_t m, size_t n);
 /* out [m, n] = rows on the device, which must say the same to products; bf16 is of the value before
  * it was rounded to what is kept. */

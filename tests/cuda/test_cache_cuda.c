@@ -1,4 +1,4 @@
-/* cache with a device: its answers are those of a cache without one, whatever happens. */
+/* cache with a device: its answers are those of a cache without one, even when the device fails. */
 #include "cuda_fixture.h"
 
 #include "base/memory.h"

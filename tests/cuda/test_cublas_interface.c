@@ -1,4 +1,4 @@
-/* cublas: what is declared of cuBLASLt is what its own header says, where there is one. */
+/* cublas: our declarations of cuBLASLt agree with its own header, where that is available. */
 #include "test.h"
 
 #include "backend/cuda/cublas_lt.h"

@@ -1,4 +1,4 @@
-/* device memory: owners, copies, conversion to and from halves, and what can go wrong with them. */
+/* device memory: owners, copies, conversion to and from halves, and their failures. */
 #include "cuda_fixture.h"
 
 #include "backend/device_memory.h"
@@ -47,7 +47,7 @@ static void twin_clear(twin *t)
     free(t->host);
 }
 
-/* Arrays that begin so many elements behind the begin of their memory; strides in elements. */
+/* Arrays that begin at an offset, in elements, into their memory; strides in elements. */
 typedef struct {
     size_t ndim, shape[3], src_begin, dst_begin;
     ptrdiff_t src_stride[3], dst_stride[3];

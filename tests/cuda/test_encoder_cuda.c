@@ -1,5 +1,5 @@
-/* encoder on cuda: the same vectors as on the CPU, whatever the batch; and what can go wrong with a
- * device, which only the shim can be asked for. */
+/* encoder on cuda: the same vectors as on the CPU, whatever the batch; and device failures, which
+ * only the shim can inject. */
 #include "cuda_fixture.h"
 #include "encoder_fixture.h"
 

@@ -1,5 +1,5 @@
-/* CUDA graphs: small calls are replayed, and their vectors are those of every other way, bit for
- * bit. */
+/* CUDA graphs: small calls are replayed, and their vectors are bit-identical to those of calls
+ * without graphs. */
 #include "cuda_fixture.h"
 #include "encoder_fixture.h"
 
@@ -66,7 +66,7 @@ static aimo_status encode_some(const aimo_encoder *encoder, const texts *t, size
     return status;
 }
 
-/* One layer is enough where only the way of a call is looked at. */
+/* One layer is enough where only the execution of a call matters. */
 static aimo_status new_small_encoder(aimo_encoder **out, aimo_error *err)
 {
     aimo_encoder_config config = small;
@@ -74,7 +74,7 @@ static aimo_status new_small_encoder(aimo_encoder **out, aimo_error *err)
     return new_encoder(&config, 0, out, err);
 }
 
-/* Graphs that were launched so far, where that can be asked. */
+/* The number of graphs launched so far, where that can be queried. */
 static size_t launches(void)
 {
     const cuda_shim_controls *shim = shim_controls();
