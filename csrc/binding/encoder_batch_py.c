@@ -127,6 +127,31 @@ PyObject *aimo_py_encoder_encode_to(encoder_object *self, PyObject *args)
     return good ? Py_NewRef(Py_None) : NULL;
 }
 
+/* A core function that computes an array of f32 from a batch. */
+typedef aimo_status compute_function(const aimo_encoder *encoder, const int32_t *token_ids,
+                                     const int64_t *offsets, size_t batch, float *out,
+                                     aimo_error *err);
+
+/* A new array of this shape, filled by `compute`; NULL with an exception. */
+static PyObject *computed_array(const encoder_object *self, const sequences *s,
+                                compute_function *compute, int ndim, const npy_intp *shape)
+{
+    PyObject *result = PyArray_SimpleNew(ndim, shape, NPY_FLOAT32);
+    if (result == NULL)
+        return NULL;
+    float *out = PyArray_DATA((PyArrayObject *)result);
+    aimo_error err;
+    aimo_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = compute(self->encoder, s->ids, s->offsets, (size_t)s->batch, out, &err);
+    Py_END_ALLOW_THREADS;
+    if (status != AIMO_OK) {
+        Py_CLEAR(result);
+        aimo_py_encoder_fail(self, status, &err);
+    }
+    return result;
+}
+
 /* encode_tokens(token_ids: ndarray[int32], offsets: ndarray[int64], /)
  * -> ndarray[float32] of shape (tokens, hidden) */
 PyObject *aimo_py_encoder_encode_tokens(encoder_object *self, PyObject *args)
@@ -138,20 +163,7 @@ PyObject *aimo_py_encoder_encode_tokens(encoder_object *self, PyObject *args)
         return NULL;
     const npy_intp shape[2] = {PyArray_SIZE(s.ids_array),
                                (npy_intp)aimo_encoder_config_of(self->encoder)->hidden};
-    PyObject *result = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
-    if (result != NULL) {
-        float *out = PyArray_DATA((PyArrayObject *)result);
-        aimo_error err;
-        aimo_status status;
-        Py_BEGIN_ALLOW_THREADS;
-        status =
-            aimo_encoder_encode_tokens(self->encoder, s.ids, s.offsets, (size_t)s.batch, out, &err);
-        Py_END_ALLOW_THREADS;
-        if (status != AIMO_OK) {
-            Py_CLEAR(result);
-            aimo_py_encoder_fail(self, status, &err);
-        }
-    }
+    PyObject *result = computed_array(self, &s, aimo_encoder_encode_tokens, 2, shape);
     sequences_clear(&s);
     return result;
 }
@@ -171,20 +183,7 @@ PyObject *aimo_py_encoder_input_peaks(encoder_object *self, PyObject *args)
         AIMO_LAYER_MATRICES,
         (npy_intp)(c->intermediate > c->hidden ? c->intermediate : c->hidden),
     };
-    PyObject *result = PyArray_SimpleNew(3, shape, NPY_FLOAT32);
-    if (result != NULL) {
-        float *peaks = PyArray_DATA((PyArrayObject *)result);
-        aimo_error err;
-        aimo_status status;
-        Py_BEGIN_ALLOW_THREADS;
-        status =
-            aimo_encoder_input_peaks(self->encoder, s.ids, s.offsets, (size_t)s.batch, peaks, &err);
-        Py_END_ALLOW_THREADS;
-        if (status != AIMO_OK) {
-            Py_CLEAR(result);
-            aimo_py_encoder_fail(self, status, &err);
-        }
-    }
+    PyObject *result = computed_array(self, &s, aimo_encoder_input_peaks, 3, shape);
     sequences_clear(&s);
     return result;
 }
