@@ -37,7 +37,8 @@ static aimo_status open_library(const char *library, aimo_error *err)
     memcpy(&get, &symbol, sizeof get); /* ISO C has no cast from object to function pointer */
     if (get == NULL || get()->version != AIMO_CUDA_API_VERSION) {
         dlclose(handle);
-        return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA: %s belongs to another version", library);
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
+                         "CUDA: %s was built for another version of this package", library);
     }
     opened = get();
     return AIMO_OK;

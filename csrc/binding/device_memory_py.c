@@ -41,7 +41,7 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTuple(args, "in", &device, &bytes))
         return NULL;
     if (bytes < 0)
-        return PyErr_Format(PyExc_ValueError, "nbytes: expected 0 up, got %zd", bytes);
+        return PyErr_Format(PyExc_ValueError, "nbytes: expected at least 0, got %zd", bytes);
     aimo_device_memory *memory;
     aimo_error err;
     aimo_status status;

@@ -39,8 +39,8 @@ static bool check_cut(const encoder_object *self, Py_ssize_t skip, Py_ssize_t co
     const Py_ssize_t dimension = (Py_ssize_t)aimo_encoder_dimension(self->encoder);
     if (skip >= 0 && columns >= 1 && columns <= dimension)
         return true;
-    PyErr_Format(PyExc_ValueError, "skip %zd, columns %zd: expected 0 up, 1 to %zd", skip, columns,
-                 dimension);
+    PyErr_Format(PyExc_ValueError, "skip %zd, columns %zd: expected at least 0, and 1 to %zd", skip,
+                 columns, dimension);
     return false;
 }
 

@@ -72,7 +72,7 @@ static aimo_status take_slot(aimo_cache *cache, int64_t *slot, aimo_error *err)
         return AIMO_OK;
     }
     if (cache->slot_count == (size_t)AIMO_NO_POSITION)
-        return aimo_fail(err, AIMO_ERR_MEMORY, "cache: 2^32 - 1 rows are the most");
+        return aimo_fail(err, AIMO_ERR_MEMORY, "cache: at most 2^32 - 1 rows fit");
     const directory *store = atomic_load_explicit(&cache->store, memory_order_relaxed);
     if (cache->slot_count == store->chunk_count * STORE_ROWS)
         AIMO_TRY(store_grow(cache, err));
@@ -364,7 +364,7 @@ static aimo_status check_row(const aimo_cache *cache, const void *row, size_t in
     for (size_t i = 0; i < cache->dim; i++)
         largest = x[i] > largest ? x[i] : -x[i] > largest ? -x[i] : largest;
     if (largest != 127)
-        return aimo_fail(err, AIMO_ERR_ARGUMENT, "row %zu: not scaled to 127", index);
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "row %zu: its largest code is not 127", index);
     return AIMO_OK;
 }
 
@@ -386,7 +386,7 @@ static aimo_status check_slots(const int64_t *slots, size_t n, int64_t *highest,
     for (size_t i = 0; i < n && status == AIMO_OK; i++)
         if (sorted[i] < 0 || sorted[i] >= (int64_t)AIMO_NO_POSITION ||
             (i != 0 && sorted[i] == sorted[i - 1]))
-            status = aimo_fail(err, AIMO_ERR_ARGUMENT, "slot %lld: out of range or twice",
+            status = aimo_fail(err, AIMO_ERR_ARGUMENT, "slot %lld: out of range or duplicate",
                                (long long)sorted[i]);
     *highest = n != 0 ? sorted[n - 1] : NO_SLOT;
     aimo_memory_free(sorted);

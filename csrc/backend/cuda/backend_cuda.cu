@@ -295,7 +295,7 @@ aimo_status run_linear(cuda_backend *b, cuda_workspace *w, const aimo_linear_arg
                               : a.y_kind == AIMO_ROWS_OPERAND ? HIDDEN_TO_OPERAND
                                                               : FULL_TO_FULL;
     if (a.x_kind != x_kind_of(kind))
-        return aimo_fail(err, AIMO_ERR_ARGUMENT, "linear: no product of these kinds of rows");
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "linear: unsupported combination of row kinds");
     const cuda_product *product;
     AIMO_TRY(product_of(b, kind, a, &product, err));
     void *x = const_cast<float *>(a.x), *y = a.norm != NULL ? a.scratch : a.y;
@@ -319,7 +319,7 @@ aimo_status linear(aimo_backend *backend, aimo_workspace *workspace, const aimo_
 {
     cuda_backend *b = as_cuda(backend);
     if (args->input_peaks != NULL)
-        return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "input peaks are found on the CPU only");
+        return aimo_fail(err, AIMO_ERR_UNSUPPORTED, "input peaks are only available on the CPU");
     return with_operand_type(b->dtype, [&](auto t) {
         return run_linear<decltype(t)>(b, as_cuda(workspace), *args, err);
     });
@@ -393,7 +393,7 @@ aimo_status backend_new(int device, aimo_dtype dtype, size_t head_dim, aimo_back
     AIMO_TRY(cuda_check_usable(device, err));
     if (head_dim > ATTENTION_HEAD_DIM_MOST)
         return aimo_fail(err, AIMO_ERR_UNSUPPORTED,
-                         "CUDA: attention heads of at most %u elements, the model has %zu",
+                         "CUDA: attention heads can have at most %u elements, the model's have %zu",
                          ATTENTION_HEAD_DIM_MOST, head_dim);
     void *memory;
     AIMO_TRY(aimo_memory_new_zero(&memory, 1, sizeof(cuda_backend), "backend", err));

@@ -50,8 +50,7 @@ static aimo_status load(const char *file, cublas_lt *out, aimo_error *err)
 
 aimo_status cublas_lt_load(const char *const *files, size_t count, cublas_lt *out, aimo_error *err)
 {
-    aimo_status status =
-        aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA: no file of cuBLASLt was named");
+    aimo_status status = aimo_fail(err, AIMO_ERR_UNSUPPORTED, "CUDA: no cuBLASLt files were given");
     for (size_t i = 0; i < count && status != AIMO_OK; i++)
         status = load(files[i], out, err);
     return status;
