@@ -1,10 +1,10 @@
-/* Lookups beside a writer, each compared with brute force.
+/* Lookups concurrent with a writer, each compared with brute force.
  *
  *   bench_cache_readers ROWS QUERIES DIM WINDOW SECONDS THREADS THRESHOLD
  *
  * ROWS and QUERIES are files of f32 [n, dim]; every second query is replaced by a row with noise,
- * so that some hit while their row is there. The writer goes round the rows: it adds one, and
- * removes the one that was added WINDOW changes ago. A query's answers over all changes are
+ * so that some hit while their row is there. The writer cycles through the rows: it adds one, and
+ * removes the one that was added WINDOW additions ago. A query's answers over all changes are
  * computed beforehand by brute force in f64; a lookup is right when it gives the answer of some
  * instant between its call and its return. Prints JSON; the exit status is 1 when an answer was
  * wrong. */
@@ -155,7 +155,8 @@ static double best_of(const double *scores, size_t first, size_t count)
     return best;
 }
 
-/* After 2 i changes the rows i to i + window - 1 are there, after one more also i + window. */
+/* After 2 i changes the rows i to i + window - 1 are stored; after one more, row i + window as
+ * well. */
 static void answer_all(void)
 {
     for (size_t q = 0; q < QUERIES; q++) {
@@ -241,7 +242,7 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Reads with `count` threads, and prints what that took under `name`. */
+/* Runs lookups on `count` threads, and prints the timings under `name`. */
 static void measure(const char *name, reader *readers, size_t count, double seconds, bool write)
 {
     pthread_t writer;

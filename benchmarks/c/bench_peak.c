@@ -1,9 +1,9 @@
-/* What one core can do at most: the rate of each row's multiplying instruction with everything in
+/* The peak of one core: the rate of each row's multiplying instruction with everything in
  * registers. Prints one line of JSON, operations per second (two for each product and sum).
  *
  *   cc -O3 benchmarks/c/bench_peak.c -o bench_peak && ./bench_peak
  *
- * Stands alone, so that bench_roofline.py can compile it anywhere. */
+ * Self-contained, so that bench_roofline.py can compile it anywhere. */
 #define _DEFAULT_SOURCE
 #include <stdio.h>
 #include <string.h>
@@ -28,7 +28,7 @@ static double seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Defines a function that gives the best rate of `instruction` on `sums` chains of one. */
+/* Defines a function that measures the best rate of `instruction` on `sums` independent chains. */
 #define PEAK(name, isa, sums, operations, vector, start, factor, instruction)                      \
     __attribute__((target(isa))) static double name(void)                                          \
     {                                                                                              \
@@ -64,8 +64,8 @@ PEAK(dot8_avx512, "avx512f,avx512vnni", 24, 128, vi512, (vi512){0}, (vi512)_mm51
 PEAK(bf16_avx512, "avx512f,avx512bf16", 24, 64, __m512, _mm512_setzero_ps(), _mm512_set1_ps(0.5f),
      _mm512_dpbf16_ps(s[i], (__m512bh)a, (__m512bh)b))
 
-/* Products of four pairs of whole tiles, which share their factors; one ends 52 cycles after its
- * start and four are on their way. */
+/* Products of four pairs of whole tiles, which share their factors; a product takes 52 cycles and
+ * four are in flight. */
 #define TILE_PEAK(name, isa, operations, instruction)                                              \
     __attribute__((target("amx-tile," isa))) static double name(void)                              \
     {                                                                                              \
@@ -87,7 +87,8 @@ PEAK(bf16_avx512, "avx512f,avx512bf16", 24, 64, __m512, _mm512_setzero_ps(), _mm
 TILE_PEAK(bf16_amx, "amx-bf16", 16 * 16 * 32 * 2, _tile_dpbf16ps)
 TILE_PEAK(int8_amx, "amx-int8", 16 * 16 * 64 * 2, _tile_dpbusd)
 
-/* Whether there are tiles and the system lets us have them; all eight are then whole and zero. */
+/* Whether the CPU has AMX tiles and the system grants them; if so, configures all eight as whole
+ * tiles of zeros. */
 __attribute__((target("amx-tile"))) static int tiles_begin(void)
 {
     enum {
