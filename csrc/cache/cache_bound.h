@@ -46,7 +46,7 @@ enum {
  * step, otherwise by less than |h|, so |h - h'| stays below 1.055 and fits its byte. */
 #define AIMO_MAX_STEPS 0.1
 
-/* Immutable but for `users`. */
+/* Immutable except for `users`. */
 typedef struct {
     retired link;
     size_t dim;

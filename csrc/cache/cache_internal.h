@@ -57,7 +57,7 @@ typedef struct device_copy {
     uint64_t since; /* serves searches of this version and later ones */
 } device_copy;
 
-/* Immutable but for `open`. A small context's only chunk lies in the same block. */
+/* Immutable except for `open`. A small context's only chunk is in the same block. */
 typedef struct {
     retired link;
     int64_t context;

@@ -102,9 +102,9 @@ static void find_directions(const learner *l)
 
 /* ---- how many directions --------------------------------------------------------------------- */
 
-/* Steps of the directions' codes: codes reach to 2.25 times a coordinate's root mean square, so
- * that their squares add up to 0.08 at most. Few rows have much beyond, and those have it as an
- * error. */
+/* Steps of the directions' codes. Codes cover 2.25 times a coordinate's root mean square, so the
+ * squares of the steps add up to at most 0.08 (below AIMO_MAX_STEPS). Few rows reach far beyond
+ * that range, and what is beyond counts as their error. */
 static void choose_steps(learner *l)
 {
     for (size_t j = 0; j < l->n && j < AIMO_MAX_HEAD; j++) {
@@ -158,12 +158,12 @@ static double share_left(const learner *l, size_t k)
     return (double)left / ((double)l->rows * PROBES);
 }
 
-/* Costs are in bytes that are read in order. A row that a head leaves is found in a mask, a branch
- * that nobody predicts, and its tail read out of order: from memory that takes as long as few bytes
- * in order, within the L2 cache as long as many, since those come so fast. The sample's duplicates
- * are left by every head, so a share that nothing lowers costs the same everywhere. Projecting a
- * query reads the head's directions once for all `rows`, and faster than heads, which take more
- * arithmetic for a byte. A head stays within an eighth of the row, for memory's sake. */
+/* Costs are in bytes of sequential reading. A row that a head cannot rule out costs a mispredicted
+ * branch, when it is found in the mask, and a random read of its tail: relative to sequential bytes
+ * that is cheap from memory and expensive within the L2 cache, where sequential bytes are so fast.
+ * No head rules out the sample's duplicates, which therefore add the same cost to all of them.
+ * Projecting a query reads the head's directions once for all `rows`, and faster than heads, which
+ * take more arithmetic per byte. To save memory, a head is limited to an eighth of the row. */
 static size_t choose_head(const learner *l, size_t row_bytes, size_t rows)
 {
     static const size_t heads[] = {16, 24, 32, 40, 48, 56, 64, 80, AIMO_MAX_HEAD};

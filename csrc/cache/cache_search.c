@@ -236,7 +236,7 @@ static void screen_group(tile *t, const chunk *c, const aimo_heads *heads, seeke
         consider_last(t);
 }
 
-/* Screens the chunk's coded blocks; returns the first position behind them. */
+/* Screens the chunk's coded blocks; returns the first position after them. */
 static size_t screen_blocks(tile *t, const chunk *c)
 {
     const aimo_heads heads = {

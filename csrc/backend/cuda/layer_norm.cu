@@ -1,4 +1,4 @@
-/* Bias, residual sum and layer norm behind a product.
+/* Bias, residual sum and layer norm after a product.
  *
  * Most of the input is still in the L2 cache, since the chunk's product has just written it. There
  * are no eviction hints for data that is not needed again: the next product overwrites the same
