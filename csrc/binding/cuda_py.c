@@ -76,7 +76,7 @@ static PyMethodDef functions[] = {
     {"cuda_load", cuda_load, METH_VARARGS,
      "cuda_load(library, cublas, /)\n--\n\nLoad the CUDA backend."},
     {"cuda_versions", cuda_versions, METH_NOARGS,
-     "cuda_versions()\n--\n\nWhat was found; after cuda_load."},
+     "cuda_versions()\n--\n\nThe versions found; call after cuda_load."},
     {"cuda_device", cuda_device, METH_O,
      "cuda_device(index, /)\n--\n\nOne device; after cuda_load."},
     {NULL, NULL, 0, NULL},

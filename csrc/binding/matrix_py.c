@@ -269,7 +269,7 @@ static PyMethodDef matrix_methods[] = {
     {"unpack", (PyCFunction)unpack, METH_VARARGS,
      "unpack($self, first, count, /)\n--\n\nRows as stored, widened to float32."},
     {"rows", (PyCFunction)look_up_rows, METH_O,
-     "rows($self, indices, /)\n--\n\nThe rows that a table look-up asks for."},
+     "rows($self, indices, /)\n--\n\nThe rows at these indices, widened to float32."},
     {"matmul", (PyCFunction)matmul, METH_VARARGS,
      "matmul($self, x, bias, activation, out, /)\n--\n\nout = activation(x @ w.T + bias)."},
     {NULL, NULL, 0, NULL},
