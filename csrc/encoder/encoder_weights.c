@@ -352,8 +352,8 @@ aimo_status aimo_encoder_set_outliers(aimo_encoder *encoder, size_t index, size_
     aimo_weight_info info;
     if (!aimo_encoder_weight_info(encoder, index, &info) || tensors[index].kind != MATRIX ||
         info.dtype != AIMO_INT8 || layer >= (info.layers != 0 ? info.layers : 1))
-        return aimo_fail(err, AIMO_ERR_ARGUMENT,
-                         "tensor %zu of layer %zu does not begin an int8 matrix", index, layer);
+        return aimo_fail(err, AIMO_ERR_ARGUMENT, "tensor %zu of layer %zu begins no int8 matrix",
+                         index, layer);
     const tensor *t = &tensors[index];
     aimo_weight *w = weight_of(encoder, t, layer);
     if (w->data != NULL)

@@ -49,10 +49,11 @@ typedef struct {
     size_t sample_bytes;
     size_t frames; /* innermost frames kept of a stack, 0 to AIMO_MEMHOOK_MAX_FRAMES */
     uint64_t seed;
-    /* Called inside an allocation: must not allocate, lock or fail. owner: whether the calling
-     * thread's blocks are tracked at all. holds_lock: whether the calling thread holds the GIL; any
-     * thread may ask. walk: writes at most `capacity` frames, innermost first, and returns how
-     * many. retain: keeps `code` valid until aimo_memhook_next_release hands it back. */
+    /* Called inside an allocation: must not allocate, lock or fail.
+     * owner: whether the calling thread's blocks are tracked at all.
+     * holds_lock: whether the calling thread holds the GIL; any thread may ask.
+     * walk: writes at most `capacity` frames, innermost first, and returns how many.
+     * retain: keeps `code` valid until aimo_memhook_next_release hands it back. */
     bool (*owner)(void);
     bool (*holds_lock)(void);
     size_t (*walk)(aimo_frame *frames, size_t capacity);
