@@ -67,7 +67,7 @@ static int matrix_init(matrix_object *self, PyObject *args, PyObject *kwargs)
     }
     if (PyArray_TYPE(panels) != NPY_UINT8 || !PyArray_IS_C_CONTIGUOUS(panels) ||
         (size_t)PyArray_NBYTES(panels) != bytes) {
-        PyErr_Format(PyExc_ValueError, "panels: expected %zu contiguous bytes", bytes);
+        PyErr_Format(PyExc_ValueError, "panels: expected %zu bytes, contiguous", bytes);
         return -1;
     }
     if ((uintptr_t)PyArray_DATA(panels) % AIMO_CACHE_LINE != 0) {
