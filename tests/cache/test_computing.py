@@ -210,6 +210,47 @@ def test_a_decorated_function_takes_its_text_by_name_too():
         answer(language="de")
 
 
+class EndedEmbedder:
+    def encode(self, texts):
+        return next(iter(()))
+
+
+@pytest.mark.parametrize("embedding", [None, at_angle(1.0)], ids=["the embedder", "the function"])
+def test_a_stop_iteration_ends_who_awaits_the_answer(embedding):
+    cache = SmartCache(embedder=EndedEmbedder())
+
+    async def main():
+        answer = cache.aget_or_compute("How?", EndedEmbedder().encode, embedding=embedding)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(answer, 5)
+
+    asyncio.run(main())
+
+
+def test_a_stop_iteration_in_a_thread_ends_the_coroutine_that_waits_for_it():
+    cache = SmartCache()
+    asked = threading.Event()
+
+    def ended(question):
+        asked.set()
+        time.sleep(0.2)
+        return next(iter(()))
+
+    def ask():
+        with pytest.raises(StopIteration):
+            cache.get_or_compute("How?", ended, embedding=at_angle(1.0))
+
+    async def main():
+        first = asyncio.create_task(asyncio.to_thread(ask))
+        await asyncio.to_thread(asked.wait)
+        second = cache.aget_or_compute("How?", ended, embedding=at_angle(1.0))
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(second, 5)
+        await first
+
+    asyncio.run(main())
+
+
 def test_a_coroutine_function_is_sent_to_the_async_form():
     async def answer(question):
         raise AssertionError("it was called")

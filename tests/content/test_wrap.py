@@ -249,6 +249,21 @@ def test_what_the_wrapped_manager_raises_is_the_callers() -> None:
     assert counted(manager)["plain_errors"] == 4
 
 
+def test_a_stop_iteration_of_the_wrapped_manager_ends_who_awaits_it() -> None:
+    class Ended:
+        def find_response(self, user_message: str) -> tuple[str, str]:
+            return next(iter(()))
+
+    manager = wrap(Ended(), FakeEmbedder())
+
+    async def ask() -> None:
+        for call in (manager.find_response_optimized("x"), manager.process_batch_queries(["y"])):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await asyncio.wait_for(call, 5)
+
+    asyncio.run(ask())
+
+
 @pytest.mark.parametrize(
     "embedder",
     [

@@ -9,6 +9,8 @@ from concurrent.futures import CancelledError, Future
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
+from .._futures import for_a_future
+
 T = TypeVar("T")
 
 
@@ -86,7 +88,7 @@ class SingleFlight(Generic[T]):
     def _fail(self, key: Hashable, flight: _Flight[T], error: BaseException) -> None:
         self._land(key, flight)
         if isinstance(error, Exception):
-            flight.future.set_exception(error)
+            flight.future.set_exception(for_a_future(error))
         else:
             # Ctrl-C and cancellation concern the one who led; another takes over.
             flight.future.cancel()

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .._futures import for_a_future
 from .cache_arguments import DEFAULT, Default
 from .contexts import Context, ContextKey
 from .entry_table import Record
@@ -219,7 +220,7 @@ class SmartCache(FiledCache):
             if hit is not None:
                 own.append(hit.value)
                 return encode_value(hit.value, self._serializer)
-            vector = await asyncio.to_thread(self._embedding_of, query, embedding)
+            vector = await _in_thread(self._embedding_of, query, embedding)
             hit = await asyncio.to_thread(self._search_for, vector, key, limit, query, start)
             if hit is not None:
                 own.append(hit.value)
@@ -467,6 +468,18 @@ async def _call(fn: Callable[[str], Any], query: str) -> Any:
     """Await a coroutine function; run any other in a thread."""
     if inspect.iscoroutinefunction(fn):
         return await fn(query)
-    result = await asyncio.to_thread(fn, query)
+    result = await _in_thread(fn, query)
     # A lambda or partial over a coroutine function only shows by what it returns.
     return await result if inspect.isawaitable(result) else result
+
+
+async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """`asyncio.to_thread`, for functions that may raise StopIteration."""
+
+    def call() -> T:
+        try:
+            return function(*arguments)
+        except StopIteration as error:
+            raise for_a_future(error) from error
+
+    return await asyncio.to_thread(call)

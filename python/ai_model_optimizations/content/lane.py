@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from .._futures import for_a_future
+
 T = TypeVar("T")
 _Job = tuple["Future[Any]", Callable[[], Any]]
 
@@ -83,7 +85,7 @@ def _run(jobs: queue.SimpleQueue[_Job | None], began: list[float]) -> None:
                 result = call()
             except BaseException as error:
                 began.clear()
-                future.set_exception(error)
+                future.set_exception(for_a_future(error))
             else:
                 began.clear()
                 future.set_result(result)
