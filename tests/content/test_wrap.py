@@ -249,6 +249,27 @@ def test_what_the_wrapped_manager_raises_is_the_callers() -> None:
     assert counted(manager)["plain_errors"] == 4
 
 
+@pytest.mark.parametrize("inner", ["one", "many", "plain"])
+def test_a_manager_may_ask_its_own_wrapper(inner: str) -> None:
+    class Recursive:
+        def find_response(self, user_message: str) -> tuple[str, str]:
+            if user_message == "inner":
+                return "answered", "keyword"
+            return ask[inner]("inner")
+
+    def ask_for_one(message: str) -> Any:
+        return asyncio.run(manager.find_response_optimized(message))
+
+    def ask_for_many(message: str) -> Any:
+        return asyncio.run(manager.process_batch_queries([message]))[0]
+
+    manager = wrap(Recursive(), FakeEmbedder(), timeout=5)
+    ask = {"one": ask_for_one, "many": ask_for_many, "plain": manager.find_response}
+    for outer in ask.values():
+        manager.clear_optimized_caches()
+        assert outer("outer") == ("answered", "keyword")
+
+
 def test_a_stop_iteration_of_the_wrapped_manager_ends_who_awaits_it() -> None:
     class Ended:
         def find_response(self, user_message: str) -> tuple[str, str]:

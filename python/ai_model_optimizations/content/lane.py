@@ -39,19 +39,23 @@ class Lane:
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._began: list[float] = []  # empty, or when the call under way began
-        self._started = False
+        self._thread: threading.Thread | None = None
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Queue a call; cancelling the future before its turn leaves it out."""
         future: Future[T] = Future()
         with self._lock:
-            if not self._started:
-                self._started = True
-                threading.Thread(
+            if self._thread is None:
+                self._thread = threading.Thread(
                     target=_run, args=(self._jobs, self._began), name=self._name, daemon=True
-                ).start()
+                )
+                self._thread.start()
             self._jobs.put((future, call))
         return future
+
+    def is_current(self) -> bool:
+        """Whether the calling thread is the lane's: waiting for a call would be for ever."""
+        return threading.current_thread() is self._thread
 
     def busy_for(self) -> float:
         """Seconds that the call under way has taken; 0 when there is none."""
