@@ -233,8 +233,10 @@ static aimo_status check_tensor(const aimo_encoder *encoder, size_t index, size_
 static aimo_status check_values(const aimo_encoder *encoder, const tensor *t, size_t layer,
                                 const float *data, size_t count, aimo_error *err)
 {
-    /* The first f32 that rounds to infinity. */
-    const bool narrow = t->kind != VECTOR && encoder->config.dtype == AIMO_F16;
+    /* The first f32 that rounds to infinity. Any channel of an int8 matrix may stay in f16. */
+    const aimo_dtype dtype = encoder->config.dtype;
+    const bool narrow =
+        (t->kind != VECTOR && dtype == AIMO_F16) || (t->kind == MATRIX && dtype == AIMO_INT8);
     const float limit = narrow ? 65520.0f : INFINITY;
     for (size_t i = 0; i < count; i++) {
         if (fabsf(data[i]) < limit)

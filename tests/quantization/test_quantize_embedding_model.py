@@ -132,6 +132,19 @@ def test_values_beyond_f16_are_an_error_or_another_type(
         assert small.dtype == "bf16" and "does not fit f16" in str(automatic.report)
 
 
+def test_an_int8_matrix_takes_no_value_that_an_f16_channel_of_it_cannot_hold(
+    tmp_path: Path,
+) -> None:
+    folder = BertFolder().write(tmp_path / "large")
+    weights = load_file(str(folder / "model.safetensors"))
+    name = "encoder.layer.0.intermediate.dense.weight"
+    weights[name][0] = 1e6
+    save_file(weights, str(folder / "model.safetensors"))
+    full = EmbeddingModel.load(folder, dtype="f32")
+    with pytest.raises(ModelFormatError, match=r"up\.weight of layer 0: .* does not fit f16"):
+        ModelQuantizer("int8").quantize_model(full)
+
+
 def test_skip_is_refused(small_full: EmbeddingModel) -> None:
     with pytest.raises(UnsupportedError, match="skip: an EmbeddingModel stores all matrices in"):
         ModelQuantizer(skip="word_embeddings").quantize_model(small_full)

@@ -242,6 +242,7 @@ def test_dry_run_says_the_sizes_that_come() -> None:
         (float("-inf"), "bf16", "1 values are NaN or infinite"),
         (65520.0, "f16", "1 values are too large for f16"),
         (3.4e38, "bf16", "1 values are too large for bf16"),
+        (65520.0, "int8", "1 values are too large for int8"),
     ],
 )
 def test_values_that_do_not_fit_stay_in_f32_and_are_counted(

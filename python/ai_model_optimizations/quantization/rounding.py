@@ -90,9 +90,11 @@ def add_difference(
         _add_errors(result, old, new)
 
 
-def count_not_finite(values: NDArray[np.float32], result: Rounding) -> None:
-    """Count what keeps a piece from being stored as int8; any other value has a scale."""
-    result.not_finite += int(values.size - np.count_nonzero(np.isfinite(values)))
+def count_unfit(values: NDArray[np.float32], limit: float, result: Rounding) -> None:
+    """Count what keeps a piece from being int8: NaN, infinity, magnitudes from `limit` on."""
+    finite = np.isfinite(values)
+    result.not_finite += int(values.size - np.count_nonzero(finite))
+    result.overflowed += int(np.count_nonzero(finite & (np.abs(values) >= limit)))
 
 
 def narrow(values: NDArray[Any], dtype: str) -> NDArray[Any]:

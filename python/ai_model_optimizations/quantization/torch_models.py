@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import UnsupportedError
 from .calibration import find_channels
 from .report import QuantizationReport, TensorReport, resident_bytes
 from .request import Request
-from .rounding import Rounding, add_difference, count_not_finite, measure
+from .rounding import Rounding, add_difference, count_unfit, measure
 from .torch_modules import (
     PACKED,
     TABLE_DTYPES,
@@ -28,6 +29,8 @@ from .torch_modules import (
 )
 from .torch_plan import WIDER, Plan, Weight, check_not_shared, make_plan, stored_type
 
+#: The first value that rounds to infinity in f16.
+_INFINITE_AS_F16 = 65520.0
 #: Inputs of an int8 matrix, beyond which its sums might overflow.
 _INT8_INPUTS = 8192
 
@@ -91,7 +94,7 @@ def _planned(model: torch.nn.Module, request: Request) -> tuple[Plan, dict[str, 
         # On an accelerator 8 bits would be slower than 16.
         if request.dtype == "int8" and (not _on_cpu(weight) or weight.shape[1] > _INT8_INPUTS):
             weight.dtype = WIDER["int8"]
-        found[weight.name] = examine(weight.parameter, weight.dtype)
+        found[weight.name] = examine(weight.parameter, weight.dtype, is_table=weight.is_table)
         if not found[weight.name].fits:
             plan.kept[weight.name] = found[weight.name].problem(weight.dtype)
     plan.weights = [weight for weight in plan.weights if weight.name not in plan.kept]
@@ -132,17 +135,19 @@ def _quantize_pipeline(pipeline: Any, request: Request) -> tuple[Any, Quantizati
     return other, report
 
 
-def examine(parameter: torch.Tensor, dtype: str) -> Rounding:
+def examine(parameter: torch.Tensor, dtype: str, *, is_table: bool = False) -> Rounding:
     """Count what storing a tensor in ``dtype`` does to its values, a few MB at a time.
 
-    For int8 that is whether they are finite; packing tells the rest.
+    For int8 that is whether they fit: a table has scales for any value, but some channels of a
+    matrix stay in f16. Packing tells the rest.
     """
     result = Rounding()
+    limit = math.inf if is_table else _INFINITE_AS_F16
     flat = parameter.detach().reshape(len(parameter), -1)
     for first, count in pieces(*flat.shape):
         values = as_f32(flat[first : first + count])
         if dtype == "int8":
-            count_not_finite(values, result)
+            count_unfit(values, limit, result)
         else:
             measure(values, dtype, result)
     return result
