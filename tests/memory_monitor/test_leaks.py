@@ -179,6 +179,10 @@ def test_a_threshold_that_is_no_size_is_refused(
         detector.analyze_large_objects(threshold)
 
 
+def test_nothing_is_larger_than_any_threshold(detector: MemoryLeakDetector) -> None:
+    assert detector.analyze_large_objects(1e30) == []
+
+
 def test_open_descriptors_are_listed_with_their_owner(
     detector: MemoryLeakDetector, tmp_path: Path
 ) -> None:

@@ -79,7 +79,8 @@ class MemoryLeakDetector:
         and the data that a numpy array owns; what an object refers to counts for itself. Not seen
         is what only a running function's local variable or C code holds.
         """
-        least = max(1, int(checked_threshold(threshold_mb, "threshold_mb") * MIB))
+        least = checked_threshold(threshold_mb, "threshold_mb") * MIB
+        least = int(min(max(1.0, least), sys.maxsize))
         *_, large, _ = _core.heap_summary((), least)
         return [
             {"type": name, "size_mb": megabytes(size)}

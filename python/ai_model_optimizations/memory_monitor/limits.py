@@ -8,8 +8,8 @@ host's memory there, which is why it is not used.
 from __future__ import annotations
 
 import functools
-import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -167,7 +167,7 @@ def checked_threshold(value: object, name: str = "memory_threshold_mb") -> float
     """Return `value` as megabytes, or raise an error that names the argument."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of megabytes, got {type(value).__name__}")
-    if not math.isfinite(value) or value <= 0:
+    if not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name} must be a positive number of megabytes, got {value!r}")
     return float(value)
 

@@ -32,7 +32,8 @@ def _checked_seconds(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, got {type(value).__name__}")
     if not 0 < value <= threading.TIMEOUT_MAX:
-        raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
+        most = int(threading.TIMEOUT_MAX)
+        raise ValueError(f"{name} must be above 0 and at most {most} seconds, got {value!r}")
     return float(value)
 
 
