@@ -33,6 +33,18 @@ def check_writable(path: Path) -> None:
     raise OSError(problem, os.strerror(problem), str(path))
 
 
+def given_path(path: str | os.PathLike[str], name: str) -> Path:
+    """Return a path that a caller gave; raise ValueError for "", which Path takes for "."."""
+    if not os.fspath(path):
+        raise ValueError(f"{name}: expected a path, got an empty string")
+    return Path(path).expanduser()
+
+
+def is_aside(name: str, file: str) -> bool:
+    """Whether ``name`` is what ``file`` is called while :func:`write_whole` writes it."""
+    return name.startswith(f"{file}.") and _ASIDE.fullmatch(name) is not None
+
+
 def write_whole(path: Path, chunks: Iterable[Any], *, mode: int = 0o666) -> int:
     """Write a file aside, force it to disk and rename it.
 

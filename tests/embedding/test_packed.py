@@ -20,7 +20,7 @@ from packed_fixtures import DATA, TEXT
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ai_model_optimizations import EmbeddingModel, ModelFormatError, _core
+from ai_model_optimizations import EmbeddingModel, ModelFormatError, ModelQuantizer, _core
 from ai_model_optimizations.embedding import packed_model
 from ai_model_optimizations.embedding.folder import ModelFolder
 
@@ -265,6 +265,28 @@ def test_save_refuses_what_it_would_overwrite(small_model: EmbeddingModel, tmp_p
     with pytest.raises(FileExistsError, match=r"has other files in it \(file\)"):
         small_model.save(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_another_process_writes_or_left_does_not_keep_a_folder_from_being_saved_into(
+    small_model: EmbeddingModel, tmp_path: Path
+) -> None:
+    (tmp_path / "packed.safetensors.tmp-1-2").write_bytes(b"half")
+    assert EmbeddingModel.load(small_model.save(tmp_path)).space_id == small_model.space_id
+    small_model.save(tmp_path)
+    (tmp_path / "notes.tmp-1-2").write_text("x")
+    with pytest.raises(FileExistsError, match="notes"):
+        small_model.save(tmp_path)
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    small_model: EmbeddingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="path: expected a path, got an empty string"):
+        small_model.save("")
+    with pytest.raises(ValueError, match="target: expected a path, got an empty string"):
+        ModelQuantizer("f16").quantize_path(small_model.path, "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing_half_written(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from .._files import given_path
 from ..device_array import DeviceArray
 from ..devices import CPU, device_name, parse_device
 from ..errors import ModelFormatError
@@ -427,10 +428,12 @@ class EmbeddingModel:
         ------
         FileExistsError
             If ``path`` is a file or a folder with anything else in it.
+        ValueError
+            If ``path`` is empty.
         OSError
             If it cannot be written, as on a full disk; nothing is left then.
         """
-        folder = Path(path).expanduser()
+        folder = given_path(path, "path")
         check_target(folder)
         new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _core
+from .._files import is_aside
 from ..devices import CPU
 from ..errors import ModelFormatError
 from .dtypes import DType, resolve_dtype
@@ -176,7 +177,9 @@ def check_target(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"path: {folder} is a file; expected a folder, new or empty")
-    others = {entry.name for entry in folder.iterdir()} - {FILE_NAME} if folder.exists() else set()
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    # What another process is writing at the moment, or was writing when it was killed.
+    others = {name for name in names - {FILE_NAME} if not is_aside(name, FILE_NAME)}
     if others:
         raise FileExistsError(
             f"path: {folder} has other files in it ({sorted(others)[0]}); "

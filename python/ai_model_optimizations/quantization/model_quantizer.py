@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
+from .._files import given_path
 from ..embedding import EmbeddingModel
 from ..embedding.dtypes import resolve_dtype
 from ..errors import UnsupportedError
@@ -213,7 +214,7 @@ class ModelQuantizer:
         OSError
             If it cannot be written, as on a full disk; nothing is left then.
         """
-        target = Path(path).expanduser()
+        target = given_path(path, "path")
         if isinstance(model, EmbeddingModel):
             return model.save(target)
         if isinstance(model, dict):
@@ -254,7 +255,7 @@ class ModelQuantizer:
         from .model_paths import quantize_to
 
         request = self._request(dry_run=dry_run)
-        self._report = quantize_to(source, Path(target).expanduser(), request)
+        self._report = quantize_to(source, given_path(target, "target"), request)
         return self._report
 
     @_OnClassAndInstance
