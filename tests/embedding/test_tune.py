@@ -33,6 +33,8 @@ def test_a_file_without_texts_is_an_error_on_the_command_line(
     file.write_text("text", encoding="utf-8")
     assert main(["tune", "--texts", str(file), "--callers", "0"]) == 1
     assert "--callers" in capsys.readouterr().err
+    assert main(["tune", "--texts", str(file), "--seconds", "inf"]) == 1
+    assert "--seconds" in capsys.readouterr().err
     assert main(["tune", "--texts", str(file), "--dtypes", "f12"]) == 1
     assert "f12" in capsys.readouterr().err
     assert main(["tune", "--texts", str(file), "--model", str(tmp_path / "nowhere")]) == 1

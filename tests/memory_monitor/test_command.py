@@ -90,7 +90,7 @@ def test_the_flame_graph_is_one_whole_svg(script: Path, tmp_path: Path) -> None:
     [
         ("raise ValueError('broken')", 1, "ValueError: broken"),
         ("import sys; sys.exit('said no')", 1, "said no"),
-        ("raise KeyboardInterrupt", 1, "KeyboardInterrupt"),
+        ("raise KeyboardInterrupt", 130, "KeyboardInterrupt"),
         ("import sys; sys.exit()", 0, "by call site"),
         ("kept = 1", 0, "by call site"),
     ],
@@ -112,6 +112,7 @@ def test_however_the_script_ends_there_is_a_report(
         (["--", "wrong.py"], "wrong.py"),
         (["--sample-bytes", "0", "--", "wrong.py"], "sample_bytes: expected 1 to"),
         (["--frames", "65", "--", "wrong.py"], "frames: expected 0 to 64"),
+        (["--limit", "-1", "--", "wrong.py"], "--limit: expected 0 or more lines, got -1"),
     ],
 )
 def test_what_cannot_be_run_is_named(tmp_path: Path, arguments: list[str], text: str) -> None:

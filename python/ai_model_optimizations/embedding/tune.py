@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import multiprocessing
 import os
 import statistics
@@ -83,8 +84,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         If an argument is wrong, the texts cannot be read, the model not loaded or the result not
         written.
     """
-    if arguments.callers < 1 or not arguments.seconds > 0:
-        raise ValueError("--callers and --seconds must be above 0")
+    if arguments.callers < 1 or not 0 < arguments.seconds < math.inf:
+        raise ValueError("--callers and --seconds must be above 0 and finite")
     check_writable(arguments.output)
     texts = read_texts(arguments.texts)
     dtypes = [name.strip() for name in arguments.dtypes.split(",") if name.strip()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import textwrap
 import traceback as traceback_module
@@ -80,7 +81,7 @@ def _execute(path: Path, arguments: list[str]) -> tuple[int, ModuleType]:
     except BaseException as error:  # a script may end with anything; the report is still due
         tail = error.__traceback__.tb_next if error.__traceback__ else None
         traceback_module.print_exception(type(error), error, tail)
-        status = 1
+        status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     finally:
         sys.argv, sys.path[:], sys.modules["__main__"] = saved
     return status, module
@@ -122,6 +123,8 @@ def run(options: argparse.Namespace) -> int:
     script, *arguments = options.script
     path = Path(script)
     try:
+        if options.limit < 0:
+            raise ValueError(f"--limit: expected 0 or more lines, got {options.limit}")
         for file in filter(None, (options.output, options.svg)):
             check_writable(file)
         allocations.start(options.sample_bytes, options.frames)
