@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 import random
 import signal
 import stat
@@ -63,6 +64,11 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, row_dtype):
         b = loaded.get_semantic_similar(rows[i], threshold=0.9, context=context)
         assert a.value == b.value and a.similarity == pytest.approx(b.similarity, abs=1e-6)
     assert loaded.invalidate(prefix=("tenant",)) == 500
+
+
+def test_a_cache_is_not_pickled_but_saved():
+    with pytest.raises(TypeError, match="a SmartCache is neither pickled nor copied: save it"):
+        pickle.dumps(SmartCache())
 
 
 def test_the_file_is_for_its_owner_alone_and_no_other_is_left(tmp_path):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,10 @@ class FiledCache(CacheWriter):
         it. Use `open` for files that follow the cache.
         """
         write_snapshot(os.fspath(path), self._snapshot(0))
+
+    def __getstate__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"a {name} is neither pickled nor copied: save it, and load it elsewhere")
 
     @classmethod
     def load(
