@@ -147,6 +147,21 @@ def test_the_same_text_is_found_without_embedding_it():
     assert cache.stats()["exact_hits"] == 1
 
 
+def test_in_tells_whether_the_same_text_is_there_and_counts_nothing():
+    clock = Clock()
+    cache = SmartCache(clock=clock)
+    cache.put(at_angle(1.0), "value", query="How do I pay?", ttl=10)
+    cache.put(at_angle(1.0), "value", query="Where is it?", context="ann")
+    before = cache.stats()
+    assert "How do  I pay?" in cache and "How can I pay?" not in cache and "" not in cache
+    assert "Where is it?" not in cache
+    with pytest.raises(TypeError, match="text must be a string, got int"):
+        assert 5 in cache
+    assert cache.stats() == before
+    clock.now += 11
+    assert "How do I pay?" not in cache
+
+
 def test_without_an_embedder_the_same_text_is_still_found():
     cache = SmartCache()
     cache.put(at_angle(1.0), "fine", query="How are you?")

@@ -157,6 +157,13 @@ class CacheBase:
         with self._lock:
             return len(self._table)
 
+    def __contains__(self, text: str) -> bool:
+        """Whether the same text has an entry without a context; counts nothing, as iterating."""
+        text_key, key = self._normalize(self._text(text)), self._key("")
+        with self._lock:
+            slot = self._table.slot_of_text(key, text_key) if text_key else None
+            return slot is not None and bool(self._table.expires[slot] > self._clock())
+
     def __iter__(self) -> Iterator[CacheEntry]:
         """Iterate over the entries of this moment, without counting hits."""
         with self._lock:
