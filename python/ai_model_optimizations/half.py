@@ -232,6 +232,8 @@ def _capsule(value: Any, name: str) -> object:
 
 def _newest_capsule(value: Any, **options: Any) -> object:
     """Ask for a capsule of version 1 where the library knows it: that tells read-only."""
+    if hasattr(value, "is_neg") and value.is_neg():  # which torch's capsule does not tell
+        raise BufferError("Can't export a negated view, use tensor.resolve_neg()")
     try:
         return value.__dlpack__(**options, max_version=(1, 0))
     except TypeError:  # an older library

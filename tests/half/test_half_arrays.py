@@ -218,6 +218,8 @@ def test_torch_memory_is_given_back() -> None:
         half.f32_to_f16(torch.ones(3, dtype=torch.int64))
     with pytest.raises(BufferError, match="gradient"):
         half.f32_to_f16(torch.ones(3, requires_grad=True))
+    with pytest.raises(BufferError, match="negated view"):
+        half.f32_to_f16(torch.tensor([1 + 2j]).conj().imag)
     with pytest.raises(ValueError, match=r"x: expected memory of the CPU.*tensor\.half\(\)"):
         half.f32_to_f16(_OnMetal())
 
