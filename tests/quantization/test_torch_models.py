@@ -259,6 +259,23 @@ def test_values_that_do_not_fit_stay_in_f32_and_are_counted(
     assert kept.reason == message and kept.overflowed == int(np.isfinite(value))
 
 
+def test_a_module_whose_forward_was_replaced_stays_as_it_is() -> None:
+    plain = Small().eval()
+    forward = plain.up.forward
+    plain.up.forward = lambda x: 3.0 * forward(x)
+    quantizer = ModelQuantizer("f16")
+    model = quantizer.quantize_model(plain)
+    assert type(model.up) is torch.nn.Linear and type(model.down) is modules.PackedLinear
+    assert quantizer.report is not None
+    assert "up.weight" in {tensor.name for tensor in quantizer.report.of_action("kept")}
+
+
+def test_tracing_is_refused() -> None:
+    packed = quantized(torch.nn.Sequential(torch.nn.Linear(8, 8)))
+    with pytest.raises(UnsupportedError, match="cannot be traced"):
+        torch.jit.trace(packed, torch.zeros(1, 8))
+
+
 def test_largest_value_that_rounds_into_range_is_packed() -> None:
     plain = Small()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.jit import is_tracing as _is_tracing
 from torch.utils._pytree import tree_map
 
 from .. import _core
@@ -122,6 +123,11 @@ class PackedModule(torch.nn.Module):  # type: ignore[misc]
     def _check_call(self, x: torch.Tensor) -> None:
         if not x.is_cpu:
             raise UnsupportedError(f"packed weights are on the CPU, the input is on {x.device}")
+        if _is_tracing():
+            raise UnsupportedError(
+                "packed weights cannot be traced, what the core computes is no operation of torch: "
+                "ModelQuantizer.dequantize(model) and trace that"
+            )
         _refuse_training(self, x)
 
 

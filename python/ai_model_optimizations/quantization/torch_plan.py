@@ -57,8 +57,11 @@ class Plan:
 def kind_of(module: torch.nn.Module) -> str | None:
     """Return what a module is to us; None when its weight stays as it is.
 
-    Subclasses are left alone: their forward pass may do anything with the weight.
+    Subclasses and modules whose ``forward`` was replaced are left alone: they may do anything with
+    the weight.
     """
+    if "forward" in module.__dict__:
+        return None
     if type(module) is torch.nn.Linear:
         return "linear"
     if type(module) is torch.nn.Embedding:
