@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -146,14 +147,18 @@ def write_tensors(tensors: Tensors, path: Path) -> Path:
     """
     if path.is_dir():
         raise IsADirectoryError(f"path: {path} is a folder; expected the name of a file")
-    entries = {}
     for name, values in tensors.items():
         if not isinstance(values, np.ndarray):
             raise TypeError(f"model[{name!r}]: expected a numpy array, got {type(values).__name__}")
         if dtype_name(values) not in _NAMES:
             raise TypeError(f"model[{name!r}]: a file cannot hold the dtype {values.dtype}")
-        entries[name] = (_NAMES[dtype_name(values)], values.shape, values.nbytes)
-    write_whole(path, file_chunks(entries, _array_blocks(tensors), {}, alignment=8))
+    # Wide elements first, so that all are aligned without a tensor of padding between them.
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
+    entries = {
+        name: (_NAMES[dtype_name(values)], values.shape, values.nbytes)
+        for name, values in ordered.items()
+    }
+    write_whole(path, file_chunks(entries, _array_blocks(ordered), {}, alignment=1))
     return path
 
 
@@ -238,11 +243,17 @@ def _read(tensor: _Planned) -> NDArray[Any]:
 def _chunks(path: Path, planned: list[_Planned]) -> Iterator[Any]:
     """Yield the new form of the safetensors file at ``path``."""
     tensors = [tensor for tensor in planned if tensor.file.path == path]
+    tensors.sort(key=_width, reverse=True)  # as in write_tensors
     entries = {}
     for file, name, report in tensors:
         code = _CODES[report.dtype_after] if report.action == "quantized" else file.dtype(name)
         entries[name] = (code, report.shape, report.bytes_after)
-    return file_chunks(entries, _converted(tensors), tensors[0].file.metadata, alignment=8)
+    return file_chunks(entries, _converted(tensors), tensors[0].file.metadata, alignment=1)
+
+
+def _width(tensor: _Planned) -> int:
+    """Bytes of an element in the new file."""
+    return tensor.report.bytes_after // max(1, math.prod(tensor.report.shape))
 
 
 def _converted(tensors: list[_Planned]) -> Iterator[Any]:
