@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("ai_model_optimizations")
 
 LEVELS = ("normal", "elevated", "high", "critical")
-#: Use over threshold from which each level holds. "high" is the threshold itself.
+#: Use divided by threshold at which each level begins. "high" is the threshold itself.
 _ENTER = (0.0, 0.9, 1.0, 1.1)
 _EXIT_SHARE = 0.95
 ALARM_LEVEL = LEVELS.index("high")
@@ -32,7 +32,7 @@ _Event = TypeVar("_Event")
 
 @dataclass(frozen=True, slots=True)
 class ThresholdEvent:
-    """Memory use passed the threshold, or is still above it after the cool-down."""
+    """Memory use has passed the threshold, or is still above it after the cool-down."""
 
     level: str
     memory_mb: float
@@ -41,7 +41,7 @@ class ThresholdEvent:
 
 
 def pressure(snapshot: MemorySnapshot, threshold_mb: float) -> float:
-    """Use over threshold: this process's, or the whole container's when that is nearer its limit.
+    """Return use divided by threshold; the container's, by its limit, where that is larger.
 
     File-mapped pages do not count: the system drops them when it needs room.
     """
@@ -102,7 +102,7 @@ class ErrorLog:
 
 
 class Callbacks(Generic[_Event]):
-    """Callbacks for one kind of event, each delivered where its owner lives.
+    """Callbacks for one kind of event, each called on the event loop it belongs to.
 
     One that was registered inside a running event loop is called on that loop; any other is called
     on the monitor's thread. A coroutine function needs a loop.
@@ -118,7 +118,7 @@ class Callbacks(Generic[_Event]):
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def after_fork(self) -> None:
-        """Make the lock usable in a child whose parent may have held it."""
+        """Make the lock usable in a child process whose parent may have held it."""
         self._lock = threading.Lock()
 
     def add(

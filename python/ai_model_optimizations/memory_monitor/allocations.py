@@ -1,9 +1,9 @@
-"""Which lines of Python hold the memory, at a cost that production can bear.
+"""Which lines of Python hold the memory, at a cost low enough for production.
 
-A hook in CPython's allocators samples one allocation in about every ``sample_bytes`` allocated
-bytes and follows the sampled blocks until they are freed. From them the bytes alive are estimated,
-for every call site, each with its standard error. Buffers of numpy, torch and other C libraries
-come from elsewhere and are not seen; this is about Python's own objects.
+A hook in CPython's allocators samples about one allocation per ``sample_bytes`` allocated bytes and
+follows the sampled blocks until they are freed. From them it estimates the live bytes of every call
+site, with a standard error. Buffers of numpy, torch and other C libraries come from elsewhere and
+are not seen; this is about Python's own objects.
 
     >>> from ai_model_optimizations.memory_monitor import allocations
     >>> allocations.start()
@@ -52,7 +52,7 @@ _DISPLACED = (
 
 @dataclass(frozen=True, slots=True, order=True)
 class Frame:
-    """One function of a call stack: where it stood when it allocated or called on."""
+    """One function of a call stack, with the line at which it allocated or made the next call."""
 
     filename: str
     line: int
@@ -68,15 +68,15 @@ Traceback = tuple[Frame, ...]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is alive of the memory that one call site allocated.
+    """The memory allocated by one call site that is still alive.
 
     Attributes
     ----------
     traceback : the stack, outermost frame first; empty when it is not known
     live_bytes, live_blocks : unbiased estimates
-    standard_error : of live_bytes; the truth is within one of them in about 68% of cases, within
-        two in 95%, as long as there are more than a handful of samples
-    samples : sampled blocks that the estimates rest on
+    standard_error : of live_bytes; the true value is within one standard error in about 68% of
+        cases, within two in 95%, as long as there are more than a handful of samples
+    samples : number of sampled blocks behind the estimates
     """
 
     traceback: Traceback
@@ -113,7 +113,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Whether sampling runs, what it costs and what it lacks."""
+    """Whether sampling runs, what it costs and what it cannot see."""
 
     running: bool
     displaced: bool
@@ -135,8 +135,8 @@ class Snapshot:
     ----------
     timestamp : seconds since the epoch
     sites : what is alive now
-    peak_sites : what was alive when the estimate of all of it was highest since the start
-    peak_bytes : that estimate
+    peak_sites : what was alive when the estimated total was at its highest since the start
+    peak_bytes : that total
     sample_bytes, frames : the settings of :func:`start`
     note : what could not be seen and why; empty when all is well
     """
@@ -160,7 +160,7 @@ class Snapshot:
         return math.sqrt(sum(site.standard_error**2 for site in self.sites))
 
     def at_peak(self) -> Snapshot:
-        """Return the snapshot of the moment of the peak."""
+        """Return the snapshot at the peak."""
         return replace(self, sites=self.peak_sites)
 
     def map_tracebacks(self, change: Callable[[Traceback], Traceback]) -> Snapshot:
@@ -378,25 +378,25 @@ def _check_allowed() -> None:
 
 
 def start(sample_bytes: int = 128 << 10, frames: int = 8) -> None:
-    """Begin to sample allocations; what is alive already is not seen.
+    """Start sampling allocations; objects that are already alive are not seen.
+
+    Starting again with the same settings does nothing.
 
     Parameters
     ----------
     sample_bytes
-        Mean distance of samples in allocated bytes, 1 to 2**40. The relative standard error of a
+        Mean number of allocated bytes per sample, 1 to 2**40. The relative standard error of a
         site that holds `b` bytes in small blocks is about ``sqrt(sample_bytes / b)``.
     frames
         Innermost frames to keep of each stack, 0 to 64.
 
-    Starting again with the same settings does nothing.
-
     Raises
     ------
     UnsupportedError
-        If ``AIMO_DISABLE`` names ``hook``, on a free-threaded CPython and outside of the main
+        If ``AIMO_DISABLE`` names ``hook``, on a free-threaded CPython, or outside the main
         interpreter.
     ValueError
-        If a value is out of range, or sampling runs with other settings.
+        If a value is out of range, or sampling already runs with other settings.
     """
     info = _core.memhook_info()
     sample_bytes = _check_count("sample_bytes", sample_bytes, 1, info["max_sample_bytes"])
@@ -416,12 +416,12 @@ def start(sample_bytes: int = 128 << 10, frames: int = 8) -> None:
 
 
 def stop() -> None:
-    """End sampling and forget what it saw; does nothing when it does not run."""
+    """Stop sampling and forget what it saw; does nothing if it is not running."""
     _core.memhook_stop()
 
 
 def status() -> Status:
-    """Return whether sampling runs, its totals and what it lacks; costs microseconds."""
+    """Return whether sampling runs, its totals and what it cannot see; takes microseconds."""
     info = _core.memhook_info()
     return Status(
         running=info["active"],
@@ -438,9 +438,9 @@ def status() -> Status:
 
 
 def snapshot() -> Snapshot:
-    """Return what is alive of everything allocated since :func:`start`, by call site.
+    """Return what is still alive of everything allocated since :func:`start`, by call site.
 
-    When another hook's removal has silently taken this one out, the snapshot is empty and its
+    If removing another hook has silently removed this one too, the snapshot is empty and its
     ``note`` says so.
 
     Raises

@@ -1,8 +1,8 @@
 """Where the memory is: Python objects, arrays, tensors, this package, the allocator, the rest.
 
-The operating system knows how many pages are resident; each owner knows what it asked for. The
-difference is what nobody claims. Nothing is imported for this: torch is asked only when the process
-has loaded it, a GPU only when the process has initialised it.
+The operating system knows how many pages are resident; each owner knows how much it allocated. The
+difference is memory that no owner claims. Nothing is imported for this: torch is queried only if
+the process has loaded it, a GPU only if the process has initialised it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """Bytes by owner; None is what was not asked for or cannot be known here.
+    """Bytes by owner; None where a number was not requested or cannot be known here.
 
-    The owners' figures are what they asked for. Pages that were never touched are not resident, so
-    together they may exceed ``anonymous``; ``unattributed`` is then 0.
+    Owners are counted by the bytes they allocated. Pages that were never touched are not resident,
+    so the sum over owners may exceed ``anonymous``; ``unattributed`` is then 0.
     """
 
     rss: int
@@ -100,9 +100,9 @@ class Breakdown:
 
 
 def _loaded(name: str, *path: str) -> Any:
-    """An attribute of a module that the process has loaded, or None; imports and triggers nothing.
+    """Return an attribute of a module that the process has loaded, or None; imports nothing.
 
-    Read from the module's own dict: a lazy module's ``__getattr__`` would import.
+    It is read from the module's own dict: a lazy module's ``__getattr__`` would import.
     """
     found: Any = sys.modules.get(name)
     for attribute in path:
@@ -113,7 +113,7 @@ def _loaded(name: str, *path: str) -> Any:
 
 
 def gpu_memory() -> tuple[GpuMemory, ...]:
-    """What torch holds on each device, if this process has initialised CUDA; else nothing."""
+    """Return what torch holds on each device; empty unless this process has initialised CUDA."""
     cuda = _loaded("torch", "cuda")
     if type(cuda) is not ModuleType or not cuda.is_initialized():
         return ()

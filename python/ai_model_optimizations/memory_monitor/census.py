@@ -1,8 +1,8 @@
-"""What kinds of Python objects there are, how many and how large, without touching them.
+"""How many Python objects of each type there are and how large they are, without touching them.
 
 The walk reads type pointers and the size fields of exact builtins. It calls no method and makes no
-comparison, so it cannot be stopped by objects whose ``__eq__``, ``__class__`` or ``__sizeof__``
-raise, and runs nobody's code. It holds the GIL for some milliseconds per million objects.
+comparison, so it runs no code of the objects and cannot be stopped by those whose ``__eq__``,
+``__class__`` or ``__sizeof__`` raise. It holds the GIL for some milliseconds per million objects.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class TypeCount:
 class TensorCount:
     """The tensors of one library.
 
-    ``buffer_bytes`` are their data in host memory and ``device_bytes`` elsewhere, each storage
-    counted once; None unless asked for. ``count`` then counts the objects looked at. numpy arrays
-    are not tracked by the collector, so without buffers only their subclasses are counted.
+    ``buffer_bytes`` is the size of their data in host memory, ``device_bytes`` elsewhere, each
+    storage counted once; both are None unless ``buffers`` was set. ``count`` then counts the
+    objects looked at. numpy arrays are not tracked by the collector, so without ``buffers`` only
+    their subclasses are counted.
     """
 
     name: str
@@ -98,12 +99,12 @@ class Census:
 
 
 def _is_class(value: object) -> TypeGuard[type]:
-    """``isinstance(value, type)`` that does not ask the value for its ``__class__``."""
+    """``isinstance(value, type)`` that does not read the value's ``__class__``."""
     return issubclass(type(value), type)
 
 
 def _namespace(name: str) -> dict[str, Any] | None:
-    """The namespace of an imported module, around any ``__getattr__`` that it may have."""
+    """Return the namespace of an imported module, bypassing any ``__getattr__`` it may have."""
     module = sys.modules.get(name)
     if not issubclass(type(module), ModuleType):
         return None
@@ -138,8 +139,8 @@ def _numpy_buffers(array: type) -> TensorCount:
 def _torch_buffers(tensor: type, torch: dict[str, Any]) -> TensorCount:
     """Bytes of the storages of exact tensors and parameters.
 
-    Subclasses (fake, quantised, distributed) are left out: asking them anything runs their code.
-    Modes are off meanwhile. ``_cdata`` names a storage without making a lazy copy real.
+    Subclasses (fake, quantised, distributed) are left out: any query would run their code. torch's
+    modes are off meanwhile. ``_cdata`` identifies a storage without materializing a lazy copy.
     """
     parameter = (_namespace("torch.nn.parameter") or {}).get("Parameter")
     exact = (tensor, parameter) if _is_class(parameter) else (tensor,)
@@ -174,9 +175,9 @@ def take(*, buffers: bool = False) -> Census:
     Parameters
     ----------
     buffers
-        Also ask the exact arrays of numpy and tensors of torch, where these libraries are imported
-        already, for the size of their data. Found are those that a tracked object refers to; one
-        that only a running function or C code holds is not. Never initialises a GPU.
+        Also add up the data of exact numpy arrays and torch tensors, if these libraries are already
+        imported. Only those that a tracked object refers to are found, not those that only a
+        running function or C code holds. Never initialises a GPU.
 
     Returns
     -------
@@ -187,7 +188,7 @@ def take(*, buffers: bool = False) -> Census:
     Raises
     ------
     UnsupportedError
-        On a CPython whose heap layout is not known (known are 3.10 to 3.13 with the GIL).
+        On a CPython whose heap layout is not known (it is known for 3.10 to 3.13 with the GIL).
     """
     classes = list(_tensor_classes())
     start = time.perf_counter()

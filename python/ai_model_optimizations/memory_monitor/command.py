@@ -26,7 +26,7 @@ _STATUS_FIELDS = {
 
 
 def _process_bytes() -> dict[str, int]:
-    """The process's figures from the kernel; empty where there is no /proc."""
+    """Return what the kernel reports about the process; empty where there is no /proc."""
     figures = {}
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -78,7 +78,7 @@ def _execute(path: Path, arguments: list[str]) -> tuple[int, ModuleType]:
         exec(code, module.__dict__)
     except SystemExit as error:
         status = _exit_code(error)
-    except BaseException as error:  # a script may end with anything; the report is still due
+    except BaseException as error:  # whatever the script raises, the report is still written
         tail = error.__traceback__.tb_next if error.__traceback__ else None
         traceback_module.print_exception(type(error), error, tail)
         status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1

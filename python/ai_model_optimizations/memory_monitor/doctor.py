@@ -1,6 +1,6 @@
 """``ai-model-optimizations doctor [DIR]``: what hurts a service's memory or hides this package.
 
-It reads source files and the environment, and runs none of what it reads.
+It reads source files and the environment, and never runs the code it reads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WORKER_VARIABLE = "WEB_CONCURRENCY"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that hurts: what, where, and what to do about it."""
+    """One problem: what it is, where it is, and what to do about it."""
 
     check: str
     where: str
@@ -128,7 +128,7 @@ def _imports_ours(tree: ast.Module, name: str) -> bool:
 
 
 def check_two_monitors(path: Path, tree: ast.Module) -> Iterator[Finding]:
-    """Find constructions and definitions of a second monitor."""
+    """Find code that creates or defines a second monitor."""
     if _is_this_package(path.parent) or _is_this_package(path.parent.parent):
         return
     for node in ast.walk(tree):
@@ -186,7 +186,7 @@ def _number(name: str) -> int | None:
 
 
 def check_threads() -> Iterator[Finding]:
-    """Find pools that together have more threads than the process may run."""
+    """Find thread pools that together have more threads than the process may run."""
     allowed = _allowed_threads()
     workers = _number(_WORKER_VARIABLE) or 1
     for name in _POOL_VARIABLES:
@@ -218,7 +218,7 @@ def _allowed_threads() -> int:
 
 
 def check_arenas() -> Iterator[Finding]:
-    """Find a glibc whose arenas may keep freed memory of many threads."""
+    """Find a glibc whose arenas may hold on to memory that many threads have freed."""
     settings = os.environ.get("GLIBC_TUNABLES", "")
     if os.environ.get("MALLOC_ARENA_MAX") or "arena_max" in settings:
         return
@@ -233,7 +233,7 @@ def check_arenas() -> Iterator[Finding]:
 
 
 def check_threshold() -> Iterator[Finding]:
-    """Find an alarm threshold that the container's limit would not let anyone reach."""
+    """Find an alarm threshold that cannot be reached within the container's limit."""
     try:
         threshold = limits.threshold_from_environment()
     except ValueError as error:
@@ -256,7 +256,7 @@ _TREE_CHECKS: tuple[Callable[[Path, ast.Module], Iterator[Finding]], ...] = (
     check_two_monitors,
     check_tracemalloc_calls,
 )
-#: A source that says none of these has nothing for the checks above.
+#: A source that contains none of these words has nothing for the checks above.
 _WORDS = (b"MemoryMonitor", b"tracemalloc")
 
 _ENVIRONMENT_CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -268,7 +268,7 @@ _ENVIRONMENT_CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def check_sources(folder: Path) -> Iterator[Finding]:
-    """Run the checks of sources; each file is read, and parsed where that can matter, once."""
+    """Run the checks of sources; each file is read once, and parsed only if that can matter."""
     for count, path in enumerate(python_files(folder)):
         if count == _MOST_FILES:
             yield Finding(
@@ -290,7 +290,7 @@ def examine(folder: str | os.PathLike[str] = ".") -> list[Finding]:
 
     Parameters
     ----------
-    folder : where the service's sources lie
+    folder : where the service's sources are
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """A flame graph of call sites as one self-contained SVG: no script, no font, no network.
 
-The outermost frame is at the bottom; a box is as wide as the bytes alive that were allocated below
-it. Pointing at a box shows the frame, its bytes and its share.
+The outermost frame is at the bottom; a box is as wide as the live bytes that its frame and the
+frames it called allocated. Pointing at a box shows the frame, its bytes and its share.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHARACTER = 6.6  # width of one of the monospaced letters
 
 @dataclass(slots=True)
 class _Box:
-    """A frame and everything allocated below it."""
+    """A frame and everything allocated by it or the frames it called."""
 
     label: str
     title: str

@@ -1,7 +1,7 @@
 """What follows from a reading: an alarm about the threshold, or about steady growth.
 
-The judge keeps what such a verdict needs, the level, the trend, the growing call sites, and hands
-events to whoever registered for them. It measures nothing itself.
+The judge keeps the state that a verdict needs (the level, the trend, the growing call sites) and
+delivers events to the registered callbacks. It measures nothing itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TOP_SITES = 10
 
 @dataclass(frozen=True, slots=True)
 class LeakEvent:
-    """Memory grows steadily, over a whole window and beyond noise."""
+    """Memory has grown steadily over a whole window, by more than noise explains."""
 
     slope_mb_per_minute: float
     least_mb_per_minute: float
@@ -61,7 +61,7 @@ class Judge:
         self.start_fresh(settings)
 
     def start_fresh(self, settings: Settings) -> None:
-        """Forget all readings and alarms; callbacks stay, also those of a forked child's parent."""
+        """Forget all readings and alarms; callbacks stay, in a forked child the parent's too."""
         self.threshold_callbacks.after_fork()
         self.leak_callbacks.after_fork()
         self._levels = LevelTracker()
@@ -77,7 +77,7 @@ class Judge:
         self._growing_sites = GrowingSites(_SITE_STEPS)
 
     def forget_sites(self) -> None:
-        """Allocations are no longer sampled, or anew: older sites compare with nothing."""
+        """Forget call sites once sampling has stopped or restarted: no new ones compare."""
         self.top_sites = ()
         self._growing_sites.clear()
 
@@ -92,7 +92,7 @@ class Judge:
         self._growing_sites.add(sites)
 
     def judge(self, snapshot: MemorySnapshot, settings: Settings, threshold_mb: float) -> bool:
-        """Take in one reading and tell who wants to know; True when the threshold alarms."""
+        """Take in one reading and deliver its events; True if the threshold alarm went off."""
         ratio = pressure(snapshot, threshold_mb)
         alarm = self._levels.update(ratio, snapshot.monotonic, settings.cooldown)
         if alarm:

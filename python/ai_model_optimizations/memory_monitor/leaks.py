@@ -1,10 +1,10 @@
-"""What is never given back: cycles, large objects, open resources, steady growth.
+"""Memory that is never released: cycles, large objects, open resources, steady growth.
 
-Each answer comes from one walk in C that runs no Python code and asks no object anything. A service
-may hold objects whose comparison raises (``functools.cmp_to_key`` makes such, and sympy keeps one),
-whose ``__class__`` lies, whose ``repr`` copies a tensor off the device: none of that is called. The
-walk holds the GIL, about 0.15 s for a million objects, so these are for a debug page or a shell,
-and the monitor's thread never calls them.
+Each answer comes from one walk in C that runs no Python code and calls no object's methods. A
+service may hold objects whose comparison raises (``functools.cmp_to_key`` makes such objects, and
+sympy keeps one), whose ``__class__`` lies, or whose ``repr`` copies a tensor off the device: none
+of that is called. The walk holds the GIL, about 0.15 s for a million objects, so these methods are
+for a debug page or a shell, and the monitor's thread never calls them.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _NOTHING_LARGE = sys.maxsize
 
 
 class MemoryLeakDetector:
-    """Looks for what a process keeps by mistake. Holds no state; one is as good as another."""
+    """Looks for memory and resources that a process keeps by mistake. Holds no state."""
 
     def check_circular_references(self, limit: int = 50) -> list[dict[str, Any]]:
         """Group the reference cycles of the heap by the types that form them.
 
-        A cycle that is not reachable any more waits for the garbage collector, or, if that is off,
-        forever. One that is alive will wait once it is dropped. Classes and modules are cycles by
-        construction; living ones that contain a class or a module are left out.
+        An unreachable cycle stays until the garbage collector runs, or forever if that is off. A
+        reachable one will do so once it is dropped. Classes and modules are cycles by construction,
+        so reachable cycles that contain a class or a module are left out.
 
         Parameters
         ----------
-        limit : groups to return
+        limit : most groups to return
 
         Returns
         -------
@@ -69,15 +69,15 @@ class MemoryLeakDetector:
         ]
 
     def count_unreachable_objects(self) -> int:
-        """How many objects wait for the garbage collector right now."""
+        """Return how many objects are waiting for the garbage collector."""
         return int(_core.heap_cycles()[0])
 
     def analyze_large_objects(self, threshold_mb: float = 10.0) -> list[dict[str, Any]]:
         """List single objects of at least `threshold_mb`, the largest first.
 
-        Counted are an object's own block, the tables of exact lists, dicts, sets and bytearrays,
-        and the data that a numpy array owns; what an object refers to counts for itself. Not seen
-        is what only a running function's local variable or C code holds.
+        An object's size is its own block, plus the table of an exact list, dict, set or bytearray,
+        or the data that a numpy array owns; objects that it refers to are counted on their own.
+        Objects that only a running function's local variable or C code holds are not seen.
         """
         least = checked_threshold(threshold_mb, "threshold_mb") * MIB
         least = int(min(max(1.0, least), sys.maxsize))
@@ -88,7 +88,7 @@ class MemoryLeakDetector:
         ]
 
     def check_unclosed_resources(self) -> list[dict[str, Any]]:
-        """List the descriptors that this process has open, and what Python object holds each.
+        """List the descriptors that this process has open, and the Python object that holds each.
 
         Returns
         -------
@@ -107,12 +107,12 @@ class MemoryLeakDetector:
         return found
 
     def descriptor_limit(self) -> int | None:
-        """How many descriptors the process may open; None when there is no limit."""
+        """Return how many descriptors the process may open; None when there is no limit."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return None if limit == resource.RLIM_INFINITY else limit
 
     def growth(self) -> LeakEvent | None:
-        """The steady growth that the monitor sees now, with the sites that grow; None if none."""
+        """Return the steady growth that the monitor sees now, with the growing sites, or None."""
         return shared_monitor().leak
 
 
@@ -139,7 +139,7 @@ def _kind(fd: int) -> str:
 
 
 def _descriptor_owners() -> dict[int, str]:
-    """Descriptor to type name, for objects of exactly the types whose C method tells."""
+    """Map descriptors to type names, for objects of exactly the types whose C method tells."""
     methods: dict[type, Any] = {
         io.FileIO: io.FileIO.fileno,
         socket.socket: _socket.socket.fileno,

@@ -1,8 +1,8 @@
 """How much memory this process may use: the container's limit, cgroup v2 or v1, and the machine's.
 
-A container's limit stands in the files of the process's own control group and of every group above
-it; the smallest one that leaves the least room counts. ``psutil.virtual_memory()`` reports the
-host's memory there, which is why it is not used.
+A container's limit is in the files of the process's own control group and of every group above it;
+the one that leaves the least room counts. ``psutil.virtual_memory()`` is not used because inside a
+container it reports the host's memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ DEFAULT_THRESHOLD_MB = 4096.0
 CONTAINER_SHARE = 0.85
 THRESHOLD_VARIABLE = "MEMORY_THRESHOLD_MB"
 
-#: v1 says "no limit" with the largest page-aligned number.
+#: cgroup v1 expresses "no limit" as the largest page-aligned number.
 _UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerMemory:
-    """The tightest group over this process, in bytes.
+    """The control group that leaves this process the least room, in bytes.
 
-    ``working_set`` is what cannot be dropped at once: usage without inactive file pages, the figure
-    that Kubernetes evicts by.
+    ``working_set`` is the memory that the kernel cannot drop at once: usage without inactive file
+    pages, the number by which Kubernetes evicts.
     """
 
     version: int
@@ -69,7 +69,7 @@ def _read_table(path: str) -> dict[str, int]:
 
 
 def _unescaped(path: str) -> str:
-    """Undo the octal blanks of mountinfo."""
+    """Undo mountinfo's octal escapes of blanks."""
     for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
         path = path.replace(code, character)
     return path
@@ -122,7 +122,7 @@ def _groups(root: str) -> Iterator[Group]:
 
 
 def _read_group(group: Group) -> ContainerMemory | None:
-    """The limit that stands in one folder, or None when it sets none."""
+    """Read the limit that one group's folder sets, or None."""
     version, folder = group.version, group.folder
     if version == 2:
         limits = [_read_number(f"{folder}/{name}") for name in ("memory.max", "memory.high")]
@@ -156,7 +156,7 @@ def container_memory(root: str = "") -> ContainerMemory | None:
 
 @functools.cache
 def machine_memory(root: str = "") -> int | None:
-    """Bytes of the machine's memory, where the system tells."""
+    """Return the size of the machine's memory in bytes; None if the system does not tell."""
     for line in _read_text(f"{root}/proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024

@@ -1,8 +1,8 @@
-"""The monitor's figures for other systems: JSON, Prometheus, OpenTelemetry.
+"""The monitor's measurements for other systems: JSON, Prometheus, OpenTelemetry.
 
-All read the last snapshot. Prometheus names carry the prefix ``aimo_`` because ``process_*`` and
-``python_gc_*`` belong to the client's own collectors; OpenTelemetry's are those of its semantic
-conventions where it has one.
+All of them read the last snapshot. Prometheus names carry the prefix ``aimo_`` because
+``process_*`` and ``python_gc_*`` belong to the client's own collectors; OpenTelemetry names are
+those of its semantic conventions, and what has none there is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One number under its names; an empty name means that the system has none for it."""
+    """One number and its name in each system; an empty name leaves it out of that system."""
 
     prometheus: str
     opentelemetry: str
@@ -42,7 +42,7 @@ def to_json(monitor: MemoryMonitor | None = None) -> str:
 
 
 def measurements(monitor: MemoryMonitor | None = None) -> list[Measurement]:
-    """The figures of now, in bytes and counts."""
+    """Return the current measurements, in bytes and counts."""
     monitor = monitor or shared_monitor()
     snapshot, stats = monitor.latest, monitor.get_stats()
     memory = snapshot.process
@@ -123,14 +123,14 @@ class MemoryCollector:
     """A collector for ``prometheus_client``; register it with :func:`register_prometheus`.
 
     It reads the last snapshot, so a scrape costs the process nothing. Custom collectors do not work
-    in the client's multiprocess mode; let each worker serve its own port then.
+    in the client's multiprocess mode; there, let each worker serve its own port.
     """
 
     def __init__(self, monitor: MemoryMonitor | None = None) -> None:
         self._monitor = monitor or shared_monitor()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metric families of now."""
+        """Yield the metric families with their current values."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         for entry in measurements(self._monitor):
@@ -145,7 +145,7 @@ class MemoryCollector:
         yield generations
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the families are known at the scrape, and registering must not measure."""
+        """Return nothing: registering must not measure; a scrape gives the families."""
         return ()
 
 
@@ -157,13 +157,13 @@ def register_prometheus(
 ) -> MemoryCollector:
     """Register a :class:`MemoryCollector`, in the client's default registry unless one is given.
 
-    Again is harmless: a registry has one, the latest.
+    Calling it again is harmless: a registry keeps only the latest collector.
     """
     from prometheus_client import REGISTRY
 
     registry = REGISTRY if registry is None else registry
     collector = MemoryCollector(monitor)
-    with suppress(KeyError):  # there is none yet, or its owner took it out
+    with suppress(KeyError):  # there is none yet, or its owner removed it
         registry.unregister(_collectors[registry])
     registry.register(collector)
     _collectors[registry] = collector
@@ -173,7 +173,7 @@ def register_prometheus(
 def register_opentelemetry(meter: Any, monitor: MemoryMonitor | None = None) -> list[str]:
     """Create observable instruments on an OpenTelemetry `meter`; returns their names.
 
-    Only figures for which the semantic conventions have a name are exported.
+    Only measurements that have a name in the semantic conventions are exported.
     """
     from opentelemetry.metrics import Observation
 

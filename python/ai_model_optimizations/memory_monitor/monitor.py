@@ -1,8 +1,8 @@
-"""The process's one memory monitor: a daemon thread that reads, and a snapshot that all may read.
+"""The process's one memory monitor: a daemon thread that measures, and a snapshot for all to read.
 
-There is one per interpreter, whatever is imported twice, reloaded or constructed: the instance lies
-in a dict that the interpreter itself keeps. A request handler never measures anything while the
-monitor runs; it reads what the thread published last.
+There is one per interpreter, even if a module is imported twice or reloaded or the class is called
+again: the instance is kept in a dict that belongs to the interpreter itself. While the monitor
+runs, a request handler measures nothing; it reads what the thread published last.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _SLOT = "memory_monitor"
 class MemoryMonitor:
     """Watches this process's memory; the one instance is ``memory_monitor.memory_monitor``.
 
-    Constructing it again returns that instance with a warning. The arguments of the first
-    construction that gives any take effect; later ones are ignored, and the warning names them. Use
+    Constructing it again returns that instance with a warning. Arguments take effect in the first
+    construction that passes any; later ones are ignored, and the warning names them. Use
     :meth:`configure` or :func:`setup_memory_monitoring` to change settings on purpose.
 
     Parameters
@@ -101,8 +101,8 @@ class MemoryMonitor:
         self._start_fresh()
 
     def _start_fresh(self) -> None:
-        """State of a process that was not watched yet: at creation, and in a forked child."""
-        # Taken to start and stop, and for a reading; never while a callback runs.
+        """Set the state of a process not watched yet: at creation, and in a forked child."""
+        # Held to start and stop, and for a reading; never while a callback runs.
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop_event = threading.Event()
@@ -141,7 +141,7 @@ class MemoryMonitor:
 
     @property
     def memory_threshold_mb(self) -> float:
-        """The alarm's threshold: set, or from the environment, or from the container."""
+        """The alarm threshold: as set, else from the environment, else from the container."""
         return self._threshold_for(self.latest)
 
     def _threshold_for(self, snapshot: MemorySnapshot) -> float:
@@ -165,7 +165,7 @@ class MemoryMonitor:
         gc_on_threshold: bool | None = None,
         trim_on_threshold: bool | None = None,
     ) -> None:
-        """Change settings; what is None stays. A running monitor follows at once.
+        """Change settings; None leaves one as it is. A running monitor follows at once.
 
         Parameters
         ----------
@@ -198,10 +198,10 @@ class MemoryMonitor:
             self.start_monitoring()
 
     def count_connections_with(self, source: Callable[[], int] | None) -> None:
-        """Let `source` say how many connections are active.
+        """Count active connections by calling `source`, on the monitor's thread.
 
-        Without one the connected internet sockets of the process are counted, those to databases
-        among them, and so they are while `source` fails. It is called on the monitor's thread.
+        Without a source, or while it fails, the process's connected internet sockets are counted
+        instead, which includes those to databases.
         """
         if source is not None and not callable(source):
             raise TypeError(f"source must be callable, got {type(source).__name__}")
@@ -220,12 +220,12 @@ class MemoryMonitor:
     def start_monitoring(
         self, *, allocations: bool = False, sample_bytes: int | None = None
     ) -> None:
-        """Start the monitor's thread; does nothing more when it runs.
+        """Start the monitor's thread, unless it is running.
 
         Parameters
         ----------
-        allocations : also start the sampling of allocation sites
-        sample_bytes : mean distance of samples in bytes; None for the hook's default
+        allocations : also start sampling allocation sites
+        sample_bytes : mean number of allocated bytes per sample; None for the hook's default
         """
         threshold_from_environment()  # a wrong value is refused here, where the user can see it
         with self._lock:
@@ -255,7 +255,7 @@ class MemoryMonitor:
             thread.join()
 
     def _after_fork_in_child(self) -> None:
-        """The thread did not come along: forget the parent's readings, start again when used."""
+        """The child has no thread: forget the parent's readings, and start again when used."""
         revive = self._revive or self._thread is not None
         self._start_fresh()
         self._revive = revive
@@ -272,7 +272,7 @@ class MemoryMonitor:
     # ---- reading ----
 
     def _tick(self) -> None:
-        """One reading and what follows from it; an error is noted and never ends the thread."""
+        """Take one reading and act on it; an error is noted and never ends the thread."""
         try:
             with self._lock:
                 snapshot = self._read()
@@ -295,7 +295,7 @@ class MemoryMonitor:
 
     @property
     def latest(self) -> MemorySnapshot:
-        """The last snapshot; while nobody monitors, one of the last second."""
+        """The last snapshot; while the monitor is not running, one at most a second old."""
         self._ensure_started()
         history = self._history
         if history and (
@@ -317,16 +317,16 @@ class MemoryMonitor:
 
     @property
     def errors(self) -> int:
-        """Errors that were noted while monitoring went on."""
+        """How many errors were noted, none of which stopped the monitoring."""
         return self._errors.count
 
     @property
     def leak(self) -> LeakEvent | None:
-        """The growth that is going on, or None."""
+        """The current steady growth, or None."""
         return self._judge.leak
 
     def get_stats(self) -> dict[str, Any]:
-        """The figures of now as plain JSON."""
+        """Return the current measurements as plain JSON."""
         snapshot = self.latest
         return {
             "current_memory_mb": snapshot.memory_mb,
@@ -343,7 +343,7 @@ class MemoryMonitor:
         }
 
     def get_memory_history(self, minutes: float = 60) -> list[dict[str, Any]]:
-        """The readings of the last `minutes`, oldest first, as plain JSON."""
+        """Return the readings of the last `minutes`, oldest first, as plain JSON."""
         if isinstance(minutes, bool) or not isinstance(minutes, (int, float)):
             raise TypeError(f"minutes must be a number, got {type(minutes).__name__}")
         if not minutes > 0:
@@ -352,7 +352,7 @@ class MemoryMonitor:
         return [entry.history_entry() for entry in self._history if entry.monotonic >= oldest]
 
     def get_memory_status(self) -> dict[str, Any]:
-        """Everything that a health page shows, as plain JSON."""
+        """Return everything that a health page shows, as plain JSON."""
         snapshot, leak = self.latest, self._judge.leak
         return {
             "status": self.level,
@@ -375,7 +375,7 @@ class MemoryMonitor:
     def on_threshold(
         self, callback: _Callback, *, loop: asyncio.AbstractEventLoop | None = None
     ) -> _Callback:
-        """Call `callback(event)` when memory passes the threshold: the place to drain a worker.
+        """Call `callback(event)` when memory passes the threshold, to drain a worker for instance.
 
         A callback that is registered inside a running event loop (or with `loop`) runs on that
         loop and may be a coroutine function; any other runs on the monitor's thread. Usable as a
@@ -387,19 +387,19 @@ class MemoryMonitor:
     def on_leak(
         self, callback: _Callback, *, loop: asyncio.AbstractEventLoop | None = None
     ) -> _Callback:
-        """Call `callback(event)` when steady growth is found; else like :meth:`on_threshold`."""
+        """Call `callback(event)` when steady growth is found; as :meth:`on_threshold` otherwise."""
         self._judge.leak_callbacks.add(callback, loop)
         return callback
 
     def remove_callback(self, callback: Callable[..., Any]) -> bool:
-        """Forget a callback of either kind; False when it was not registered."""
+        """Remove a callback of either kind; False if it was not registered."""
         removed = self._judge.threshold_callbacks.remove(callback)
         return self._judge.leak_callbacks.remove(callback) or removed
 
     # ---- on request ----
 
     def force_gc(self) -> dict[str, Any]:
-        """Run the garbage collector, and say what it did. The monitor does so only when asked."""
+        """Run the garbage collector and return what it did."""
         before, start = process.memory(), time.perf_counter()
         collected = gc.collect()
         seconds = time.perf_counter() - start
@@ -414,33 +414,33 @@ class MemoryMonitor:
         }
 
     def trim(self) -> bool:
-        """Give the C allocator's free pages back to the system; tens of milliseconds."""
+        """Return the C allocator's free pages to the system; takes tens of milliseconds."""
         return process.give_back_free_pages()
 
     def track_object(self, obj: object, name: str | None = None) -> None:
-        """Count `obj` among the living until it dies; it is not kept alive.
+        """Count `obj` in :meth:`tracked_objects` until it dies; it is not kept alive.
 
         Parameters
         ----------
-        obj : anything that allows weak references
+        obj : anything that supports weak references
         name : what to count it as; its type's name by default
         """
         self._tracked.add(obj, name)
 
     def untrack_object(self, obj: object) -> bool:
-        """Count `obj` no more; False when it was not tracked."""
+        """Stop counting `obj`; False if it was not tracked."""
         return self._tracked.remove(obj)
 
     def tracked_objects(self) -> dict[str, int]:
-        """How many tracked objects live, by name."""
+        """Return how many tracked objects are alive, by name."""
         return self._tracked.counts()
 
 
 def shared_monitor() -> MemoryMonitor:
     """Return the process's monitor; the first call makes it.
 
-    After a reload of this module the instance gets the new class, so that all who hold it run the
-    new code.
+    After a reload of this module the instance gets the new class, so that code that holds the
+    instance runs the new methods.
     """
     slot: dict[str, Any] = _core.interpreter_state()
     monitor: Any = slot.get(_SLOT)

@@ -1,4 +1,4 @@
-"""The process's monitor as functions, for services that never hold the object."""
+"""Functions that use the process's monitor, for services that never hold the object."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def setup_memory_monitoring(
     gc_on_threshold: bool | None = None,
     trim_on_threshold: bool | None = None,
 ) -> MemoryMonitor:
-    """Configure the process's monitor, start it and return it; may be called any number of times.
+    """Configure the process's monitor, start it and return it; may be called repeatedly.
 
     Parameters
     ----------
     check_interval, memory_threshold_mb, leak_detection_window : as in :class:`MemoryMonitor`
     allocations : also sample allocation sites
-    connections : says how many connections are active
+    connections : returns how many connections are active
     warmup_readings, cooldown, gc_on_threshold, trim_on_threshold : as in
         :meth:`MemoryMonitor.configure`
     """
@@ -57,15 +57,15 @@ def stop_monitoring() -> None:
 
 
 def get_memory_status() -> dict[str, Any]:
-    """Everything that a health page shows, as plain JSON."""
+    """Return everything that a health page shows, as plain JSON."""
     return shared_monitor().get_memory_status()
 
 
 def get_memory_history(minutes: float = 60) -> list[dict[str, Any]]:
-    """The readings of the last `minutes`, oldest first, as plain JSON."""
+    """Return the readings of the last `minutes`, oldest first, as plain JSON."""
     return shared_monitor().get_memory_history(minutes)
 
 
 def force_gc() -> dict[str, Any]:
-    """Run the garbage collector and say what it did."""
+    """Run the garbage collector and return what it did."""
     return shared_monitor().force_gc()

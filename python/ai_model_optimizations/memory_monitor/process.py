@@ -1,4 +1,4 @@
-"""What the operating system says about this process: a few files of ``/proc``, no Python objects.
+"""What the operating system knows about this process: a few files of ``/proc``, no Python objects.
 
 Everything here is cheap enough for a tick (tens of microseconds) except :func:`proportional_bytes`
 and :func:`workers`, which make the kernel walk the page tables.
@@ -18,9 +18,9 @@ PROC = "/proc"
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Bytes of one process; fields that the platform does not give are 0.
+    """Bytes of one process; fields that the platform does not report are 0.
 
-    ``rss`` is what is resident; it is ``anonymous`` (heap, stacks) plus ``file_mapped`` (libraries,
+    ``rss`` is the resident set: ``anonymous`` (heap, stacks) plus ``file_mapped`` (libraries,
     memory-mapped models: clean pages that the system can drop) plus ``shared``.
     """
 
@@ -63,7 +63,7 @@ def _status_fields(pid: int | str) -> dict[str, int]:
 
 
 def _from_psutil() -> ProcessMemory:
-    """The same where there is no ``/proc``: only the resident set is told apart."""
+    """Read the process's memory where there is no ``/proc``; the resident set is not split up."""
     import psutil
 
     process = psutil.Process()
@@ -81,7 +81,7 @@ def _from_psutil() -> ProcessMemory:
 
 
 def memory() -> ProcessMemory:
-    """Read this process's figures."""
+    """Read this process's memory."""
     try:
         fields = _status_fields("self")
     except OSError:
@@ -100,7 +100,7 @@ def memory() -> ProcessMemory:
 
 
 def proportional_bytes(pid: int | str = "self") -> int | None:
-    """Return the proportional set size: shared pages count in parts; None if it cannot be read."""
+    """Return the proportional set size, which splits shared pages; None if it cannot be read."""
     try:
         with open(f"{PROC}/{pid}/smaps_rollup", encoding="ascii", errors="replace") as file:
             for line in file:
@@ -147,11 +147,11 @@ def _related() -> Iterator[tuple[int, str, str]]:
 
 
 def workers() -> list[Worker]:
-    """List this process and those that serve beside it, largest first.
+    """List this process and its fellow workers, largest first.
 
     Related processes are the children, and the parent and siblings that were started by the same
-    command (as workers of one server are). One that ends meanwhile, or that may not be read, is
-    left out.
+    command (as the workers of one server are). A process that ends meanwhile, or that may not be
+    read, is left out.
     """
     found = []
     for pid, role, command in _related():

@@ -1,4 +1,4 @@
-"""What can be set about the monitor, checked before anything is changed."""
+"""The monitor's settings, checked before any of them changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampling of allocation sites that goes with a monitor, which stops only what it started."""
+"""Allocation site sampling for the monitor, which stops sampling only if it started it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SiteSampling:
         self._owns_hook = False
 
     def start(self, sample_bytes: int | None) -> None:
-        """Start the hook unless somebody has; None samples at its own distance."""
+        """Start the hook unless it is running; None takes its default sampling distance."""
         if allocations.status().running:
             return
         try:
@@ -29,7 +29,7 @@ class SiteSampling:
                 allocations.start()
             else:
                 allocations.start(sample_bytes=sample_bytes)
-        except UnsupportedError as error:  # a kill switch must not stop the service's start
+        except UnsupportedError as error:  # AIMO_DISABLE must not keep the service from starting
             _logger.warning("memory is monitored without allocation sites: %s", error)
             return
         self._owns_hook = True
@@ -42,7 +42,7 @@ class SiteSampling:
             self._owns_hook = False
 
     def read(self) -> None:
-        """Give the judge the sites of now."""
+        """Give the judge the current sites."""
         if allocations.status().running:
             self._judge.add_sites(allocations.snapshot().sites)
         else:
@@ -50,7 +50,7 @@ class SiteSampling:
 
 
 def site_dict(site: allocations.Site) -> dict[str, Any]:
-    """A site as plain JSON."""
+    """Return a site as plain JSON."""
     return {
         "site": str(site),
         "live_mb": megabytes(site.live_bytes),

@@ -1,4 +1,4 @@
-"""One reading of the process, and the taking of it.
+"""A reading of the process, and how it is taken.
 
 A snapshot is immutable: the monitor's thread publishes it, handlers read it. Nothing here looks at
 Python objects, so a reading costs the same in a process with a thousand objects and with a million.
@@ -20,7 +20,7 @@ from .process import ProcessMemory
 #: Reading the allocator walks its free lists. One that took longer is repeated less often.
 _QUICK_SECONDS = 0.0002
 _MOST_SKIPPED = 100
-#: How many readings the list of control groups over this process is kept.
+#: For how many readings the list of control groups above this process is kept.
 _GROUPS_KEPT = 60
 
 
@@ -58,7 +58,7 @@ class MemorySnapshot:
         return megabytes(self.process.rss)
 
     def history_entry(self) -> dict[str, Any]:
-        """The line of ``get_memory_history``."""
+        """Return the entry for ``get_memory_history``."""
         moment = datetime.fromtimestamp(self.timestamp, timezone.utc)
         return {
             "timestamp": moment.isoformat(timespec="milliseconds"),
@@ -68,7 +68,7 @@ class MemorySnapshot:
         }
 
     def gc_stats(self) -> list[dict[str, int]]:
-        """The collector's figures as ``gc.get_stats`` gives them."""
+        """Return the collector's statistics, as ``gc.get_stats`` does."""
         return [
             {
                 "collections": generation.collections,
@@ -79,7 +79,7 @@ class MemorySnapshot:
         ]
 
     def memory_dict(self) -> dict[str, Any]:
-        """Where the resident set lies, in megabytes."""
+        """Return what the resident set consists of, in megabytes."""
         return {
             "rss_mb": megabytes(self.process.rss),
             "anonymous_mb": megabytes(self.process.anonymous),
@@ -111,11 +111,11 @@ class MemorySnapshot:
 
 
 class Sampler:
-    """Takes snapshots; remembers what a rate needs. Used by one thread at a time.
+    """Takes snapshots and remembers the last one for rates. Used by one thread at a time.
 
     Parameters
     ----------
-    note : told where an error of the service's own code came up, and of which
+    note : called with the place and the error when the service's own code raises
     """
 
     def __init__(self, note: Callable[[str, BaseException], None]) -> None:

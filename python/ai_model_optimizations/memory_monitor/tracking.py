@@ -21,10 +21,10 @@ _R = TypeVar("_R")
 
 
 class MemoryTracker:
-    """Measures what the process's memory does while the block runs.
+    """Measures how the process's memory changes while a block runs.
 
-    The figures are the whole process's: what other threads allocate meanwhile is in them. One
-    tracker may be entered again; its figures are those of the last block.
+    The whole process is measured, including what other threads allocate meanwhile. A tracker may be
+    entered again; it then reports the last block.
 
     Parameters
     ----------
@@ -81,12 +81,12 @@ class MemoryTracker:
 
     @property
     def delta_mb(self) -> float:
-        """What the resident set gained."""
+        """How much the resident set grew."""
         return megabytes(self._after.rss - self._before.rss)
 
     @property
     def peak_delta_mb(self) -> float:
-        """What the process's peak gained; 0 when the block stayed below an earlier peak."""
+        """How much the process's peak rose; 0 if the block stayed below an earlier peak."""
         return megabytes(self._after.peak - self._before.peak)
 
     @property
@@ -95,7 +95,7 @@ class MemoryTracker:
         return self._seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain JSON."""
+        """Return the measurements as plain JSON."""
         return {
             "name": self.name,
             "before_mb": self.before_mb,
@@ -160,10 +160,10 @@ def track_memory(
 def track_memory(
     function: Callable[..., Any] | str | None = None, /, *, log_level: int = logging.DEBUG
 ) -> Any:
-    """Log what each call of a function does to the memory.
+    """Log how each call of a function changes the process's memory.
 
-    Coroutine functions and generator functions of both kinds stay what they are, and are measured
-    until they end; what others do while they wait is in the figures.
+    Coroutine functions, generators and async generators keep their kind and are measured until they
+    end, including what other code does while they wait.
 
     Use it plain, ``@track_memory``, or with a name and a level, ``@track_memory("load",
     log_level=logging.INFO)``.
@@ -176,13 +176,13 @@ def track_memory(
 
 
 class TrackedObjects:
-    """Counts objects until they die, and keeps none of them alive."""
+    """Counts objects until they die, without keeping them alive."""
 
     def __init__(self) -> None:
         self._living: dict[int, tuple[str, weakref.ref[Any]]] = {}
 
     def add(self, obj: object, name: str | None = None) -> None:
-        """Count `obj` as `name`, or as its type's name. Calls nothing of the object's."""
+        """Count `obj` as `name`, or as its type's name. Calls no method of the object."""
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str, got {type(name).__name__}")
         label = type.__dict__["__name__"].__get__(type(obj)) if name is None else name
@@ -196,11 +196,11 @@ class TrackedObjects:
         living[number] = (label, reference)
 
     def remove(self, obj: object) -> bool:
-        """Count `obj` no more; False when it was not counted."""
+        """Stop counting `obj`; False if it was not counted."""
         return self._living.pop(id(obj), None) is not None
 
     def counts(self) -> dict[str, int]:
-        """How many live, by name."""
+        """Return how many are alive, by name."""
         counts: dict[str, int] = {}
         for label, reference in list(self._living.values()):
             if reference() is not None:

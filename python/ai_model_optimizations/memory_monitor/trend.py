@@ -1,8 +1,9 @@
 """Is memory growing for good? A robust slope over readings, and sites that grow in all of them.
 
-The mean of the last readings minus that of the first alarms on every model load. The slope here
-is the median over all pairs of readings (Theil-Sen), and what counts is the lower end of its
-confidence interval: one step, however high, leaves it at zero; steady growth does not.
+Comparing the mean of the last readings with that of the first would raise an alarm at every model
+load. The slope here is the median over all pairs of readings (Theil-Sen), and what counts is the
+lower end of its confidence interval: one step, however high, leaves it at zero; steady growth does
+not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from .allocations import UNKNOWN, Site, Traceback
 
-#: Normal quantile of the interval: one in 200 flat, noisy windows lies above it.
+#: Normal quantile of the interval: one in 200 flat, noisy windows is above it.
 _QUANTILE = 2.58
 LEAST_READINGS = 6
 
@@ -51,7 +52,7 @@ def robust_slope(times: Sequence[float], values: Sequence[float]) -> Slope | Non
     slopes = np.sort((v[second] - v[first])[usable] / distance[usable])
     if slopes.size < LEAST_READINGS:
         return None
-    # The interval of Kendall's tau, as Sen gave it.
+    # Sen's confidence interval, which is based on Kendall's tau.
     spread = _QUANTILE * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     low = max(0, math.floor((slopes.size - spread) / 2))
     high = min(slopes.size - 1, math.ceil((slopes.size + spread) / 2))
