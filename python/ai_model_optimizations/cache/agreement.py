@@ -1,13 +1,13 @@
-"""What the entries around a question say together.
+"""Deciding by all entries near a question instead of the nearest alone.
 
-A cosine tells how alike two questions are, not whether they have one answer: right and wrong hits
-overlap in it. Where answers repeat, as those of static content do, the neighbours know more: near
-entries that hold the same answer speak for it, near entries that hold another against it.
+A cosine says how similar two questions are, not whether they have the same answer: the cosines of
+right and wrong hits overlap. Where answers repeat, as in static content, the neighbours together
+know more: near entries with the same answer count for it, near entries with another against it.
 
-This is a kernel density estimate. An entry of cosine s weighs exp(s / softness). What the entries
-of one answer weigh together, less `rivalry` times what all others weigh, is brought back to the
-scale of a cosine by softness * ln(...): the answer's *support*. One entry alone supports its answer
-with just its cosine, so a threshold means what it means without agreement.
+This is a kernel density estimate. An entry of cosine s has weight exp(s / softness). The total
+weight of the entries with one answer, less `rivalry` times that of all others, is converted back to
+the scale of a cosine by softness * ln(...): the answer's *support*. A single entry supports its
+answer with exactly its cosine, so a threshold means the same as without agreement.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Agreement:
     Parameters
     ----------
     softness : the difference of cosines that divides a weight by e. Towards 0, only the nearest
-        entry counts; n entries at one cosine add softness * ln(n) to it.
-    rivalry : how much more an entry with another answer weighs against than one with the answer
-        weighs for it; 0 lets nothing speak against
-    neighbours : most entries that count, the nearest ones
+        entry counts; n entries of one cosine add softness * ln(n) to it.
+    rivalry : how much entries with another answer weigh against an answer, relative to those that
+        weigh for it; with 0 they do not count
+    neighbours : the most entries that count, the nearest ones
     """
 
     softness: float = 0.05
@@ -48,30 +48,30 @@ class Agreement:
             raise ValueError(f"neighbours must be in 1..1024, got {self.neighbours!r}")
 
     def reach(self, threshold: float) -> float:
-        """The cosine below which not even all neighbours together reach the threshold."""
+        """Return the cosine below which not even all neighbours together reach the threshold."""
         return max(-1.0, threshold - self.softness * math.log(self.neighbours))
 
     def may_support(
         self, threshold: float, similarities: Sequence[float], answers: Sequence[Hashable]
     ) -> bool:
-        """Whether some answer reaches the threshold when nothing speaks against it."""
+        """Whether some answer reaches the threshold if no entry counts against it."""
         heaviest = max(self._weights(similarities, answers).values())
         return self._cosine(heaviest, similarities[0]) >= threshold
 
     def decide(
         self, similarities: Sequence[float], answers: Sequence[Hashable]
     ) -> tuple[int, float]:
-        """The best supported answer's nearest entry and its support.
+        """Find the best supported answer.
 
         Parameters
         ----------
         similarities : of the entries that count, nearest first; at least one
-        answers : what each holds
+        answers : the answer of each
 
         Returns
         -------
-        the entry's place, and the support, which is below every threshold when the others weigh
-        more
+        The position of the answer's nearest entry, and the answer's support, which is below every
+        threshold if the other answers outweigh it.
         """
         weights = self._weights(similarities, answers)
         answer = max(weights, key=weights.__getitem__)
@@ -82,7 +82,7 @@ class Agreement:
     def _weights(
         self, similarities: Sequence[float], answers: Sequence[Hashable]
     ) -> dict[Hashable, float]:
-        """What the entries of each answer weigh, when the nearest weighs 1."""
+        """Return the total weight of each answer's entries, relative to the nearest entry's."""
         found: dict[Hashable, float] = {}
         for similarity, answer in zip(similarities, answers, strict=True):
             weight = math.exp((similarity - similarities[0]) / self.softness)
@@ -90,7 +90,7 @@ class Agreement:
         return found
 
     def _cosine(self, weight: float, nearest: float) -> float:
-        """A weight on the scale of a cosine; only an equal question has 1."""
+        """Convert a weight to the scale of a cosine; only an equal question has 1."""
         if weight <= 0.0:
             return -math.inf
         return min(nearest + self.softness * math.log(weight), max(nearest, _BELOW_ONE))

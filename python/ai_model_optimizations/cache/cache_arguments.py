@@ -14,12 +14,12 @@ def _number(value: Any, expected: str) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{expected}, got {value!r}") from None
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer too large for any float
         raise ValueError(f"{expected}, got {value!r}") from None
 
 
 class Default:
-    """The type of `DEFAULT`, which says "as the cache was told" where None means "never"."""
+    """The type of `DEFAULT`, which stands for the cache's own setting where None means "never"."""
 
     def __repr__(self) -> str:
         return "DEFAULT"
@@ -29,7 +29,7 @@ DEFAULT = Default()
 
 
 def checked_threshold(threshold: float) -> float:
-    """The threshold as a float in [-1, 1]."""
+    """Return the threshold as a float in [-1, 1]."""
     value = _number(threshold, "threshold is a cosine similarity in [-1, 1]")
     if not -1.0 <= value <= 1.0:
         raise ValueError(f"threshold is a cosine similarity in [-1, 1], got {threshold!r}")
@@ -37,7 +37,7 @@ def checked_threshold(threshold: float) -> float:
 
 
 def checked_ttl(ttl: float | None) -> float:
-    """Seconds to live; infinity for None."""
+    """Return the seconds to live; infinity for None."""
     if ttl is None:
         return math.inf
     value = _number(ttl, "ttl must be positive seconds or None for never")
@@ -47,7 +47,7 @@ def checked_ttl(ttl: float | None) -> float:
 
 
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Each tag once."""
+    """Return each tag once."""
     if tags == ():
         return ()
     if isinstance(tags, str) or not isinstance(tags, Iterable):
@@ -59,7 +59,7 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
 
 
 def checked_count(name: str, value: int, least: int) -> int:
-    """A whole number of at least `least`."""
+    """Return an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
@@ -70,8 +70,8 @@ def checked_count(name: str, value: int, least: int) -> int:
 def check_collaborators(
     embedder: object, serializer: object, space_id: object, normalize: object, clock: object
 ) -> None:
-    """Refuse what the first lookup would fail with, or the first entry that is read again."""
-    if isinstance(embedder, str):  # which has an encode, of another kind
+    """Refuse what would otherwise fail in a later call: an embedder, a serializer, a clock, ..."""
+    if isinstance(embedder, str):  # str has an encode too, of another kind
         raise TypeError(
             f"embedder must be a model, got the string {embedder!r}: "
             "pass EmbeddingModel.load(name) or SentenceTransformer(name)"

@@ -48,7 +48,7 @@ from .vectors import (
 if TYPE_CHECKING:
     from prometheus_client.registry import CollectorRegistry
 
-#: Entries that are removed or copied before readers get a turn.
+#: Entries that are removed or copied under one hold of the lock, before readers get a turn.
 AT_ONCE = 512
 
 
@@ -130,7 +130,7 @@ class CacheBase:
 
     @property
     def threshold(self) -> float:
-        """The cosine similarity from which an entry may answer."""
+        """The lowest cosine similarity at which an entry answers."""
         return self._threshold
 
     @threshold.setter
@@ -144,7 +144,7 @@ class CacheBase:
 
     @property
     def device(self) -> str:
-        """Where lookups compare: ``"cpu"`` or ``"cuda:N"``."""
+        """Where lookups run: ``"cpu"`` or ``"cuda:N"``."""
         return self._device.name
 
     @property
@@ -165,7 +165,7 @@ class CacheBase:
             return slot is not None and bool(self._table.expires[slot] > self._clock())
 
     def __iter__(self) -> Iterator[CacheEntry]:
-        """Iterate over the entries of this moment, without counting hits."""
+        """Iterate over the current entries, without counting hits."""
         with self._lock:
             entries = self._table.entry_ids()
         for entry in entries:
@@ -194,7 +194,7 @@ class CacheBase:
             )
 
     def _sweep(self) -> None:
-        """Clear expired entries away, a few at a time, so that readers need not wait for all."""
+        """Remove expired entries, a few at a time, so that readers need not wait for all."""
         removed = AT_ONCE
         while removed == AT_ONCE:
             with self._lock:
@@ -215,14 +215,14 @@ class CacheBase:
         apply: bool = True,
         show: bool = True,
     ) -> Calibration:
-        """Choose the lowest threshold at which wrong hits are rare enough, and take it.
+        """Find the lowest threshold at which wrong hits are rare enough, and set it.
 
         Parameters
         ----------
-        pairs : questions and the entries that would answer them, judged: `LabelledPair`,
-            ``(question, candidate, same_answer)`` (needs an embedder) or
-            ``(similarity, same_answer)``. The guard of this cache judges the pairs with texts, so
-            the curve is that of threshold and guard together.
+        pairs : questions and the entries that would answer them, labelled right or wrong:
+            `LabelledPair`, ``(question, candidate, same_answer)`` (needs an embedder) or
+            ``(similarity, same_answer)``. The cache's guard is applied to pairs with texts, so the
+            curve is that of threshold and guard together.
         max_false_hit_rate : share of hits that may be wrong, by the upper Wilson bound
         confidence : one-sided confidence of that bound
         apply : set this cache's threshold, if one was found
@@ -242,7 +242,7 @@ class CacheBase:
         return result
 
     def stats(self) -> CacheStats:
-        """Counters since the cache was made, and its size now."""
+        """Return the counters since the cache was made, and its current size."""
         self._sweep()
         with self._lock:
             sizes = len(self._table), self._table.context_count(), self._table.bytes
@@ -250,35 +250,41 @@ class CacheBase:
         return self._metrics.snapshot(*sizes, self._device.name, *self._device.figures(index))
 
     def context_stats(self, context: Context = "") -> ContextStats:
-        """Counters of one context; the cache must have been made with ``context_stats=True``."""
+        """Return the counters of one context.
+
+        Raises
+        ------
+        ValueError
+            If the cache was not made with ``context_stats=True``.
+        """
         return self._metrics.of_context(context_key(context))
 
     def rejections(self) -> list[Rejection]:
-        """The latest candidates that a guard or their neighbours refused, oldest first."""
+        """Return the latest candidates that a guard or their neighbours refused, oldest first."""
         with self._lock:
             return list(self._finder.rejections)
 
     def shadow_hits(self) -> list[ShadowHit]:
-        """The latest answers that shadow mode kept back, oldest first."""
+        """Return the latest answers that shadow mode withheld, oldest first."""
         return list(self._finder.shadow_hits)
 
     def prometheus_collector(self, name: str = "default") -> CacheCollector:
-        """A collector of this cache alone, for ``REGISTRY.register``; `name` labels the cache.
+        """Return a collector of this cache alone, for ``REGISTRY.register``, labelled `name`.
 
-        Several in one registry repeat the HELP and TYPE lines of their families, which a strict
-        reader refuses; `register_prometheus` lets them share these.
+        Several such collectors in one registry repeat the HELP and TYPE lines of their families,
+        which strict parsers refuse; caches registered by `register_prometheus` share them.
         """
         return CacheCollector(self.stats, name)
 
     def register_prometheus(
         self, registry: CollectorRegistry | None = None, name: str = "default"
     ) -> None:
-        """Show the counters in a registry, for as long as the cache lives.
+        """Export the counters through a registry, for as long as the cache is alive.
 
         Parameters
         ----------
         registry : the default one of ``prometheus_client`` unless one is given
-        name : labels this cache; it takes the place of another of the same name
+        name : the label of this cache, which replaces another cache of the same name
         """
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, got {type(name).__name__}")
@@ -307,7 +313,7 @@ class CacheBase:
         return text
 
     def _vector(self, embedding: EmbeddingLike) -> NDArray[np.float32]:
-        """One embedding; the index checks the numbers of a float32 vector, as it reads them."""
+        """Return one embedding; the index checks the numbers of a float32 vector as it reads it."""
         if type(embedding) is np.ndarray and embedding.dtype is FLOAT32 and embedding.ndim == 1:
             self._check_dimension(embedding.shape[0])
             return embedding
@@ -325,7 +331,7 @@ class CacheBase:
             )
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
-        """Vectors of texts; None without an embedder."""
+        """Embed texts; None without an embedder."""
         if self._embedder is None:
             return None
         rows = embed(self._embedder, texts)

@@ -71,6 +71,11 @@ class CacheReader(CacheBase):
         """Look up a question by its text: first an equal text, then by meaning.
 
         Without an embedder only equal texts are found. A blank text always misses.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the text is not a string, or the threshold or context is not valid.
         """
         start = time.perf_counter_ns()
         key = self._key(context)

@@ -19,7 +19,7 @@ from .results import CacheHit
 from .values import encode_value
 from .vectors import EmbeddingLike, check_space, space_of
 
-# Expired entries that one put clears away: enough to keep up, too few to be felt.
+# Expired entries that one put removes: enough to keep up, too few to be noticed.
 _SWEEP = 16
 
 
@@ -40,7 +40,7 @@ class CacheWriter(CacheReader):
         source: str | None = None,
         cost: float = 1.0,
     ) -> int:
-        """Store an answer and return the entry's id.
+        """Store an answer and return the entry's id, or 0 while ``AIMO_DISABLE`` names ``cache``.
 
         An entry with the same text and context is replaced.
 
@@ -61,6 +61,10 @@ class CacheWriter(CacheReader):
             If the value cannot be stored, or `key` is a text and the cache has no embedder.
         ValueError
             If the embedding is not valid, the question is blank or the entry exceeds `max_bytes`.
+        SpaceMismatchError
+            If the embedding carries the ``space_id`` of another model.
+        ClosedError
+            If the cache was made by `open` and is closed.
         """
         if isinstance(key, str):
             query, key = key if query is None else query, self._required_embedding(key)
@@ -96,6 +100,15 @@ class CacheWriter(CacheReader):
         values : one per key
         queries : the texts of the embeddings, None where unknown
         context, ttl, tags, source, cost : as in `put`, for all of them
+
+        Returns
+        -------
+        The entries' ids, in the order of `keys`.
+
+        Raises
+        ------
+        TypeError, ValueError, SpaceMismatchError, ClosedError
+            As `put`; ValueError also if `keys`, `values` and `queries` differ in length.
         """
         if isinstance(keys, (list, tuple)) and keys and isinstance(keys[0], str):
             texts = [self._text(text) for text in keys]
@@ -131,13 +144,13 @@ class CacheWriter(CacheReader):
         return entries
 
     def _insert(self, record: Record, vector: NDArray[np.float32], space: str | None) -> int:
-        """Store one entry; called with the lock held."""
+        """Store one entry; the lock must be held."""
         self._check_dimension(vector.shape[0])
         self._space_id = check_space(self._space_id, space, "the embedding")
         return self._table.entry_id(self._table.insert(record, vector))
 
     def _after_put(self) -> None:
-        """Called without the lock when entries were added."""
+        """Called without the lock after entries were added."""
         table = self._table
         self._optimizer.grown(table.index, len(table), table.last_serial)
 
@@ -199,9 +212,16 @@ class CacheWriter(CacheReader):
         ----------
         context : entries of this context
         tag : entries stored with this tag
-        prefix : entries whose context begins so: a string context with a string, a tuple with the
-            items of a tuple, such as all conversations of one tenant
-        entry : one entry, by the name that `put` or a hit gave, or the hit itself
+        prefix : entries whose context begins with this: a string, or the leading items of a tuple,
+            such as all conversations of one tenant
+        entry : one entry, by the id that `put` returned or a hit carries, or the hit itself
+
+        Raises
+        ------
+        TypeError
+            If a condition has the wrong type.
+        ValueError
+            If no condition is given.
         """
         if context is None and tag is None and prefix is None and entry is None:
             raise ValueError("say what to invalidate; clear() removes everything")
@@ -225,7 +245,7 @@ class CacheWriter(CacheReader):
         return removed
 
     def clear(self) -> None:
-        """Remove every entry; the counters stay. Vectors of another model may follow."""
+        """Remove every entry; counters stay. Vectors of another model may be stored afterwards."""
         with self._lock:
             self._clear()
 

@@ -1,7 +1,7 @@
-"""Choosing the threshold from judged pairs, with a bound instead of a hope.
+"""Choosing the threshold from labelled pairs, with a statistical bound on wrong hits.
 
-A share of wrong hits that was counted on a few hundred pairs is uncertain; what is promised is its
-upper Wilson bound. The curve is drawn as text and as SVG, so that no plotting package is needed.
+The share of wrong hits among a few hundred pairs is uncertain; the limit applies to its upper
+Wilson bound. The curve is drawn as text and as SVG, so that no plotting package is needed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class LabelledPair:
 
     Attributes
     ----------
-    similarity : cosine of the two; of a cache with an `Agreement`, the support of the answer
+    similarity : cosine of the two; in a cache with an `Agreement`, the support of the answer
     same : whether the entry's answer answers the question
-    query, candidate : the texts, where known; the guard judges pairs that have both
+    query, candidate : the texts, if known; the guard judges pairs that have both
     """
 
     similarity: float
@@ -40,7 +40,7 @@ class LabelledPair:
 
     @classmethod
     def of(cls, hit: ShadowHit, same: bool) -> LabelledPair:
-        """A judged hit of shadow mode."""
+        """Return a labelled pair for a hit of shadow mode."""
         return cls(hit.support, same, hit.query, hit.candidate)
 
 
@@ -49,7 +49,7 @@ PairLike: TypeAlias = LabelledPair | tuple[str, str, bool] | tuple[float, bool]
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """What happens at one threshold: of all pairs, how many hit, and how many of those wrongly."""
+    """One threshold: how many of the pairs hit, and how many of those hits are wrong."""
 
     threshold: float
     hits: int
@@ -90,7 +90,7 @@ class Calibration:
         return "\n".join(lines)
 
     def _thinned(self, wanted: int) -> list[CurvePoint]:
-        """Some points spread over the curve, the chosen one among them."""
+        """Return some points spread over the curve, including the chosen one."""
         step = max(1, math.ceil(len(self.curve) / wanted))
         return [
             point
@@ -104,7 +104,7 @@ class Calibration:
 
 
 def wilson_upper(wrong: int, total: int, confidence: float) -> float:
-    """Upper end of the one-sided Wilson score interval of a share; 1 when nothing was counted."""
+    """Return the upper end of a share's one-sided Wilson score interval; 1 if `total` is 0."""
     if total == 0:
         return 1.0
     z = NormalDist().inv_cdf(confidence)
@@ -114,7 +114,7 @@ def wilson_upper(wrong: int, total: int, confidence: float) -> float:
 
 
 def measure_pairs(pairs: Iterable[PairLike], embedder: Embedder | None) -> list[LabelledPair]:
-    """Bring pairs of any form into one; texts are embedded in one call."""
+    """Convert pairs of any form to `LabelledPair`; texts are embedded in one call."""
     given = list(pairs)
     texts: list[str] = []
     for i, pair in enumerate(given):
@@ -184,8 +184,8 @@ def calibrate_pairs(
 
 
 def _curve(allowed: Sequence[LabelledPair], asked: int, confidence: float) -> list[CurvePoint]:
-    """One point per similarity that occurs, from the lowest up, rounded down to 4 digits."""
-    # Rounded down, so that a threshold that is written down still admits the pair it came from.
+    """Return one point per similarity that occurs, rounded down to 4 digits, in rising order."""
+    # Rounded down, so that the threshold as printed still admits the pair it came from.
     levels = np.floor(np.array([pair.similarity for pair in allowed]) * 1e4) / 1e4
     wrong = np.array([not pair.same for pair in allowed], dtype=np.int64)
     order = np.argsort(levels, kind="stable")

@@ -1,7 +1,8 @@
-"""Contexts: the walls between tenants, users, languages and conversations.
+"""Contexts, which separate tenants, users, languages and conversations.
 
-A context is a string or a tuple of strings, integers, booleans, None and tuples. Inside it is a
-key that keeps types apart: in a dict ``("user", 1)`` and ``("user", True)`` would be one tenant.
+A context is a string or a tuple of strings, integers, booleans, None and tuples. Internally it
+becomes a key that distinguishes types: as keys of a dict, ``("user", 1)`` and ``("user", True)``
+would be the same tenant.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def _listed(part: object) -> object:
 
 
 def context_key(context: Context) -> ContextKey:
-    """The dictionary key of a context: equal only for contexts of equal parts and types."""
+    """Return the dictionary key of a context: equal only if parts and types are equal."""
     if isinstance(context, str):
-        # The letters themselves: an enum's or a masked secret's own __str__ says something else.
+        # The characters themselves: an enum or a masked secret may override __str__.
         return str.__str__(context)
     if isinstance(context, tuple):
-        # The JSON text in a tuple of its own cannot equal any context that is a string.
+        # The JSON text is wrapped in a tuple so that it cannot equal a context that is a string.
         return (json.dumps(_listed(context), ensure_ascii=False),)
     raise TypeError(f"context must be a string or a tuple, got {type(context).__name__}")
 
@@ -41,7 +42,7 @@ def _tupled(part: Any) -> Any:
 
 
 def context_from_key(key: ContextKey) -> Context:
-    """The context that `context_key` was given."""
+    """Return the context from which `context_key` made this key."""
     if isinstance(key, str):
         return key
     restored: tuple[Any, ...] = _tupled(json.loads(key[0]))
@@ -52,13 +53,13 @@ def has_prefix(key: ContextKey, prefix: ContextKey) -> bool:
     """Whether a string context starts with a string, or a tuple one with a tuple's items."""
     if isinstance(prefix, str) or isinstance(key, str):
         return isinstance(prefix, str) and isinstance(key, str) and key.startswith(prefix)
-    # Both are JSON lists; without its bracket the prefix must end where an item of the key does.
+    # Both are JSON lists; without its closing bracket the prefix must end where an item ends.
     items = prefix[0][:-1]
     return key[0].startswith(items) and (items == "[" or key[0][len(items)] in ",]")
 
 
 def _spoken(message: str | Mapping[str, Any]) -> list[Any]:
-    """Who said a message, and what."""
+    """Return who said a message, and what."""
     if isinstance(message, str):
         return ["user", message]
     if not isinstance(message, Mapping):
@@ -72,10 +73,10 @@ def _spoken(message: str | Mapping[str, Any]) -> list[Any]:
 def context_of(
     messages: Iterable[str | Mapping[str, Any]], last: int = 4, scope: Context = ""
 ) -> Context:
-    """The context of a question that follows a conversation.
+    """Return the context of a question that follows a conversation.
 
-    "And for children?" means something else after each conversation, so it may only meet the
-    answers that were given after the same one.
+    "And for children?" means something different after each conversation, so only answers that
+    followed the same conversation may be served.
 
     Parameters
     ----------
@@ -86,8 +87,8 @@ def context_of(
 
     Returns
     -------
-    A tuple that begins with `scope`, so ``invalidate(prefix=(scope,))`` ends all of its
-    conversations.
+    A tuple that begins with `scope`, so ``invalidate(prefix=(scope,))`` removes the answers of all
+    its conversations.
     """
     if isinstance(messages, (str, bytes, Mapping)):
         raise TypeError("messages must be a sequence of messages, not one message")

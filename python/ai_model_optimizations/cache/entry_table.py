@@ -1,9 +1,9 @@
-"""The entries of a cache, by slot: columns beside the index, and the orders kept over them.
+"""The entries of a cache, by slot: their columns, and the lookups and orders kept over them.
 
-The index in C holds the vectors and hands out slot numbers; this table holds everything else under
+The index in C holds the vectors and assigns slot numbers; this table holds everything else under
 the same number, in columns, so that a million entries are a dozen arrays and not a million objects.
 It keeps index, texts, contexts, tags, expiry and eviction in step: only `insert` and `remove`
-change any of them, and they change all.
+change any of them, and both change all of them.
 
 Nothing here locks. `SmartCache` holds its lock around every call except `index.search`.
 """
@@ -37,7 +37,7 @@ NO_CONTEXT = 0
 
 @dataclass(slots=True)
 class Record:
-    """All of an entry but its vector, on the way in or out of the table."""
+    """An entry without its vector, on its way into or out of the table."""
 
     value: StoredValue
     query: str | None
@@ -54,12 +54,12 @@ class Record:
 
 
 def row_bytes(dimension: int, row_dtype: str) -> int:
-    """Bytes that the index holds per row: the row itself, its head and its bookkeeping."""
+    """Return the bytes that the index needs per row: the row, its head and its bookkeeping."""
     return dimension * (1 if row_dtype == "int8" else 2) + 96
 
 
 def record_bytes(record: Record) -> int:
-    """Bytes that a record occupies beside its row in the index."""
+    """Return the bytes that a record occupies in addition to its row in the index."""
     size = COLUMN_BYTES + value_bytes(record.value)
     if record.query is not None:
         size += sys.getsizeof(record.query) + _TEXT_BYTES
@@ -71,14 +71,14 @@ def record_bytes(record: Record) -> int:
 
 
 class EntryTable:
-    """Entries by slot, and the orders over them.
+    """Entries by slot, and the lookups and orders kept over them.
 
     Parameters
     ----------
-    capacity, max_bytes : limits that `make_room` keeps
+    capacity, max_bytes : limits that `make_room` enforces
     policy : see `Eviction`
     row_dtype : "f16" or "int8", how the index stores a row
-    on_removed : called with every slot that leaves and why, while its columns still stand
+    on_removed : called with each slot that is removed and the reason, before its columns change
     device : makes the index
     """
 
@@ -134,39 +134,39 @@ class EntryTable:
     # -- reading ----------------------------------------------------------------------------
 
     def slot_of_text(self, context: ContextKey, text_key: str) -> int | None:
-        """The slot of an exact text in a context."""
+        """Return the slot of an exact text in a context."""
         return self._slot_of_text.get((self.context_ids.get(context, NO_CONTEXT), text_key))
 
     def context_key(self, slot: int) -> ContextKey:
-        """The context an entry belongs to."""
+        """Return the key of the context that an entry belongs to."""
         return self._context_keys[self._by_context.of[slot]]
 
     def context(self, slot: int) -> Context:
-        """The context an entry belongs to, as the user gave it."""
+        """Return the context that an entry belongs to, as the user gave it."""
         return context_from_key(self.context_key(slot))
 
     def labels(self, slot: int) -> tuple[tuple[str, ...], str | None]:
-        """Tags and source of an entry."""
+        """Return the tags and the source of an entry."""
         return self._labels[slot] or ((), None)
 
     def entry_id(self, slot: int) -> int:
-        """The public name of an entry; no later entry of this slot has it."""
+        """Return the public id of an entry; no later entry of this slot has the same."""
         return self.serial[slot] << 32 | slot
 
     def slot_of_entry(self, entry_id: int) -> int | None:
-        """The slot of a public name; None when the entry is gone."""
+        """Return the slot of a public id; None when the entry is gone."""
         slot = entry_id & 0xFFFFFFFF
         if slot < len(self.serial) and self.serial[slot] == entry_id >> 32 > 0:
             return slot
         return None
 
     def slots(self) -> list[int]:
-        """Every slot in use."""
+        """Return every slot in use."""
         slots: list[int] = np.flatnonzero(np.frombuffer(self.serial, np.int64)).tolist()
         return slots
 
     def entry_ids(self) -> list[int]:
-        """The public name of every entry."""
+        """Return the public id of every entry."""
         serials = np.frombuffer(self.serial, np.int64)
         slots = np.flatnonzero(serials)
         pairs = zip(serials[slots].tolist(), slots.tolist(), strict=True)
@@ -179,7 +179,7 @@ class EntryTable:
         prefix: ContextKey | None = None,
         entry: int | None = None,
     ) -> list[int]:
-        """Slots that meet every condition that is given."""
+        """Return the slots that meet every given condition."""
         found: set[int] | None = None
         for condition in (
             None if context is None else self._slots_of_context(context),
@@ -204,7 +204,7 @@ class EntryTable:
         return () if slot is None else (slot,)
 
     def record(self, slot: int) -> Record:
-        """Copy an entry out."""
+        """Return a copy of an entry."""
         value = self.value[slot]
         assert value is not None
         tags, source = self.labels(slot)
@@ -224,7 +224,7 @@ class EntryTable:
         )
 
     def context_count(self) -> int:
-        """How many contexts have entries."""
+        """Return how many contexts have entries."""
         return len(self.context_ids)
 
     # -- changing ---------------------------------------------------------------------------
@@ -235,8 +235,8 @@ class EntryTable:
         Raises
         ------
         ValueError
-            If the entry alone exceeds `max_bytes`, or the vector is zero or not finite; nothing
-            has changed then.
+            If the entry alone exceeds `max_bytes`, or the vector is zero or not finite; the table
+            is then unchanged.
         """
         weight = self.weight_of(record, vector.shape[0])
         index = self.index
@@ -266,7 +266,7 @@ class EntryTable:
         return slot
 
     def weight_of(self, record: Record, dimension: int) -> int:
-        """Bytes an entry counts for; ValueError when that is more than all may have."""
+        """Return the bytes an entry counts for; ValueError if they exceed `max_bytes`."""
         weight = record_bytes(record) + row_bytes(dimension, self.row_dtype)
         if weight > self.max_bytes:
             raise ValueError(f"an entry of {weight} bytes exceeds max_bytes={self.max_bytes}")
@@ -278,7 +278,7 @@ class EntryTable:
             self.remove(self._eviction.victim(), "evicted")
 
     def remove(self, slot: int, reason: str) -> None:
-        """Take an entry out of everything."""
+        """Remove an entry from the index and from every order."""
         assert self.index is not None
         self._on_removed(slot, reason)
         self.index.remove(slot)
@@ -301,7 +301,7 @@ class EntryTable:
         self.value[slot] = self.query[slot] = self._text_key[slot] = self._labels[slot] = None
 
     def hit(self, slot: int, now: float, sliding: bool) -> None:
-        """Count a hit: it renews the priority, and the expiry when that slides."""
+        """Count a hit, which renews the priority, and the expiry if `sliding`."""
         self.hits[slot] += 1
         self._eviction.touch(slot, self.hits[slot], self.cost[slot], self.weight[slot])
         if sliding:
@@ -309,7 +309,7 @@ class EntryTable:
             self._expiry.set(slot, self.expires[slot])
 
     def sweep(self, now: float, limit: int | None = None) -> int:
-        """Remove entries whose time is over, at most `limit` of them; return how many."""
+        """Remove expired entries, at most `limit` of them; return how many."""
         removed = 0
         if not self._expiry.is_due(now):
             return 0

@@ -1,9 +1,10 @@
-"""Who leaves when the cache is full: LRU, LFU with ageing, or cost-aware, each in O(1).
+"""Which entry is evicted when the cache is full: LRU, LFU with ageing, or cost-aware, each in O(1).
 
 All three are GreedyDual: an entry's priority is the floor plus its credit, the floor is the
 priority of the entry that was evicted last, and a hit renews the priority. So credit earned long
-ago melts as the floor rises, which is the ageing that plain LFU lacks. Credits are small integers,
-so priorities are buckets in a row and no heap is needed. LRU is the case of no credit.
+ago loses its value as the floor rises, which is the ageing that plain LFU lacks. Credits are small
+integers, so priorities are consecutive buckets and no heap is needed. LRU is the case without
+credit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 from .slot_lists import SlotLists
 
-# Bounds how long a once popular entry can outlive its popularity, and the walk to a victim.
+# Bounds how long a once popular entry can outlive its popularity, and the search for a victim.
 _MAX_CREDIT = 128
 
 
@@ -68,7 +69,7 @@ class Eviction:
         self._buckets.remove(slot)
 
     def victim(self) -> int:
-        """The slot to evict next; there must be one."""
+        """Return the slot to evict next; there must be one."""
         while True:
             slot = self._buckets.oldest(self._floor)
             if slot is not None:

@@ -1,7 +1,7 @@
-"""When entries end: buckets of one second, and a heap of the seconds that have members.
+"""When entries expire: buckets of one second, and a heap of the seconds that have members.
 
 A lookup checks an entry's own time to the microsecond, so the buckets only decide when memory is
-given back. Entries of one second share a heap element, which makes adding and removing O(1).
+freed. Entries of one second share a heap element, which makes adding and removing O(1).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from .slot_lists import SlotLists
 
-# A second from which on an entry lives for ever: lists are named by 64 bits.
+# From this second on an entry lives forever: lists are named by 64 bits.
 _NEVER = 2.0**62
 
 
@@ -29,7 +29,7 @@ class Expiry:
         self._buckets.grow(slots)
 
     def set(self, slot: int, expires: float) -> None:
-        """Say when a slot expires, anew or again; infinity is never."""
+        """Set when a slot expires; infinity is never."""
         self._buckets.remove(slot)
         if expires >= _NEVER:
             return
@@ -48,7 +48,7 @@ class Expiry:
         return bool(self._seconds) and self._seconds[0] + 1 <= now
 
     def due(self, now: float) -> Iterator[int]:
-        """Slots whose second is over; each must be removed before the next is asked for."""
+        """Yield the slots whose second is over; each must be removed before taking the next."""
         while self.is_due(now):
             slot = self._buckets.oldest(self._seconds[0])
             if slot is None:

@@ -1,10 +1,10 @@
-"""The bytes of cache files: frames that can be read apart from each other.
+"""The bytes of cache files: frames that can be read independently.
 
 A file is a signature and frames. A frame is a header (kind, length, checksum of the payload,
 checksum of the header) and a payload. Whatever happens to one frame, the next is found by its
-signature, so a damaged file gives back all that is whole; the end of a torn file is seen as well.
-A snapshot is settings, blocks of entries and an end mark; a journal is the same frames as they
-came. Numbers are little-endian.
+signature, so all undamaged frames of a file can be read; a truncated file is recognised as well.
+A snapshot is settings, blocks of entries and an end mark; a journal has the same kinds of frames in
+the order in which they were written. Numbers are little-endian.
 
 A block of entries is a JSON list of their columns, then their vectors, then their values.
 """
@@ -48,20 +48,20 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A whole frame."""
+    """An undamaged frame."""
 
     kind: int
     payload: bytes
 
 
 def encode_frame(kind: int, payload: bytes) -> bytes:
-    """A frame ready to be written."""
+    """Return a frame, ready to be written."""
     head = struct.pack("<4sIQI", _FRAME_MARK, kind, len(payload), zlib.crc32(payload))
     return head + struct.pack("<I", zlib.crc32(head)) + payload
 
 
 def encode_json(kind: int, content: object) -> bytes:
-    """A frame that holds JSON."""
+    """Return a frame that holds JSON."""
     return encode_frame(kind, json.dumps(content).encode())
 
 
@@ -72,13 +72,14 @@ def _number(value: float) -> float | None:
 def encode_entries(
     records: Sequence[Record], vectors: NDArray[np.float32], dtype: str, to_wall: float
 ) -> bytes:
-    """A frame of entries.
+    """Return a frame of entries.
 
     Parameters
     ----------
     vectors : (n, dim), one row per record
     dtype : "<f2" when the rows come from an index of that precision, else "<f4"
-    to_wall : what to add to the cache's clock for the wall's, which a restart does not reset
+    to_wall : what to add to the cache's clock to get wall-clock time, which a restart does not
+        reset
     """
     rows, values = [], []
     for record in records:
@@ -107,7 +108,7 @@ def encode_entries(
 
 
 def decode_entries(payload: bytes, to_clock: float) -> tuple[list[Record], NDArray[np.float32]]:
-    """What `encode_entries` was given; times are on the cache's clock again."""
+    """Return what `encode_entries` was given, with times on the cache's clock again."""
     (length,) = _LENGTH.unpack_from(payload)
     start = _LENGTH.size + length
     head: dict[str, Any] = json.loads(payload[_LENGTH.size : start])
@@ -140,12 +141,12 @@ def decode_entries(payload: bytes, to_clock: float) -> tuple[list[Record], NDArr
 
 
 def read_frames(path: str) -> Iterator[Frame | Damage]:
-    """The frames of a file and the damage between them, in order; the file is mapped.
+    """Yield the frames of a file and the damage between them, in order; the file is mapped.
 
     Raises
     ------
     ValueError
-        If it is no cache file, or one of a later version.
+        If it is not a cache file, or one of a later version.
     """
     with open(path, "rb") as file:
         head = file.read(len(FILE_HEADER))
@@ -179,7 +180,7 @@ def _scan(data: mmap.mmap) -> Iterator[Frame | Damage]:
 
 
 def _check_header(data: mmap.mmap, position: int) -> tuple[int, str | None]:
-    """The payload's length, or why the frame at `position` cannot be one."""
+    """Return the payload's length and None, or why there is no valid frame at `position`."""
     if position + _FRAME.size > len(data):
         return 0, "cut off"
     mark, _, length, _, checksum = _FRAME.unpack_from(data, position)

@@ -1,7 +1,7 @@
-"""A cache and its files: snapshots, the journal of an opened one, and reading both again.
+"""A cache and its files: snapshots, the journal of an opened cache, and reading both again.
 
-`storage.py` knows where bytes go and `file_format.py` what they say; this class knows which entries
-they are, and writes each change before the call that made it returns.
+`storage.py` decides where bytes go and `file_format.py` what they mean; this class turns entries
+into records and back, and writes each change before the call that made it returns.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ AnyCache = TypeVar("AnyCache", bound="FiledCache")
 
 
 class FiledCache(CacheWriter):
-    """Saving, loading and following a file; see `SmartCache`."""
+    """Saving, loading and staying in step with a file; see `SmartCache`."""
 
     # Class attributes, so that only caches with files pay for them.
     _store: CacheStore | None = None
@@ -59,8 +59,13 @@ class FiledCache(CacheWriter):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the entries to one file, which replaces `path` whole or not at all.
 
-        The file is readable by its owner only. It is a copy: what is invalidated later stays in
-        it. Use `open` for files that follow the cache.
+        The file is readable by its owner only. It is a copy: entries invalidated later stay in it.
+        Use `open` for files that follow the cache.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
         """
         write_snapshot(os.fspath(path), self._snapshot(0))
 
@@ -76,18 +81,18 @@ class FiledCache(CacheWriter):
         damaged: Literal["raise", "keep"] = "raise",
         **options: Any,
     ) -> AnyCache:
-        """Make a cache of a file that `save` wrote.
+        """Make a cache from a file that `save` wrote.
 
         Parameters
         ----------
-        damaged : "keep" takes what can be read of a damaged file and says the rest in
+        damaged : "keep" takes what can be read of a damaged file and reports the rest in
             ``load_report``; "raise" refuses it, and the error says what could be read
-        options : as in the constructor; what was saved holds where they are silent
+        options : as in the constructor; options that are not given are those that were saved
 
         Raises
         ------
         CacheFileError
-            If the file is damaged or none of ours.
+            If the file is damaged, or not a cache file.
         SpaceMismatchError
             If its vectors are not of the embedder's model.
         """
@@ -102,11 +107,11 @@ class FiledCache(CacheWriter):
         damaged: Literal["raise", "keep"] = "raise",
         **options: Any,
     ) -> AnyCache:
-        """Make a cache that lives in a file: it reads what is there and writes what changes.
+        """Make a cache that is kept in a file: it reads the existing entries and writes changes.
 
         Every put and removal is in the journal beside `path` before the call returns, so a killed
-        process loses none; a machine that loses power, at most `fsync_every`. Use it as a context
-        manager or call `close`.
+        process loses nothing, and a power failure at most `fsync_every` records. Use the cache as a
+        context manager or call `close`.
 
         Parameters
         ----------
@@ -131,14 +136,24 @@ class FiledCache(CacheWriter):
         return cache
 
     def checkpoint(self) -> None:
-        """Rewrite the file of an opened cache and start its journal anew."""
+        """Rewrite the file of an opened cache and start a new journal.
+
+        Raises
+        ------
+        ValueError
+            If the cache was not made by `open`.
+        ClosedError
+            If it is closed.
+        OSError
+            If the file cannot be written.
+        """
         store = self._opened()
         with store.checkpoint_lock:
             if store.writable:
                 self._write_checkpoint(store)
 
     def close(self) -> None:
-        """Let go of the files of an opened cache; changing it raises `ClosedError` from then on."""
+        """Close the files of an opened cache; changing it raises `ClosedError` from then on."""
         if self._store is not None:
             with self._store.checkpoint_lock:
                 self._store.close()
@@ -155,7 +170,7 @@ class FiledCache(CacheWriter):
         self.close()
 
     def _check_open(self) -> None:
-        """Raise ClosedError before anything changes that a file could not follow."""
+        """Raise ClosedError before a change that could not be written to the files."""
         if self._store is not None:
             _ = self._store.writable
 
@@ -212,12 +227,21 @@ class FiledCache(CacheWriter):
         ----------
         context : entries of this context
         tag : entries stored with this tag
-        prefix : entries whose context begins so: a string context with a string, a tuple with the
-            items of a tuple, such as all conversations of one tenant
-        entry : one entry, by the name that `put` or a hit gave, or the hit itself
+        prefix : entries whose context begins with this: a string, or the leading items of a tuple,
+            such as all conversations of one tenant
+        entry : one entry, by the id that `put` returned or a hit carries, or the hit itself
         erase : whether the files of an opened cache are rewritten, so that no byte of the entries
-            is left in them. Without it they are marked as removed, which is cheaper; they do not
-            come back either way.
+            is left in them. Otherwise they are only marked as removed, which is cheaper; they do
+            not come back either way.
+
+        Raises
+        ------
+        TypeError
+            If a condition has the wrong type.
+        ValueError
+            If no condition is given.
+        ClosedError
+            If the cache was made by `open` and is closed.
         """
         self._check_open()
         removed = super().invalidate(context=context, tag=tag, prefix=prefix, entry=entry)
@@ -228,7 +252,13 @@ class FiledCache(CacheWriter):
         return removed
 
     def clear(self) -> None:
-        """Remove every entry, from the files too; the counters stay."""
+        """Remove every entry, from the files too; counters stay.
+
+        Raises
+        ------
+        ClosedError
+            If the cache was made by `open` and is closed.
+        """
         self._check_open()
         with self._lock:
             self._clear()
@@ -260,7 +290,7 @@ class FiledCache(CacheWriter):
         }
 
     def _encode(self, slots: Sequence[int]) -> bytes:
-        """A frame of the entries in `slots`; called with the lock held."""
+        """Return a frame with the entries in `slots`; the lock must be held."""
         table = self._table
         assert table.index is not None
         vectors = np.stack([table.index.vector(slot) for slot in slots])
@@ -269,7 +299,7 @@ class FiledCache(CacheWriter):
         return encode_entries(records, vectors, dtype, time.time() - self._clock())
 
     def _snapshot(self, journal: int, locked: bool = False) -> Iterator[bytes]:
-        """Frames of the entries of this moment; the lock is held for a block at a time."""
+        """Yield frames with the current entries; the lock is held for a block at a time."""
         if not locked:
             with self._lock:
                 return self._snapshot(journal, locked=True)
@@ -281,7 +311,7 @@ class FiledCache(CacheWriter):
         written = 0
         for start in range(0, len(entries), AT_ONCE):
             with self._lock:
-                # Entries that left since are skipped; those that came are in the next journal.
+                # Entries removed since are skipped; those added since are in the next journal.
                 living = map(self._table.slot_of_entry, entries[start : start + AT_ONCE])
                 slots = [slot for slot in living if slot is not None]
                 frame = self._encode(slots) if slots else b""
@@ -297,7 +327,7 @@ class FiledCache(CacheWriter):
         damaged: Literal["raise", "keep"],
         options: dict[str, Any],
     ) -> AnyCache:
-        """A cache of a snapshot, if there is one, and the journals that count after it."""
+        """Make a cache from a snapshot, if there is one, and the journals that follow it."""
         if damaged not in ("raise", "keep"):
             raise ValueError(f'damaged must be "raise" or "keep", got {damaged!r}')
         report = LoadReport()
@@ -332,7 +362,7 @@ class FiledCache(CacheWriter):
         return cache
 
     def _replay(self, frame: Frame, slots: dict[int, int], report: LoadReport) -> None:
-        """Do again what a frame says; `slots` finds entries by the serial they had in the files."""
+        """Repeat what a frame records; `slots` maps serials in the files to slots."""
         table = self._table
         if frame.kind == ENTRIES:
             records, vectors = decode_entries(frame.payload, self._clock() - time.time())

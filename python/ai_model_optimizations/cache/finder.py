@@ -1,9 +1,9 @@
-"""The entry that answers a question: exact text, candidates above the threshold, the guard.
+"""Finds the entry that answers a question: exact text, candidates above the threshold, the guard.
 
-A miss takes no lock. The index locks itself, and only when it returns candidates does the finder
-lock the table to see whether they still live. Between the two a slot may have changed hands; the
-serial of the entry tells, and the search is then repeated under the lock. Guards and decoding run
-outside it, because they are the user's code.
+A miss takes no lock. The index is thread-safe by itself, and only when it returns candidates does
+the finder lock the table to see whether they are still there. In between, a slot may have been
+reused; the entry's serial shows it, and the search is then repeated under the lock. Guards and
+decoding run outside the lock, because they are the user's code.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .vectors import as_matrix, as_vector
 
 _log = logging.getLogger("ai_model_optimizations")
 
-# Candidates looked at before giving up on a question whose nearest neighbours are refused; the
-# latter is what `EmbeddingIndex.find` lists at most.
+# How many candidates are examined before giving up on a question whose nearest neighbours are
+# refused; the second number is the most that `EmbeddingIndex.find` lists.
 _FIRST_CANDIDATES = 4
 _ALL_CANDIDATES = 64
-#: The reason of a refusal by neighbours that hold another answer.
+#: The reason given when neighbours with another answer refuse a candidate.
 DISAGREEMENT = "disagreement"
 
 
 class _Candidate(NamedTuple):
-    """A living entry that a search found."""
+    """An entry that a search found and that is still in the cache."""
 
     similarity: float
     entry: int
@@ -48,14 +48,14 @@ class _Candidate(NamedTuple):
 
 
 class Finder:
-    """Looks up answers in a table that others change meanwhile.
+    """Looks up answers in a table that other threads change meanwhile.
 
     Parameters
     ----------
-    table, lock : the entries, and the lock that protects everything in them but the index
-    guard : compares question and candidate; None for none
+    table, lock : the entries, and the lock that protects everything in the table but the index
+    guard : compares question and candidate; None for no guard
     agreement : lets the neighbours decide together; None lets the nearest decide alone
-    shadow : hits are counted and remembered as those of shadow mode, which answers nothing
+    shadow : record hits as those of shadow mode, which answers nothing
     keep_last : how many rejections and shadow hits are remembered
     """
 
@@ -82,14 +82,14 @@ class Finder:
         self._serializer = serializer
         self._sliding = sliding
         self._shadow = shadow
-        self._warning = threading.Lock()  # held for good by the first unreadable value
+        self._warning = threading.Lock()  # the first unreadable value takes it and keeps it
         self.rejections: deque[Rejection] = deque(maxlen=keep_last)
         self.shadow_hits: deque[ShadowHit] = deque(maxlen=keep_last)
 
     def find_text(
         self, text_key: str, text: str | None, key: ContextKey, start: int
     ) -> CacheHit | None:
-        """The entry of the same text in the same context; no miss is counted when there is none."""
+        """Return the entry of the same text in the same context; if none, no miss is counted."""
         if not text_key:
             return None
         with self._lock:
@@ -111,12 +111,12 @@ class Finder:
         query: str | None,
         start: int,
     ) -> CacheHit | None:
-        """The best entry of a context at or above `limit`; with an agreement, the best supported.
+        """Return the best entry of a context at or above `limit`, or the best supported one.
 
         Parameters
         ----------
         vector : of the question; the index checks it
-        query : the question where it is known, for the guard
+        query : the question's text, if known, for the guard
         start : when the lookup began, in nanoseconds
         """
         table = self._table
@@ -162,7 +162,7 @@ class Finder:
         return answers
 
     def _scope(self, limit: float) -> tuple[float, int]:
-        """How far and for how many entries the first search looks."""
+        """Return the lowest cosine and the number of entries of the first search."""
         if self._agreement is None:
             return limit, _FIRST_CANDIDATES
         return self._agreement.reach(limit), self._agreement.neighbours
@@ -177,7 +177,7 @@ class Finder:
         query: str | None,
         start: int,
     ) -> CacheHit | None:
-        """The best candidate that lives and that the guard lets pass."""
+        """Return the best candidate that is still in the cache and that the guard accepts."""
         if self._agreement is not None:
             return self._agreed(found, serial, vector, key, limit, query, start)
         refused: set[int] = set()
@@ -188,12 +188,12 @@ class Finder:
                 found, serial = self._search_locked(vector, key, limit, wanted)
                 candidates = self._candidates(found, serial) or []
             more, last = len(found) == wanted, wanted == _ALL_CANDIDATES
-            # All alike: there may be more of the same, and the newest of them must win.
+            # All have the same score: there may be more such entries, and the newest must win.
             if last or not (more and found[0][1] == found[-1][1]):
                 hit = self._first_allowed(candidates, refused, key, query, start)
                 if hit is not None:
                     return hit
-            # After a round of nothing but expired entries, which are gone now, others come up.
+            # If all were expired, they are removed by now and the next search finds others.
             if not more or (last and candidates):
                 break
             wanted = _ALL_CANDIDATES
@@ -214,10 +214,10 @@ class Finder:
     def _candidates(
         self, found: list[tuple[int, float]], serial: int
     ) -> list[_Candidate] | None:
-        """Living entries, best and then newest first.
+        """Return the entries that are still in the cache, best first, newest first among equals.
 
-        None when a slot has a younger entry than the search can have seen: its score would be
-        that of another vector.
+        None when a slot has a newer entry than the search can have seen: the score would belong to
+        another vector.
         """
         living = []
         with self._lock:
@@ -269,11 +269,11 @@ class Finder:
         query: str | None,
         start: int,
     ) -> CacheHit | None:
-        """The answer that the neighbours agree on, from its nearest entry."""
+        """Return the answer that the neighbours agree on, from its nearest entry."""
         assert self._agreement is not None
         reach, wanted = self._scope(limit)
         candidates = self._candidates(found, serial)
-        # Expired neighbours are gone now, and others come up in their place.
+        # Expired neighbours have been removed, and others take their place.
         while candidates is None or len(candidates) < len(found) == wanted:
             found, serial = self._search_locked(vector, key, reach, wanted)
             candidates = self._candidates(found, serial)
@@ -309,7 +309,7 @@ class Finder:
         key: ContextKey,
         start: int,
     ) -> CacheHit | None:
-        """The hit of a candidate; None when it has left meanwhile or cannot be read."""
+        """Return the hit for a candidate; None if it was removed meanwhile or cannot be read."""
         with self._lock:
             slot = self._table.slot_of_entry(candidate.entry)
             if slot is None:
@@ -329,7 +329,7 @@ class Finder:
         return query is not None and candidate.query is not None and self._guard is not None
 
     def _reason(self, query: str | None, candidate: _Candidate) -> str | None:
-        """Why the guard refuses, asked outside the lock; one that fails refuses."""
+        """Return why the guard refuses, or None; runs outside the lock. A failing guard refuses."""
         if not self._guards(query, candidate):
             return None
         assert self._guard is not None and query is not None and candidate.query is not None
@@ -398,7 +398,8 @@ class Finder:
         except UnreadableValueError as error:
             self.drop_unreadable(hit.entry, error)
             return None
-        # Frozen for the user; this is its maker, filling in what must not be decoded under a lock.
+        # A hit is frozen for users; its value is filled in here, since decoding must not hold the
+        # lock.
         object.__setattr__(hit, "value", value)
         elapsed = time.perf_counter_ns() - start
         if self._shadow:
@@ -413,7 +414,7 @@ class Finder:
         return hit
 
     def drop_unreadable(self, entry: int, error: UnreadableValueError) -> None:
-        """Remove an entry that the serializer cannot read, so that no other lookup meets it."""
+        """Remove an entry that the serializer cannot read, so that no other lookup finds it."""
         with self._lock:
             slot = self._table.slot_of_entry(entry)
             if slot is not None:
@@ -421,7 +422,7 @@ class Finder:
         self.warn_unreadable(error)
 
     def warn_unreadable(self, error: UnreadableValueError) -> None:
-        """Log why a value cannot be read, for the first that cannot."""
+        """Log why a value cannot be read, once per cache."""
         if self._warning.acquire(blocking=False):
             _log.warning(
                 "the cache's serializer cannot read a value; such entries are dropped, "
@@ -438,6 +439,6 @@ class Finder:
 def _find_more(
     index: EmbeddingIndex, vector: NDArray[np.float32], name: int, limit: float, k: int
 ) -> list[tuple[int, float]]:
-    """`index.find` for any number of entries."""
+    """Call `index.find` for any number of entries."""
     slots, scores = index.search(vector, name, limit, k)
     return list(zip(slots.tolist(), scores.tolist(), strict=True))

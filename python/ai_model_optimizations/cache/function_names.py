@@ -1,4 +1,4 @@
-"""Names that keep the functions of a cache apart, and stay the same from one start to the next."""
+"""Names that distinguish the functions of a cache and stay the same after a restart."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-#: A function that its name alone tells from all others, however often its module is loaded.
+#: Marks a function that its name alone identifies, however often its module is loaded.
 _BY_NAME: Final = object()
 
 
 class FunctionNames:
     """Gives each decorated function a name; a second function of the same name gets a number.
 
-    A function of a module is known by its name. Lambdas, functions made inside of functions and
-    methods of objects share theirs with others, which may capture other things and answer
-    otherwise: they are one only where code or object is, and nothing is captured.
+    A module's function is identified by its name. Lambdas, nested functions and bound methods may
+    share a name with others that capture different values and answer differently: they count as the
+    same function only if their code or object is the same and they capture nothing.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class FunctionNames:
         self._known: dict[str, list[tuple[object, int]]] = {}
 
     def name_of(self, function: Callable[..., Any]) -> str:
-        """The name under which answers of `function` are kept."""
+        """Return the name under which answers of `function` are kept."""
         kind = type(function)
         module = getattr(function, "__module__", None) or kind.__module__
         name = f"{module}.{getattr(function, '__qualname__', kind.__qualname__)}"
@@ -45,7 +45,7 @@ class FunctionNames:
 
 
 def _mark(function: Callable[..., Any], name: str) -> object | None:
-    """What tells a function from others of its name; None when it is like no other."""
+    """Return what distinguishes a function from others of its name; None if it is unique."""
     owner = getattr(function, "__self__", None)
     if owner is not None and not isinstance(owner, types.ModuleType):
         try:
@@ -53,7 +53,7 @@ def _mark(function: Callable[..., Any], name: str) -> object | None:
         except TypeError:
             return None
     if not hasattr(function, "__qualname__"):
-        return None  # a partial, or an object that can be called
+        return None  # a partial, or a callable object
     if "<" not in name:
         return _BY_NAME
     captures = ("__closure__", "__defaults__", "__kwdefaults__")
@@ -64,7 +64,7 @@ def _mark(function: Callable[..., Any], name: str) -> object | None:
 
 
 def _is_same(seen: object, mark: object | None) -> bool:
-    # References to one living object are one; comparing them would compare foreign objects.
+    # One object has one weak reference; comparing references would call the objects' own __eq__.
     return seen is mark or (isinstance(mark, types.CodeType) and seen == mark)
 
 

@@ -1,4 +1,4 @@
-"""The device that an index may search with. Its answers never depend on it; its speed does."""
+"""The device that an index may search with. It affects only the speed, never the answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = logging.getLogger("ai_model_optimizations")
 
 
 class IndexDevice:
-    """Makes the indexes of one cache, and says once when the device does not do its part.
+    """Makes the indexes of one cache, and warns once if the device fails.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class IndexDevice:
 
     def __init__(self, device: str) -> None:
         self._number = parse_device(device)
-        self._warning = threading.Lock()  # held for good by the first to warn
+        self._warning = threading.Lock()  # the first to warn takes it and keeps it
 
     @property
     def name(self) -> str:
@@ -30,7 +30,7 @@ class IndexDevice:
         return device_name(self._number)
 
     def new_index(self, dimension: int, row_dtype: str) -> EmbeddingIndex:
-        """Return an empty index; one without the device in a forked child, where CUDA fails."""
+        """Return an empty index; in a forked child, where CUDA fails, one without the device."""
         try:
             return EmbeddingIndex(dimension, row_dtype=row_dtype, device=self._number)
         except DeviceError as error:
@@ -38,7 +38,7 @@ class IndexDevice:
             return EmbeddingIndex(dimension, row_dtype=row_dtype)
 
     def figures(self, index: EmbeddingIndex | None) -> tuple[int, int, int]:
-        """Rows on the device, searches it helped, and calls that failed, of an index."""
+        """Return an index's rows on the device, searches that used it, and calls that failed."""
         if index is None or self._number == CPU:
             return 0, 0, 0
         state = index.device_state

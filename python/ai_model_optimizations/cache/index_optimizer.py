@@ -1,8 +1,8 @@
-"""When the index learns anew in which directions its rows differ.
+"""When the index relearns the directions in which its rows differ.
 
-Lookups are exact without it and fast with it. Learning takes up to a second, so it runs in a
-thread of its own while lookups and puts go on, each time the cache has doubled, and in a full cache
-each time its entries have changed several times over: what they are about may have changed, too.
+Lookups are exact without it and fast with it. Learning takes up to a second, so it runs in a thread
+of its own while lookups and puts go on: each time the cache has doubled, and in a full cache each
+time its entries have been replaced several times over, as their topics may have changed too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .._core import EmbeddingIndex
 
 _log = logging.getLogger("ai_model_optimizations")
 
-# Below this reading every row is as fast.
+# Below this number of rows, reading every row is as fast.
 _FIRST = 256
-# So many puts for each row since it last learned: others have taken the place of what it knew.
+# After this many puts per row since it last learned, most of the rows it learned from are gone.
 _TURNOVER = 4
 
 
 class IndexOptimizer:
-    """Lets one index learn as it grows; one thread at a time.
+    """Makes one index learn as it grows; one thread at a time.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ class IndexOptimizer:
         self._next_rows = _FIRST
         self._next_puts = 0
         self._running = threading.Lock()
-        #: The latest thread, for those who want to wait for it.
+        #: The latest thread, for callers that want to wait for it.
         self.thread: threading.Thread | None = None
 
     def grown(self, index: EmbeddingIndex | None, rows: int, puts: int) -> None:
-        """Start learning if the index has doubled, or has been turned over, since it last did.
+        """Start learning if the index has doubled, or been replaced, since it last learned.
 
         Parameters
         ----------

@@ -12,7 +12,7 @@ from .contexts import ContextKey
 
 # Buckets are powers of two in nanoseconds: an integer's bit length is its bucket.
 _BUCKETS = 41
-# Counters per context are a convenience; a million tenants must not make them the cache's weight.
+# Counters per context are a convenience; with a million tenants they must not outgrow the cache.
 _MAX_CONTEXTS = 10_000
 
 
@@ -75,7 +75,7 @@ class Metrics:
         )
 
     def miss(self, nanoseconds: int, context: ContextKey) -> None:
-        """Count a lookup that answered nothing."""
+        """Count a lookup that found no answer."""
         with self._lock:
             self._misses += 1
             self._nanoseconds += nanoseconds
@@ -86,7 +86,7 @@ class Metrics:
     def hit(
         self, nanoseconds: int, context: ContextKey, cost: float, exact: bool, guarded: bool
     ) -> None:
-        """Count a lookup that answered."""
+        """Count a lookup that found an answer."""
         with self._lock:
             self._hits += 1
             self._exact_hits += exact
@@ -98,7 +98,7 @@ class Metrics:
                 self._of(context)["hits"] += 1
 
     def shadow_hit(self, nanoseconds: int, context: ContextKey) -> None:
-        """Count an answer that shadow mode kept back: for the user, the lookup missed."""
+        """Count an answer that shadow mode withheld: for the user, the lookup missed."""
         with self._lock:
             self._shadow_hits += 1
         self.miss(nanoseconds, context)
@@ -116,7 +116,7 @@ class Metrics:
             self._puts += entries
 
     def removed(self, reason: str, entries: int = 1) -> None:
-        """Count entries that left."""
+        """Count entries that were removed."""
         if entries:
             with self._lock:
                 self._removed[reason] += entries
@@ -128,7 +128,7 @@ class Metrics:
         return self._per_context.setdefault(context, {"hits": 0, "misses": 0, "rejected": 0})
 
     def of_context(self, context: ContextKey) -> ContextStats:
-        """Counters of one context; ValueError when they are not kept."""
+        """Return the counters of one context; ValueError when they are not kept."""
         with self._lock:
             if self._per_context is None:
                 raise ValueError("counters per context are off; pass context_stats=True")
@@ -145,7 +145,7 @@ class Metrics:
         device_searches: int = 0,
         device_failures: int = 0,
     ) -> CacheStats:
-        """All counters at one instant."""
+        """Return all counters, read at one instant."""
         with self._lock:
             lookups = self._hits + self._misses
             used = max((i for i, n in enumerate(self._histogram) if n), default=0)
@@ -189,7 +189,7 @@ class CacheCollector:
         self._name = name
 
     def describe(self) -> Iterator[Any]:
-        """Nothing, so that a registry takes several; their families are then repeated."""
+        """Return nothing, so that a registry takes several; their families are then repeated."""
         return iter(())
 
     def collect(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""What lookups return and what the cache remembers of them."""
+"""What lookups return, and what the cache remembers about them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class CacheHit:
     ----------
     value : what was stored; JSON values are a fresh copy
     similarity : cosine of the two questions; 1.0 when the text is the same
-    query : the question this answer was stored for, None if it was not given
+    query : the text of the question this answer was stored for, None if unknown
     context : the context of both
-    source : what `put` was told
-    tags : what `put` was told
+    source : as given to `put`
+    tags : as given to `put`
     age : seconds since it was stored
-    guarded : whether guards compared the two questions; False when one is not known
+    guarded : whether guards compared the two questions; False if the text of one is unknown
     exact : whether the text was the same, so that no vector was needed
-    entry : names the entry, for ``invalidate(entry=hit.entry)``
-    support : what the threshold was compared with: the similarity, or, in a cache with an
-        `Agreement`, what the neighbours say together
+    entry : the entry's id, for ``invalidate(entry=hit.entry)``
+    support : what was compared with the threshold: the similarity, or, in a cache with an
+        `Agreement`, the support of all neighbours with this answer
     """
 
     value: Any
@@ -43,7 +43,7 @@ class CacheHit:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """An entry as iteration shows it; `expires_in` is None when it never expires."""
+    """An entry, as iteration returns it; `expires_in` is None if it never expires."""
 
     entry: int
     value: Any
@@ -71,7 +71,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class ShadowHit:
-    """An answer that shadow mode kept back; judge some and give them to `calibrate`."""
+    """An answer that shadow mode withheld; label some and pass them to `calibrate`."""
 
     query: str | None
     candidate: str | None

@@ -1,4 +1,4 @@
-"""One computation per question, however many ask at once, from threads and event loops alike."""
+"""One computation per question, however many threads and event loops ask for it at once."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ T = TypeVar("T")
 
 
 class _Flight(Generic[T]):
-    """A computation under way and the thread that leads it."""
+    """A running computation and the thread that runs it."""
 
     __slots__ = ("future", "task", "thread")
 
     def __init__(self) -> None:
         self.future: Future[T] = Future()
         self.thread = threading.get_ident()
-        # The loop holds its tasks weakly; this keeps the computation alive.
+        # Event loops hold their tasks weakly; this keeps the computation alive.
         self.task: asyncio.Task[None] | None = None
 
     def is_stranded(self) -> bool:
-        """Whether its event loop was closed over it, so that it will never land."""
+        """Whether its event loop was closed before it finished, so that it never will."""
         return self.task is not None and self.task.get_loop().is_closed()
 
 
-#: The flights that wait for the task or thread that asks, as they lead to it.
+#: The flights that the current task or thread is computing, outermost first.
 _leading: ContextVar[tuple[_Flight[Any], ...]] = ContextVar("leading", default=())
 
 
 class SingleFlight(Generic[T]):
-    """Runs a function once per key at a time; others who ask meanwhile get its outcome.
+    """Runs a function once per key at a time; callers who ask meanwhile get the same outcome.
 
-    An exception goes to everyone who waits. A computation that was cancelled is taken over by one
-    of those who wait. A caller who is cancelled leaves the computation running for the others.
+    An exception goes to every waiting caller. A cancelled computation is taken over by one of them.
+    When a caller is cancelled, the computation goes on for the others.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class SingleFlight(Generic[T]):
             if flight is not None and not flight.is_stranded():
                 return flight, False
             if flight is not None:
-                flight.future.cancel()  # one of those who wait takes it over
+                flight.future.cancel()  # one of the waiting callers takes it over
             flight = self._flights[key] = _Flight()
             return flight, True
 
@@ -61,14 +61,14 @@ class SingleFlight(Generic[T]):
                 del self._flights[key]
 
     def run(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Call `compute`, or wait for the call that is under way for `key`."""
+        """Call `compute`, or wait for the call that is already running for `key`."""
         while True:
             flight, leads = self._join(key)
             if leads:
                 return self._lead(key, flight, compute)
             if flight.thread == threading.get_ident() or flight in _leading.get():
-                # A recursive question, or one from the loop that the leader needs to run:
-                # waiting would be for ever.
+                # A recursive call, or one from the event loop that the leader itself needs:
+                # waiting would never end.
                 return compute()
             try:
                 return flight.future.result()
@@ -90,7 +90,7 @@ class SingleFlight(Generic[T]):
         if isinstance(error, Exception):
             flight.future.set_exception(for_a_future(error))
         else:
-            # Ctrl-C and cancellation concern the one who led; another takes over.
+            # Ctrl-C and cancellation concern only the leading caller; another takes over.
             flight.future.cancel()
 
     async def run_async(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T:
@@ -98,10 +98,10 @@ class SingleFlight(Generic[T]):
         while True:
             flight, leads = self._join(key)
             if leads:
-                # A task of its own, so that the caller's cancellation is not everyone's.
+                # A task of its own, so that cancelling the caller does not cancel it for everyone.
                 flight.task = asyncio.create_task(self._lead_async(key, flight, compute))
             elif flight in _leading.get():
-                return await compute()  # a recursive question, as in `run`
+                return await compute()  # a recursive call, as in `run`
             outcome = asyncio.wrap_future(flight.future)
             outcome.add_done_callback(_retrieve)
             # `wait` raises only when this caller is cancelled, and leaves the outcome alone.
@@ -127,6 +127,6 @@ class SingleFlight(Generic[T]):
 
 
 def _retrieve(outcome: asyncio.Future[T]) -> None:
-    """Mark an exception as seen: a cancelled caller will not look at it."""
+    """Mark an exception as retrieved: a cancelled caller will not do so."""
     if not outcome.cancelled():
         outcome.exception()

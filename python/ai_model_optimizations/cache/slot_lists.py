@@ -1,8 +1,8 @@
 """Doubly linked lists threaded through slot numbers.
 
 Every entry of the cache has a slot, and is a member of one eviction bucket, one expiry bucket and
-one context. Three arrays of integers per membership keep that at 16 bytes an entry, where a dict
-of objects would take some hundred and give the garbage collector a million things to visit.
+one context. Three arrays of integers per membership keep that at 16 bytes per entry, where a dict
+of objects would take about a hundred and give the garbage collector a million objects to visit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NONE = -1
 
 
 class SlotLists:
-    """Any number of lists, each with an integer name; a slot is in one of them or in none.
+    """Any number of lists, each named by an integer; a slot is in one of them or in none.
 
     Appending, removing and taking the oldest member are O(1). An empty list costs nothing.
     """
@@ -37,7 +37,7 @@ class SlotLists:
             self.of.extend([_NONE] * more)
 
     def append(self, name: int, slot: int) -> None:
-        """Add a slot that is in no list to the young end of the list `name`."""
+        """Add a slot that is in no list to the newest end of the list `name`."""
         first = self._first.setdefault(name, slot)
         # The lists are circular: the first member's previous is the last member.
         last = self._previous[first] if first != slot else slot
@@ -48,7 +48,7 @@ class SlotLists:
         self.of[slot] = name
 
     def remove(self, slot: int) -> None:
-        """Take a slot out of the list it is in, if any."""
+        """Remove a slot from the list it is in, if any."""
         name = self.of[slot]
         if name == _NONE:
             return
@@ -64,18 +64,18 @@ class SlotLists:
         self.of[slot] = _NONE
 
     def oldest(self, name: int) -> int | None:
-        """The slot at the old end of a list; None when it is empty."""
+        """Return the slot at the oldest end of a list; None when it is empty."""
         return self._first.get(name)
 
     def __contains__(self, name: int) -> bool:
         return name in self._first
 
     def __len__(self) -> int:
-        """How many lists have members."""
+        """Return how many lists have members."""
         return len(self._first)
 
     def members(self, name: int) -> Iterator[int]:
-        """The slots of a list, oldest first; it must not change meanwhile."""
+        """Yield the slots of a list, oldest first; the list must not change meanwhile."""
         first = self._first.get(name)
         if first is None:
             return

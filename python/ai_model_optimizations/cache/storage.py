@@ -1,9 +1,10 @@
 """Cache files on disk: snapshots that appear whole or not at all, and journals beside them.
 
 A store at ``path`` is a snapshot and the journals written since: ``path.journal-7`` and so on. A
-checkpoint first starts a new journal, then writes the snapshot aside, then renames it, and only
-then removes the journals that it replaces. The snapshot names the first journal that counts after
-it, so a process killed between any two of these steps leaves files that mean the same.
+checkpoint first starts a new journal, then writes the snapshot to a temporary file, then renames
+it, and only then removes the journals that it replaces. The snapshot names the first journal to
+replay after it, so a process killed between any two of these steps leaves files with the same
+content.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from typing import BinaryIO
 from ..errors import CacheFileError, ClosedError
 from .file_format import END, FILE_HEADER, Damage, Frame, read_frames
 
-# A journal longer than this and than twice its snapshot is worth a checkpoint.
+# A journal that is longer than this, and than twice its snapshot, is worth a checkpoint.
 _MIN_JOURNAL = 16 << 20
 
 
 @dataclass
 class LoadReport:
-    """What was read from a cache's files.
+    """The outcome of reading a cache's files.
 
     Attributes
     ----------
-    entries : entries now in the cache from these files
-    dropped : entries that exceed the limits of this cache
-    torn_tail : whether the last journal ends in a record that was cut off, as after a kill
+    entries : number of entries now in the cache from these files
+    dropped : number of entries that exceed the limits of this cache
+    torn_tail : whether the last journal ends in an incomplete record, as after a kill
     damage : stretches that could not be read, by file
     """
 
@@ -51,7 +52,7 @@ class LoadReport:
 
 
 def write_snapshot(path: str, frames: Iterable[bytes]) -> int:
-    """Write a file aside, force it to disk and rename it; only the owner may read it.
+    """Write a temporary file, force it to disk and rename it; only the owner may read it.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def _remove(path: str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    """Make a rename or a new name in the folder of `path` durable."""
+    """Make a rename or a new file in the folder of `path` durable."""
     descriptor = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,9 +100,9 @@ class CacheStore:
 
     Parameters
     ----------
-    path : the snapshot; journals and a lock file lie beside it
-    fsync_every : force the journal to disk after so many records. A killed process loses nothing
-        that `append` has returned from; a machine that loses power, at most so many records.
+    path : the snapshot; journals and a lock file are beside it
+    fsync_every : force the journal to disk after this many records. A killed process loses no
+        record for which `append` has returned; a power failure, at most this many.
     """
 
     def __init__(self, path: str, fsync_every: int) -> None:
@@ -111,7 +112,7 @@ class CacheStore:
         self._fsync_every = fsync_every
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        #: Held while a checkpoint is written, and while the files are let go.
+        #: Held while a checkpoint is written, and while the files are closed.
         self.checkpoint_lock = threading.Lock()
         self._file: int | None = None  # the journal being written; protected by _lock
         self._unsynced = 0
@@ -132,7 +133,7 @@ class CacheStore:
         return descriptor
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed process was writing aside; we hold the lock, so nobody is."""
+        """Remove a killed process's temporary files; we hold the lock, so they are not in use."""
         folder, name = os.path.split(os.path.abspath(self.path))
         for other in os.listdir(folder):
             if re.fullmatch(re.escape(name) + r"\.tmp-\d+-\d+", other):
@@ -149,24 +150,24 @@ class CacheStore:
         return dict(sorted(found.items()))
 
     def journals_since(self, number: int) -> list[str]:
-        """Journals that count after a snapshot that names `number`, in order."""
+        """Return the journals to replay after a snapshot that names `number`, in order."""
         return [path for other, path in self._journals().items() if other >= number]
 
     @property
     def writable(self) -> bool:
-        """Whether this process writes: the files belong to the one that opened them, not its forks.
+        """Whether this process may write: only the one that opened the files, not its forks.
 
         Raises
         ------
         ClosedError
-            If the files were let go: another process may have them by now.
+            If the files were closed: another process may have opened them by now.
         """
         if self._closed:
             raise ClosedError(f"the cache at {self.path} is closed")
         return os.getpid() == self._pid
 
     def append(self, frame: bytes) -> None:
-        """Write a record; it survives this process once this returns."""
+        """Write a record; once this returns, the record survives a crash of this process."""
         if not self.writable:
             return
         with self._lock:
@@ -177,7 +178,7 @@ class CacheStore:
                 while view:
                     view = view[os.write(self._file, view) :]
             except OSError:
-                # A disk that is full: the records that follow must not stand after half a one.
+                # The disk is full: later records must not follow half a record.
                 os.ftruncate(self._file, len(FILE_HEADER) + self._journal_bytes)
                 os.lseek(self._file, 0, os.SEEK_END)
                 raise
@@ -185,7 +186,7 @@ class CacheStore:
             self._unsynced += 1
 
     def sync_if_due(self) -> None:
-        """Force the journal to disk when enough records wait; called without the cache's lock."""
+        """Force the journal to disk if enough records are waiting; the cache's lock is not held."""
         if self._unsynced >= self._fsync_every:
             self.sync()
 
@@ -193,19 +194,19 @@ class CacheStore:
         """Force the journal to disk."""
         with self._lock:
             if self._file is not None:
-                # Cleared before, as records that arrive meanwhile may miss this call.
+                # Reset first, because records that arrive meanwhile may not be part of this sync.
                 self._unsynced = 0
                 os.fdatasync(self._file)
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether the journal has outgrown the snapshot, and is this process's to take in."""
+        """Whether the journal has outgrown the snapshot and this process may write a new one."""
         if self._closed or os.getpid() != self._pid:
             return False
         return self._journal_bytes > max(_MIN_JOURNAL, 2 * self._snapshot_bytes)
 
     def rotate(self) -> int:
-        """Start a new journal; what was written before belongs to the next snapshot."""
+        """Start a new journal; earlier ones become part of the next snapshot."""
         number = max([self._number, *self._journals()]) + 1
         path = f"{self.path}.journal-{number}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -221,14 +222,14 @@ class CacheStore:
         return number
 
     def replace(self, frames: Iterable[bytes], number: int) -> None:
-        """Write the snapshot that counts from journal `number`, and remove older journals."""
+        """Write the snapshot that precedes journal `number`, and remove older journals."""
         self._snapshot_bytes = write_snapshot(self.path, frames)
         for other, path in self._journals().items():
             if other < number:
                 _remove(path)
 
     def close(self) -> None:
-        """Force the journal to disk and let go of the files; again is harmless."""
+        """Force the journal to disk and close the files; calling it again is harmless."""
         with self._lock:
             self._closed = True
             if self._file is not None:
@@ -241,7 +242,7 @@ class CacheStore:
 
 
 def snapshot_frames(path: str, report: LoadReport) -> Iterator[Frame]:
-    """The whole frames of a snapshot; damage goes to the report, a missing end as well."""
+    """Yield a snapshot's undamaged frames; damage and a missing end mark go to the report."""
     ended = False
     for frame in _readable(path):
         if isinstance(frame, Damage):
@@ -255,10 +256,10 @@ def snapshot_frames(path: str, report: LoadReport) -> Iterator[Frame]:
 
 
 def journal_frames(path: str, report: LoadReport) -> Iterator[Frame]:
-    """The whole frames of a journal.
+    """Yield the undamaged frames of a journal.
 
-    Damage goes to the report, except a record cut off at the very end: that is what a kill leaves
-    of a call that had not returned.
+    Damage goes to the report, except an incomplete record at the very end: that is what a kill
+    leaves of a call that had not returned.
     """
     if os.path.getsize(path) < len(FILE_HEADER):
         report.torn_tail = True

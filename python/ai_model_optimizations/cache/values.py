@@ -1,8 +1,8 @@
-"""What a cache may hold: bytes, str, JSON, or anything by the user's serializer.
+"""What a cache may hold: bytes, str, JSON, or anything that the user's serializer handles.
 
-JSON values are kept as text and parsed on every hit, so that nobody who changes an answer changes
-the cached one, and so that the byte budget counts what is really held. Pickle is never used: a
-cache file would then be a program.
+JSON values are kept as text and parsed on every hit, so that changing an answer does not change the
+cached one, and so that the byte budget counts what is really held. Pickle is never used: a cache
+file could then run code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Serializer(Protocol):
 
 
 class UnreadableValueError(Exception):
-    """The user's serializer raised; the cause says what."""
+    """The user's serializer raised; the error is the cause."""
 
 
 class Json(bytes):
@@ -61,7 +61,7 @@ def _encode_json(value: object) -> Json:
 
 
 def encode_value(value: object, serializer: Serializer | None) -> StoredValue:
-    """The immutable form in which a value is held; TypeError when there is none."""
+    """Return the immutable form in which a value is held; TypeError when there is none."""
     if type(value) is str or type(value) is bytes:
         return value
     if serializer is None:
@@ -73,7 +73,7 @@ def encode_value(value: object, serializer: Serializer | None) -> StoredValue:
 
 
 def decode_value(stored: StoredValue, serializer: Serializer | None) -> Any:
-    """The value again; JSON values are a fresh copy each time.
+    """Return the value; JSON values are a fresh copy each time.
 
     Raises
     ------
@@ -96,12 +96,12 @@ def decode_value(stored: StoredValue, serializer: Serializer | None) -> Any:
 
 
 def value_bytes(stored: StoredValue) -> int:
-    """Bytes that a stored value occupies."""
+    """Return the bytes that a stored value occupies."""
     return sys.getsizeof(stored)
 
 
 def pack_value(stored: StoredValue) -> tuple[str, bytes]:
-    """The kind and the raw bytes of a stored value, for a file."""
+    """Return the kind and the raw bytes of a stored value, for a file."""
     kind = _KINDS[type(stored)]
     if isinstance(stored, str):
         return kind, stored.encode("utf-8", "surrogatepass")
@@ -109,7 +109,7 @@ def pack_value(stored: StoredValue) -> tuple[str, bytes]:
 
 
 def unpack_value(kind: str, data: bytes) -> StoredValue:
-    """What `pack_value` was given."""
+    """Return what `pack_value` was given."""
     if kind == "s":
         return data.decode("utf-8", "surrogatepass")
     if kind == "b":

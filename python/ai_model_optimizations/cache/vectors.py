@@ -1,4 +1,4 @@
-"""Embeddings in whatever form the user has them, out as what the index takes."""
+"""Converts embeddings from any form that users have to what the index takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import SpaceMismatchError
 
-#: A list, tuple, array or tensor of numbers. Torch is not imported to say so.
+#: A list, tuple, array or tensor of numbers; ``Any``, so that torch need not be imported.
 EmbeddingLike: TypeAlias = Any
 
 FLOAT32 = np.dtype(np.float32)
@@ -28,7 +28,7 @@ Embedder: TypeAlias = TextEncoder | Callable[[Sequence[str]], Any]
 
 
 def _as_array(values: EmbeddingLike, name: str) -> NDArray[Any]:
-    """View or copy `values` as a real-valued numpy array; a tensor comes to the CPU first."""
+    """View or copy `values` as a real-valued numpy array; a tensor is moved to the CPU first."""
     if type(values).__module__.partition(".")[0] == "torch":
         values = values.detach().cpu()
         # numpy has no bfloat16 of its own; complex numbers are refused below, not cut to reals.
@@ -46,7 +46,7 @@ def _as_array(values: EmbeddingLike, name: str) -> NDArray[Any]:
 
 
 def _to_float32(array: NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Rows of finite, non-zero float32; other types are scaled so that none overflows."""
+    """Return rows of finite, non-zero float32; other types are scaled so that none overflows."""
     if array.dtype != FLOAT32:
         wide = array.astype(np.float64)
         peak = np.abs(wide).max(axis=-1, keepdims=True, initial=0.0)
@@ -63,12 +63,12 @@ def _to_float32(array: NDArray[Any], name: str) -> NDArray[np.float32]:
 def as_vector(
     values: EmbeddingLike, dimension: int | None, name: str = "embedding"
 ) -> NDArray[np.float32]:
-    """One embedding as a contiguous float32 vector.
+    """Return one embedding as a contiguous float32 vector.
 
     Parameters
     ----------
     values : (dim,) or (1, dim) numbers: list, tuple, numpy array or torch tensor
-    dimension : what dim must be; None accepts any
+    dimension : the required dim; None accepts any
 
     Raises
     ------
@@ -89,7 +89,7 @@ def as_vector(
 def as_matrix(
     values: EmbeddingLike, dimension: int | None, name: str = "embeddings"
 ) -> NDArray[np.float32]:
-    """Several embeddings as a contiguous float32 matrix (n, dim); see `as_vector`."""
+    """Return several embeddings as a contiguous float32 matrix (n, dim); see `as_vector`."""
     if isinstance(values, (list, tuple)):
         if not values:
             return np.empty((0, dimension or 0), np.float32)
@@ -112,13 +112,13 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def space_of(source: object) -> str | None:
-    """The `space_id` that an embedding or embedder carries, None when it has none."""
+    """Return the `space_id` that an embedding or embedder carries, None if it has none."""
     space = getattr(source, "space_id", None)
     return space if isinstance(space, str) else None
 
 
 def check_space(mine: str | None, theirs: str | None, what: str) -> str | None:
-    """Return the known one of two space ids; two known ones must be equal."""
+    """Return whichever of two space ids is known; if both are, they must be equal."""
     if mine is not None and theirs is not None and mine != theirs:
         raise SpaceMismatchError(
             f"{what} comes from the embedding space {theirs!r}, but this cache holds vectors of "
