@@ -1,7 +1,7 @@
-"""Model files in, vectors out.
+"""Embedding models and batching: model files in, vectors out.
 
-The names are imported when they are first used: a service that only embeds does not pay for asyncio
-and what else batching needs.
+Names are imported when they are first used, so that a service that only embeds does not pay for
+importing asyncio and whatever else batching needs.
 """
 
 from importlib import import_module

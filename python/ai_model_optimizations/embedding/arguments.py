@@ -16,7 +16,7 @@ def check_count(name: str, value: object) -> None:
 
 
 def check_number(name: str, value: object, *, at_least_zero: bool) -> None:
-    """Raise TypeError or ValueError unless `value` is finite and above 0, or 0 if that will do."""
+    """Raise TypeError or ValueError unless `value` is finite and above 0, or 0 if allowed."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not np.isfinite(value) or value < 0 or (value == 0 and not at_least_zero):
@@ -30,7 +30,7 @@ def check_dimension(truncate_dim: int | None, dimension: int) -> int:
     Raises
     ------
     ValueError
-        If `truncate_dim` is no int from 1 to `dimension`.
+        If `truncate_dim` is not an int from 1 to `dimension`.
     """
     if truncate_dim is None:
         return dimension
@@ -41,7 +41,7 @@ def check_dimension(truncate_dim: int | None, dimension: int) -> int:
 
 
 def check_texts(texts: Sequence[str]) -> Sequence[str]:
-    """Return `texts`; TypeError unless they are a sequence or an array of one dimension."""
+    """Return `texts`; TypeError unless they are a sequence or a one-dimensional array."""
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, (Sequence, np.ndarray)):
         raise TypeError(f"texts: expected str or a sequence of str, got {type(texts).__name__}")
     if isinstance(texts, np.ndarray) and texts.ndim != 1:

@@ -1,7 +1,7 @@
-"""Batches of one call on several threads.
+"""Runs the batches of one call on several threads.
 
-While one thread's batch is computed, without the GIL, another's is tokenized; and no thread waits
-at the end of a batch for what others still have to do in it.
+While one thread's batch is computed, without the GIL, another's is tokenized; and at the end of a
+batch no thread waits for the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def for_each_batch(starts: Iterable[int], work: Callable[[int], None], threads: 
         for helper in helpers:
             try:
                 helper.start()
-            except RuntimeError:  # no more threads here: the others do its share
+            except RuntimeError:  # no more threads can be started: the others do its share
                 break
             started.append(helper)
         batches.run_busy()
@@ -56,8 +56,8 @@ class _Batches:
                 self._errors[start] = error
 
     def run_busy(self) -> None:
-        # Else a worker of the pool would come to help the other threads whenever this one is
-        # between two batches, and be in its way when the next one begins.
+        # Otherwise a worker of the pool would help the other threads whenever this one is between
+        # two batches, and compete with it when the next batch begins.
         _core.set_busy(True)
         try:
             self.run()
@@ -65,7 +65,7 @@ class _Batches:
             _core.set_busy(False)
 
     def _take(self) -> int | None:
-        with self._lock:  # iterators are not for several threads at once
+        with self._lock:  # iterators are not thread-safe
             starts = self._starts
             return None if starts is None else next(starts, None)
 
@@ -77,8 +77,8 @@ class _Batches:
         if not self._errors:
             return
         first = self._errors[min(self._errors)]
-        # Its traceback knows this frame: a cycle, by which the vectors would live until the
-        # collector comes by.
+        # The traceback refers to this frame: a cycle that would keep the vectors alive until the
+        # garbage collector runs.
         self._errors.clear()
         try:
             raise first

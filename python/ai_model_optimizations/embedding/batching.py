@@ -195,7 +195,7 @@ class BatchEmbeddingProcessor:
         return await self._embed_all(checked, priority, progress)
 
     def embed_sync(self, text: str, *, priority: Priority = "normal") -> NDArray[np.float32]:
-        """As :meth:`embed`, for callers without an event loop; blocks the thread."""
+        """As :meth:`embed`, errors included, for callers without an event loop; blocks."""
         self._check_text(text)
         vectors = self._embed_all_sync([text], priority)
         return cast("NDArray[np.float32]", vectors[0])
@@ -226,7 +226,7 @@ class BatchEmbeddingProcessor:
         priority: Priority = "normal",
         progress: Callable[[int, int], object] | None = None,
     ) -> NDArray[np.float32]:
-        """As :meth:`process_batch`, for callers without an event loop; blocks the thread."""
+        """As :meth:`process_batch`, errors included, for callers without an event loop; blocks."""
         checked = self._as_list(texts)
         self._check_all(checked)
         return self._embed_all_sync(checked, priority, progress)
@@ -234,7 +234,7 @@ class BatchEmbeddingProcessor:
     # ---- state ----
 
     async def warmup(self) -> None:
-        """Load the model and run a full batch, so that the first caller finds it warm."""
+        """Load the model and run a full batch, so that the first caller need not wait for it."""
         await self._embed_all(self._warm_up_texts(), "high", expires=False)
 
     def warmup_sync(self) -> None:
@@ -242,7 +242,7 @@ class BatchEmbeddingProcessor:
         self._embed_all_sync(self._warm_up_texts(), "high", expires=False)
 
     def ready(self) -> bool:
-        """Whether the model is loaded and work is taken."""
+        """Whether the model is loaded and the processor accepts work."""
         return self._dispatcher.engine is not None and not self._dispatcher.closing
 
     @property
@@ -282,8 +282,8 @@ class BatchEmbeddingProcessor:
     def prometheus_collector(self, **labels: str) -> PrometheusCollector:
         """Return a collector of this processor alone, for ``REGISTRY.register``.
 
-        Several in one registry repeat the HELP and TYPE lines of their families, which a strict
-        reader refuses; `register_prometheus` lets them share these.
+        Several such collectors in one registry repeat the HELP and TYPE lines of their families,
+        which strict parsers refuse; processors registered by `register_prometheus` share them.
 
         Parameters
         ----------
@@ -294,13 +294,13 @@ class BatchEmbeddingProcessor:
     def register_prometheus(
         self, registry: CollectorRegistry | None = None, /, **labels: str
     ) -> None:
-        """Show the metrics in a registry, for as long as the processor lives.
+        """Export the metrics through a registry, for as long as the processor is alive.
 
         Parameters
         ----------
         registry : the default one of ``prometheus_client`` unless one is given
-        labels : put on every sample, for example ``model="minilm"``; the processor takes the
-            place of another with the same labels
+        labels : put on every sample, for example ``model="minilm"``; the processor replaces
+            another with the same labels
         """
         register(
             registry,
@@ -330,14 +330,14 @@ class BatchEmbeddingProcessor:
         await asyncio.wrap_future(closed)
 
     def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> None:
-        """Take no more work and end the threads; harmless when repeated.
+        """Refuse further work and end the threads; harmless when repeated.
 
         Parameters
         ----------
         drain
-            Answer what waits first; otherwise those callers get ClosedError.
+            Answer waiting callers first; otherwise they get ClosedError.
         timeout
-            Seconds for all of it; callers left then get ClosedError.
+            Seconds for all of it; callers still waiting then get ClosedError.
         """
         self._dispatcher.close(drain=drain, timeout=timeout)
 
@@ -363,7 +363,7 @@ class BatchEmbeddingProcessor:
     ) -> None:
         await self.aclose(drain=error is None)
 
-    # ---- the way of a call ----
+    # ---- running a call ----
 
     async def _embed_all(
         self,
@@ -457,6 +457,6 @@ class BatchEmbeddingProcessor:
 def _close_in_background(dispatcher: Dispatcher) -> None:
     """Close without taking the lock here: a finalizer may run in a thread that holds it."""
     close = functools.partial(dispatcher.close, drain=False, timeout=1.0)
-    # Where no more threads can be had, those of the dispatcher stay, idle, until the exit.
+    # If no more threads can be started, those of the dispatcher stay, idle, until the exit.
     with contextlib.suppress(RuntimeError):
         threading.Thread(target=close, name="aimo-batch-close", daemon=True).start()

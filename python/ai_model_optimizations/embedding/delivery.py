@@ -1,4 +1,4 @@
-"""Answers back to their callers: one wake-up for each event loop, an exception for each caller."""
+"""Returns answers to their callers: one wake-up per event loop, one exception per caller."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from .request_queue import Call
 
 
 def deliver(calls: list[Call], metrics: BatchMetrics, failure: Failure | None = None) -> None:
-    """Resolve the futures: one wake-up for each loop, however many of its callers are done.
+    """Resolve the futures: one wake-up per loop, however many of its callers are done.
+
+    The dispatcher's lock must not be held.
 
     Parameters
     ----------
-    calls : with an answer or an error; not under the dispatcher's lock
-    failure : what kind of error they have; None counts them as answered
+    calls : calls with an answer or an error
+    failure : their kind of error; None counts them as answered
     """
     if not calls:
         return
@@ -39,11 +41,11 @@ def deliver(calls: list[Call], metrics: BatchMetrics, failure: Failure | None = 
 
 
 def _resolve_all(calls: list[Call]) -> None:
-    """Resolve calls of one loop, in a callback of it; runs what waits for them."""
+    """Resolve calls of one loop, in one of its callbacks; runs the tasks that wait for them."""
     for i, call in enumerate(calls):
         try:
             call.resolve()
-        except BaseException:  # a task that ends the loop, or is interrupted: not the others' fault
+        except BaseException:  # a task that ends the loop or is interrupted: not the others' fault
             if call.loop is not None and i + 1 < len(calls):
                 call.loop.call_soon(_resolve_all, calls[i + 1 :])
             raise
@@ -52,16 +54,16 @@ def _resolve_all(calls: list[Call]) -> None:
 def for_one_caller(error: BaseException) -> BaseException:
     """Return an exception that one caller can raise without touching another's traceback."""
     if isinstance(error, StopIteration) or not isinstance(error, Exception):
-        # A future refuses the first; the others would end the caller's loop or thread.
+        # A future refuses StopIteration; the others would end the caller's loop or thread.
         wrapped = RuntimeError(f"the model raised {type(error).__name__}: {error}")
         wrapped.__cause__ = error
         return wrapped
     try:
         twin = copy.copy(error)
         is_equal = type(twin) is type(error) and bool(twin.args == error.args)
-    except Exception:  # its constructor wants something else
+    except Exception:  # its constructor takes other arguments
         return error
-    if not is_equal:  # its constructor makes something else of its own arguments
+    if not is_equal:  # its constructor changes its arguments
         return error
     twin.__cause__, twin.__context__ = error.__cause__, error.__context__
     twin.__suppress_context__ = error.__suppress_context__

@@ -1,4 +1,4 @@
-"""Texts that pass by the queue: one that may not wait, and all under ``AIMO_DISABLE=batch``."""
+"""Texts that bypass the queue: one that may not wait, and all with ``AIMO_DISABLE=batch``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class DirectCalls:
 
     Parameters
     ----------
-    dispatcher : loads the model, says whether work is taken and bounds the calls at a time;
-        nothing is queued in it
-    batch_size : texts in one call of the model, at most
+    dispatcher : loads the model, says whether work is accepted and limits concurrent calls; nothing
+        is queued in it
+    batch_size : maximum texts in one call of the model
     """
 
     def __init__(self, dispatcher: Dispatcher, batch_size: int) -> None:
@@ -39,12 +39,12 @@ class DirectCalls:
                 raise TimeoutError(f"no vector within {timeout} s")
             return running.result()
         finally:
-            running.cancel()  # of a caller who left: what it raises is nobody's any more
+            running.cancel()  # the caller has left, so nobody would receive an exception
 
     def encode_one(self, text: str) -> NDArray[np.float32] | None:
-        """Embed a text without waiting for anybody's batch; (dim,) float32.
+        """Embed a text without waiting for any batch; (dim,) float32.
 
-        None when the model cannot be called while a batch runs. It is loaded if nobody has yet.
+        None if the model cannot be called while a batch runs. Loads the model if necessary.
         """
         dispatcher = self._dispatcher
         began = time.perf_counter()

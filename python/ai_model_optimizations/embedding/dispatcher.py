@@ -1,8 +1,8 @@
 """The threads that turn waiting texts into batches and batches into answers.
 
-A worker takes what waits, runs the model without the lock, and answers every caller of a loop with
-one wake-up. While it runs, the next batch gathers by itself; an idle worker starts at once. A
-watchdog gives up a worker whose model hangs and starts another.
+A worker takes the waiting texts, runs the model without the lock, and answers all callers of an
+event loop with one wake-up. While it runs, the next batch collects; an idle worker starts at once.
+A watchdog abandons a worker whose model hangs and starts another.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class Dispatcher:
         self._watchdog_sleeps = False
         self._parked = 0  # workers that wait for work and were not called yet
         self._gathering = False
-        self._expected = 0  # calls answered by the last batch, who may well come back
-        self._arrived = 0  # calls that came since
+        self._expected = 0  # calls answered by the last batch, whose callers may well come back
+        self._arrived = 0  # calls that arrived since
         self._answered_at = 0.0
         self._trust = 1.0  # share of max_wait_time that waiting for them is worth
 
@@ -134,12 +134,12 @@ class Dispatcher:
 
     @property
     def running_texts(self) -> int:
-        """Texts in batches that run now."""
+        """Texts in batches that are running."""
         return len(self._queue.in_flight) - self._queue.texts
 
     @property
     def closing(self) -> bool:
-        """Whether no more work is taken."""
+        """Whether further work is refused."""
         return self._closing
 
     def submit(
@@ -157,6 +157,7 @@ class Dispatcher:
         Raises
         ------
         ClosedError, QueueFull
+            If the dispatcher is closed, or the texts do not fit into the queue.
         """
         with self._lock:
             if self._closing:
@@ -179,7 +180,7 @@ class Dispatcher:
                 self._call_worker()  # last: it can only wait for the lock and the interpreter
 
     def abandon(self, call: Call) -> None:
-        """Forget a call whose caller no longer waits, unless it had its outcome already."""
+        """Forget a call whose caller no longer waits, unless it already has its outcome."""
         with self._lock:
             if not call.is_open:
                 return
@@ -188,7 +189,7 @@ class Dispatcher:
         self.metrics.failed("cancelled")
 
     def close(self, *, drain: bool, timeout: float | None) -> None:
-        """Take no more work, answer what waits (or fail it with ClosedError), end the threads."""
+        """Refuse further work, answer waiting calls or fail them with ClosedError, end threads."""
         if timeout is not None:
             timeout = min(timeout, _LONGEST_WAIT)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -209,11 +210,11 @@ class Dispatcher:
                 thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def restart_after_fork(self) -> None:
-        """Begin anew in a child process, where none of the threads exist."""
+        """Start afresh in a child process, where none of the threads exist."""
         self._start_fresh()
 
     def load(self) -> Engine:
-        """Return the model's engine, loading the model if nobody has yet."""
+        """Return the model's engine, loading the model if necessary."""
         with self._load_lock:
             if self.engine is None:
                 engine = Engine(self._load_model())
@@ -253,7 +254,7 @@ class Dispatcher:
                 continue
             try:
                 self._run(worker, engine, worker.batch)
-            except BaseException as error:  # of our own, as no memory for the cache's copy
+            except BaseException as error:  # our own, such as no memory for the cache's copy
                 logger.error("answering a batch failed: %s", type(error).__name__)
                 left = [item for item in worker.batch if item.state is not State.OVER]
                 self._settle_failure(worker, left, error)
@@ -293,9 +294,9 @@ class Dispatcher:
         """How long the next batch should still wait for more callers.
 
         Callers that were just answered often come straight back. Starting with the first of them
-        would run one text now and make all others wait for it, so the batch waits until as many
-        calls have come as were answered, within max_wait_time since then, and less when waiting
-        has been in vain. A lone caller is never waited for.
+        would run one text now and make all others wait for it. So the batch waits until as many
+        calls have arrived as were answered, for at most max_wait_time since then, and less if
+        earlier waits were in vain. It never waits for a lone caller.
         """
         queue = self._queue
         if (
@@ -369,7 +370,7 @@ class Dispatcher:
         deliver(done, self.metrics)
 
     def _settle_failure(self, worker: Worker, batch: list[Item], error: BaseException) -> None:
-        """Fail every caller of these texts."""
+        """Give the error to every caller of these texts."""
         with self._lock:
             worker.since = 0.0
             if worker.abandoned:
@@ -386,7 +387,7 @@ class Dispatcher:
         return self._fail(list(calls.values()), error)
 
     def _fail(self, calls: list[Call], error: BaseException) -> list[Call]:
-        """End calls with an error; what they alone wanted leaves the queue."""
+        """End calls with an error; texts that no other call wants leave the queue."""
         for call in calls:
             call.error = for_one_caller(error)
             self._queue.drop(call)
@@ -405,9 +406,9 @@ class Dispatcher:
             self._alarm.notify_all()
 
     def _watch(self, timeout: float) -> None:
-        """Tell callers who have waited too long, and give up workers whose model hangs.
+        """End calls that have waited too long, and abandon workers whose model hangs.
 
-        It looks when the oldest of them is due, so once in `timeout` under load, and sleeps when
+        It wakes when the oldest call is due, so once per `timeout` under load, and sleeps while
         nothing is in flight.
         """
         with self._lock:
@@ -433,7 +434,7 @@ class Dispatcher:
                 self._alarm.wait(min([now, *since]) + timeout - now)
 
     def _expire(self, before: float, timeout: float) -> list[Call]:
-        """Fail the calls that have got no vector since a time."""
+        """Fail the calls that have received no vector since `before`."""
         late = [call for call in self._queue.waiting_calls() if call.progressed <= before]
         texts = self._queue.texts
         return self._fail(late, TimeoutError(f"no vector for {timeout} s ({texts} texts wait)"))

@@ -17,8 +17,8 @@ _FAST_BF16_ROWS = ("avx512_bf16", "amx")
 def resolve_dtype(dtype: str, device: int = CPU) -> DType:
     """Return the storage type that ``dtype`` stands for on this machine.
 
-    ``"auto"`` is the fastest 16-bit type: bf16 where the processor multiplies it, else f16. CUDA
-    devices multiply both at one rate, and f16 is the more precise.
+    ``"auto"`` is the fastest 16-bit type: bf16 where the processor has instructions for it, else
+    f16. CUDA devices multiply both at the same rate, and f16 is more precise.
     """
     if dtype == "auto" and device != CPU:
         return "f16"

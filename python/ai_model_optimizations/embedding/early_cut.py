@@ -1,6 +1,6 @@
 """Where a long text may be cut before it is tokenized without changing the tokens that are kept.
 
-The tokens of a beginning are the first tokens of the whole when nothing on the way to them looks
+The tokens of a prefix are the first tokens of the whole text if no step of the tokenizer looks
 across the cut. That is so between a letter or digit and a single space, if
 
 - the normalizer works character by character, or on groups of characters (normal forms, graphemes)
@@ -8,8 +8,8 @@ across the cut. That is so between a letter or digit and a single space, if
 - the text is first split at white space, so that later steps and the model see one word at a time,
 - and no added token spans white space.
 
-Steps are listed here by name once this has been shown for them; any other step means that texts are
-tokenized whole. The tests compare the two ways on random texts.
+Steps for which this has been shown are listed here by name; with any other step, whole texts are
+tokenized. The tests compare both on random texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One face for whatever can embed: an EmbeddingModel, a SentenceTransformer, any ``.encode``."""
+"""One interface to any model: an EmbeddingModel, a SentenceTransformer, any ``.encode``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ShapeError(ValueError):
     """The model returned something that is not one vector for each text."""
 
 
-# One thread tokenizes a batch; with long texts in it the others would wait. A model that pads
-# nothing loses nothing by pieces, here of about 2 ms.
+# One thread tokenizes a batch; if it has long texts, the others would wait. A model without padding
+# loses nothing when the batch is cut into pieces, here of about 2 ms.
 _CHARACTERS_AT_ONCE: Final = 8192
 
-# Only passed to models that have the parameter: one call is one batch, and it stays silent.
+# Passed only to models that have these parameters: one call is one batch, without a progress bar.
 _QUIET = {"show_progress_bar": False, "convert_to_numpy": True}
 
 
@@ -37,7 +37,7 @@ class Engine:
     Parameters
     ----------
     model : an object with ``encode(list_of_texts)``; ``dimension``, ``space_id``,
-        ``max_seq_length`` and ``count_tokens`` are used where it has them
+        ``max_seq_length`` and ``count_tokens`` are used if it has them
     """
 
     def __init__(self, model: Embedder) -> None:
@@ -53,7 +53,7 @@ class Engine:
         parameters = _keyword_names(self._encode)
         self._options = {k: v for k, v in _QUIET.items() if k in parameters}
         self._takes_batch_size = "batch_size" in parameters
-        #: Whether it pads nothing and any number of threads may call it at a time.
+        #: Whether it pads nothing and any number of threads may call it at once.
         self.is_ours = _is_ours(model)
         self.dimension = _dimension_of(model)
 
@@ -65,7 +65,7 @@ class Engine:
 
     @property
     def max_seq_length(self) -> int | None:
-        """Tokens that the model reads of one text, or None when it does not say."""
+        """The most tokens that the model reads of one text, or None if it does not say."""
         limit = getattr(self.model, "max_seq_length", None)
         return limit if isinstance(limit, int) and limit > 0 else None
 
@@ -118,7 +118,7 @@ def model_loader(
     model
         A model, a function that returns one, a name or a path; the default model when None.
     argument
-        What the user's function calls it.
+        The name of the user's argument, for error messages.
     """
     if model is None or isinstance(model, (str, os.PathLike)):
         return functools.partial(load_by_name, model)
@@ -134,7 +134,7 @@ def model_loader(
 
 
 def load_by_name(name: str | os.PathLike[str] | None = None, dtype: str | None = None) -> Embedder:
-    """Load an EmbeddingModel; the default one, and its default dtype, for None."""
+    """Load an EmbeddingModel; None takes the default model, and its default dtype."""
     from .lookup import DEFAULT_MODEL
     from .model import EmbeddingModel
 

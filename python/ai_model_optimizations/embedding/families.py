@@ -1,4 +1,4 @@
-"""Model families: what config.json and the tensors are called, and what they mean to the core.
+"""Model families: how their config.json and tensor names map to the core.
 
 A family is data. A new one adds a row to :data:`FAMILIES` and, where the forward pass itself
 differs, an option to the core's encoder; there is no second encoder.
@@ -114,7 +114,7 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
     UnsupportedError
         If the model needs something that the encoder lacks; the message names the setting.
     ModelFormatError
-        If a size is missing or no positive integer.
+        If a size is missing or not a positive integer.
     """
     model_type = config.get("model_type")
     family = FAMILIES.get(str(model_type))
@@ -146,7 +146,7 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def _refuse_variants(config: Mapping[str, Any], path: Path) -> None:
-    """Some models say ``bert`` and are not: they would load and give wrong vectors."""
+    """Refuse models that say ``bert`` but are not: they would load and give wrong vectors."""
     refusals = {
         "auto_map": None,
         "is_decoder": False,

@@ -1,4 +1,4 @@
-"""Model folders as sentence-transformers and transformers write them, read into one description."""
+"""Reads model folders that sentence-transformers or transformers wrote into one description."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class ModelFolder:
     """What a folder says about its model."""
 
     path: Path
-    #: Where the transformer's own files lie: the folder itself, or one in it.
+    #: Where the transformer's own files are: the folder itself, or a subfolder.
     transformer: Path
     architecture: Architecture
     head: Head
     prompts: Prompts
     #: The safetensors files; several when the weights are sharded.
     weights: tuple[Path, ...]
-    #: Of sharded weights: the file of every tensor, as the index says.
+    #: For sharded weights: the file of every tensor, according to the index.
     shards: Mapping[str, Path]
     max_seq_length: int
     do_lower_case: bool
-    #: Elements of a vector that are kept, when the folder asks for fewer than the model gives.
+    #: How many elements of a vector are kept, if the folder wants fewer than the model gives.
     truncate_dim: int | None = None
     #: The files as they were when reading began.
     state: FolderState = field(default_factory=lambda: FolderState(()))

@@ -1,4 +1,4 @@
-"""Which version of its files a model was read from: they must not change meanwhile."""
+"""Detects whether a model's files change while they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _READ = (".json", ".safetensors")
 
 
 class FolderState(NamedTuple):
-    """Name, size, time of change and inode of every file that may be read."""
+    """Name, size, modification time and inode of every file that may be read."""
 
     files: tuple[tuple[str, int, int, int], ...]
 
@@ -25,7 +25,7 @@ class FolderState(NamedTuple):
         return cls(tuple(sorted(found)))
 
     def check_unchanged(self, path: Path) -> None:
-        """Raise when the folder is not as it was.
+        """Raise an error if the folder has changed.
 
         Raises
         ------
@@ -52,5 +52,5 @@ def _collect(path: Path, prefix: str, found: list[tuple[str, int, int, int]]) ->
                     identity = (status.st_size, status.st_mtime_ns, status.st_ino)
                     found.append((prefix + entry.name, *identity))
     except OSError:
-        # Gone or not to be read: whoever reads it will say so by name.
+        # Gone or unreadable: the code that reads it will raise an error that names it.
         return

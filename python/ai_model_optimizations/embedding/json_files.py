@@ -1,4 +1,4 @@
-"""JSON files of a model folder: whatever is wrong with one is a ModelFormatError that names it."""
+"""JSON files of a model folder; anything wrong in one raises a ModelFormatError that names it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def read_json_if_there(path: Path) -> Mapping[str, Any]:
-    """Return the object in a JSON file, an empty one when there is no such file."""
+    """Return the object in a JSON file, or an empty one if there is no such file."""
     return read_json(path) if path.is_file() else {}
 
 
 def positive_integer(
     config: Mapping[str, Any], key: str, path: Path, default: int | None = None
 ) -> int:
-    """Return a size that a JSON object must hold."""
+    """Return a required positive integer of a JSON object."""
     value = config.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelFormatError(f"{path}: {key} must be a positive integer, got {value!r}")

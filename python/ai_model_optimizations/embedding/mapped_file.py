@@ -1,4 +1,4 @@
-"""Safetensors files as memory: the bytes of tensors where they lie, without a copy."""
+"""Memory-mapped safetensors files: the bytes of tensors, without a copy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class MappedFile:
     """One mapped safetensors file.
 
     The ``safetensors`` library checks header, offsets and lengths before anything is mapped. Views
-    of the file keep it mapped. A file that somebody shortens while it is mapped ends the process,
-    as with any mapping; those that this package writes are replaced, never changed.
+    of the file keep it mapped. If a file is truncated while it is mapped, the process crashes, as
+    with any mapping; files that this package writes are replaced, never changed.
 
     Raises
     ------
     ModelFormatError
-        If the file is truncated or is no safetensors file; the message names it.
+        If the file is truncated or is not a safetensors file; the message names it.
     OSError
         If it cannot be opened.
     """
@@ -72,7 +72,7 @@ class MappedFile:
         return self._bytes[self._start + begin : self._start + end]
 
     def drop_pages(self) -> None:
-        """Take what was read so far out of this process's memory; it is read again when needed."""
+        """Drop the pages read so far from this process's memory; they are read again on use."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
@@ -89,8 +89,8 @@ def file_chunks(
     Parameters
     ----------
     entries : dtype as the format spells it, shape and bytes of each tensor, by name
-    blocks : bytes-like pieces of the tensors' data, in the order of ``entries``; a tensor may come
-        in several pieces, none may reach into the next tensor
+    blocks : bytes-like pieces of the tensors' data, in the order of ``entries``; a tensor may be
+        several pieces, and no piece may extend into the next tensor
     metadata : the file's key-value pairs
     alignment : tensors begin at multiples of it; ``padding`` tensors fill the gaps, which the
         format does not allow

@@ -84,11 +84,11 @@ class Histogram:
 
 
 class BatchMetrics:
-    """What a processor did since it started.
+    """What a processor has done since it started.
 
-    An event is noted when it happens and counted later, by whoever reads the metrics or notes one
-    too many: between a caller and its vector every microsecond of Python is waited for, and many
-    more of them after a model has emptied the processor's caches.
+    An event is only noted when it happens and counted later, when the metrics are read or too many
+    are noted: a caller waits for every microsecond of Python before its vector arrives, and Python
+    is slower still after a model has evicted everything from the CPU's caches.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class BatchMetrics:
         self._batch_tokens = Histogram(_COUNTS)
 
     def accepted(self, joined: int) -> None:
-        """One call was queued; `joined` of its texts were in flight already."""
+        """One call was queued; `joined` of its texts were already in flight."""
         self._note(self._count_accepted, joined)
 
     def served_from_cache(self) -> None:
@@ -139,7 +139,7 @@ class BatchMetrics:
         self._note(self._count_undelivered, calls)
 
     def replaced_worker(self) -> None:
-        """A worker thread was given up because the model hung."""
+        """A worker thread was abandoned because the model hung."""
         self._note(self._count_replaced_worker)
 
     def snapshot(self) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class BatchMetrics:
                 self._count()
 
     def _count(self) -> None:
-        """Count what was noted; the caller holds the lock, as for all below."""
+        """Count the noted events; the lock must be held, as for all methods below."""
         while self._uncounted:
             count, what = self._uncounted.popleft()
             count(*what)
@@ -265,13 +265,13 @@ class BatchMetrics:
 
 
 class PrometheusCollector:
-    """Hands a processor's metrics to ``prometheus_client`` when a scrape asks for them."""
+    """Gives a processor's metrics to ``prometheus_client`` at each scrape."""
 
     def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
         self._families = families
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, so that a registry takes several; their families are then repeated."""
+        """Return nothing, so that a registry takes several; their families are then repeated."""
         return ()
 
     def collect(self) -> Iterable[Metric]:

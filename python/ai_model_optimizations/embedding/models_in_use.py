@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .model import EmbeddingModel
 
-#: Held while a model is loaded: who asks for the same one waits for it.
+#: Held while a model is loaded: other callers that want the same model wait for it.
 _loading = threading.RLock()
 #: Models in use, by their files and their options.
 _loaded: weakref.WeakValueDictionary[tuple[Hashable, Hashable], EmbeddingModel] = (
@@ -29,10 +29,10 @@ def in_use(
 
     Parameters
     ----------
-    files : what the weights follow from: a path, the state of what is there, dtype and device
-    options : what else is chosen
-    load : makes a model of the files
-    with_options : gives a model of the files the options; it may return the very one
+    files : what determines the weights: a path, the state of its files, dtype and device
+    options : the other options
+    load : loads a model from the files
+    with_options : returns a loaded model with the options; it may return the same object
     """
     with _loading:
         model = _loaded.get((files, options))
@@ -44,7 +44,7 @@ def in_use(
 
 
 def forget_all() -> None:
-    """Let the next :func:`in_use` load, as in a new process."""
+    """Make the next :func:`in_use` load again, as in a new process."""
     _loaded.clear()
 
 

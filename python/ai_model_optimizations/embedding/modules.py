@@ -54,7 +54,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Head:
-    """All that happens to the token vectors."""
+    """Everything that happens to the token vectors."""
 
     #: Names of the core; several are concatenated.
     poolings: tuple[str, ...] = ("mean",)
@@ -69,7 +69,7 @@ class Head:
 
 
 def transformer_folder(path: Path) -> Path:
-    """Return where config.json lies: the folder itself, or the one that modules.json names."""
+    """Return where config.json is: the folder itself, or the one that modules.json names."""
     if not (path / "modules.json").is_file():
         return path
     return _subfolder(path, _modules(path)[0])
@@ -78,15 +78,15 @@ def transformer_folder(path: Path) -> Path:
 def read_head(path: Path, hidden: int) -> Head:
     """Read modules.json and the modules' own configurations.
 
-    A folder without modules.json, as transformers writes it, gets what sentence-transformers gives
-    it: mean pooling, not normalised.
+    A folder without modules.json, as transformers writes it, is treated as sentence-transformers
+    does: mean pooling, not normalised.
 
     Raises
     ------
     ModelFormatError
         If a file is missing or contradicts another; the message names it.
     UnsupportedError
-        If a module is none that the encoder knows.
+        If the encoder does not know a module.
     """
     if not (path / "modules.json").is_file():
         return Head()
@@ -110,7 +110,7 @@ def read_head(path: Path, hidden: int) -> Head:
 
 
 def _modules(path: Path) -> list[Mapping[str, Any]]:
-    """Return the list in modules.json, whose order is known to be one that can be computed."""
+    """Return the list in modules.json, after checking that the encoder can run that order."""
     file = path / "modules.json"
     modules = read_any(file)
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
@@ -134,7 +134,7 @@ def _kind(module: Mapping[str, Any]) -> str:
 
 def _subfolder(path: Path, module: Mapping[str, Any]) -> Path:
     name = module.get("path", "")
-    # Longer names are no names to the operating system.
+    # The operating system refuses longer names.
     if (
         not isinstance(name, str)
         or not name.isprintable()
@@ -216,7 +216,7 @@ def _activation(config: Mapping[str, Any], file: Path) -> str:
 
 
 def _refuse_other_features(file: Path) -> None:
-    """Modules work on the sentence's vector, unless their configuration says otherwise."""
+    """Refuse modules whose configuration makes them work on anything but the sentence's vector."""
     config = read_json_if_there(file)
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") not in (None, "sentence_embedding"):
@@ -224,7 +224,7 @@ def _refuse_other_features(file: Path) -> None:
 
 
 def conversion_hint(folder: Path) -> str:
-    """Say what to do when a folder has weights in a form that is not read."""
+    """Say what to do when a folder has weights in a format that is not supported."""
     if any(folder.glob("pytorch_model*.bin*")):
         return (
             "; pytorch_model.bin is a pickle, which can run code, and is not read: load the model "

@@ -1,4 +1,4 @@
-"""The future of a coroutine that waits for vectors; its task goes on in the wake-up itself."""
+"""The future of a coroutine that waits for vectors; its task continues in the wake-up itself."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 class LoopOutcome(asyncio.Future[NDArray[np.float32]]):
     """A future that a batch's wake-up of the loop resolves.
 
-    ``set_result`` lets the loop call the waiting task in its next round, behind another look at
-    its selector and whatever else is ready. :meth:`settle` calls it at once.
+    ``set_result`` makes the loop call the waiting task in its next round, after polling its
+    selector and running whatever else is ready. :meth:`settle` calls it immediately.
     """
 
     _waiter: tuple[Callable[..., object], contextvars.Context | None] | None = None
@@ -27,9 +27,9 @@ class LoopOutcome(asyncio.Future[NDArray[np.float32]]):
         self._waiter = (fn, context)
 
     def settle(self, vectors: NDArray[np.float32]) -> None:
-        """Set the result and run who waits for it; only in a callback of the loop.
+        """Set the result and run the tasks that wait for it; only from a callback of the loop.
 
-        In a task the loop would find another one running.
+        Inside a task, the loop would find another one running.
         """
         waiter, self._waiter = self._waiter, None
         # One that no longer waits has removed itself.

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from .. import _core
 
-#: For each layer and each of its inputs, the channels.
+#: The channels, for each layer and each of its inputs.
 Outliers = list[list[NDArray[np.int32]]]
 
 # The weights whose matrices share each input, in the order of Encoder.input_peaks.
 _MATRICES = ("query.weight", "attention_output.weight", "up.weight", "down.weight")
 _CHANNELS = 8  # at most, because each takes 1% of a product
-_STANDS_OUT = 2.0  # times the largest of the other channels; less would not show in the cosines
+_STANDS_OUT = 2.0  # times the largest other channel; smaller ones do not affect the cosines
 _LENGTHS = (4, 16, 64, 128)
 _SEQUENCES = 8  # of each length
 
@@ -33,8 +33,8 @@ def find_outliers(
     Parameters
     ----------
     encoder : sealed, with f32 or 16-bit weights
-    vocabulary : its number of words
-    frame : (m,) int32, the tokens of an empty text; the words come before the last of them
+    vocabulary : number of words in its vocabulary
+    frame : (m,) int32, the tokens of an empty text; words are inserted before the last one
 
     Returns
     -------

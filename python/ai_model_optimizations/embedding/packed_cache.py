@@ -1,9 +1,9 @@
 """AIMO_CACHE_DIR: packed forms of model folders, so that the next process maps instead of packs.
 
-A file's name is a hash of everything that its content follows from; a folder that changes gets
-another. Files may be deleted at any time. Of workers that miss at the same time one packs and the
-others wait for it, so that all map one file. Files are written aside and renamed: nobody reads half
-of one.
+A file's name is a hash of everything that determines its content; a folder that changes gets
+another file. Files may be deleted at any time. When several workers miss at the same time, one
+packs and the others wait for it, so that all map one file. Files are written under a temporary name
+and renamed, so nobody reads half of one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VARIABLE = "AIMO_CACHE_DIR"
 
 _log = logging.getLogger("ai_model_optimizations")
 _Model = TypeVar("_Model")
-# Seconds that a worker waits for another one's packing; most models take less than one.
+# Seconds that a worker waits for another to pack; most models take less than one.
 _PATIENCE: Final = 60.0
 
 
@@ -40,8 +40,8 @@ def cache_folder() -> Path | None:
 def packed_name(folder: ModelFolder, dtype: str, space_id: str) -> str:
     """Return the name of the packed form of this content in this dtype.
 
-    ``space_id`` samples the weights. Size and time of the files are in the name as well, so that
-    two trainings which differ only between the samples are told apart.
+    ``space_id`` samples the weights. Size and modification time of the files are part of the name
+    as well, to distinguish models that differ only between the samples.
     """
     files = [file.stat() for file in folder.weight_files]
     content = (
@@ -65,10 +65,10 @@ def load_through_cache(
     write: Callable[[_Model, Path], object],
     read: Callable[[Path], _Model],
 ) -> _Model:
-    """Return ``read`` of the folder's packed form, made by ``pack`` and ``write`` when missing.
+    """Return ``read`` of the folder's packed form, made by ``pack`` and ``write`` if missing.
 
-    Nothing about the cache makes loading fail: what is damaged is logged and replaced, what cannot
-    be written is logged and done without.
+    The cache never makes loading fail: a damaged file is logged and replaced; if a file cannot be
+    written, that is logged and the model is loaded without the cache.
     """
     cache = cache_folder()
     if cache is None:
@@ -86,14 +86,14 @@ def load_through_cache(
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             remove_leftovers(cache)
             write(model, path)
-            return read(path)  # the packed copy can go: this process shares the pages as well
+            return read(path)  # instead of the packed copy, so that this process shares pages too
         except (ModelFormatError, OSError) as error:
             _log.warning("%s: the packed model is not kept: %s", VARIABLE, error)
             return model
 
 
 def _read(path: Path, read: Callable[[Path], _Model]) -> _Model | None:
-    """The packed model, None when there is none that can be read."""
+    """Return the packed model, or None if there is none that can be read."""
     if not path.exists():
         return None
     try:
@@ -105,12 +105,12 @@ def _read(path: Path, read: Callable[[Path], _Model]) -> _Model | None:
 
 @contextmanager
 def _turn(cache: Path) -> Iterator[None]:
-    """Wait until no other process packs into `cache`; one that takes too long is not waited for."""
+    """Wait until no other process packs into `cache`, but not for one that takes too long."""
     with ExitStack() as stack:
         with suppress(OSError):
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(cache, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)  # lets the lock go
+            stack.callback(os.close, descriptor)  # releases the lock
             deadline = time.monotonic() + _PATIENCE
             while not _locked(descriptor) and time.monotonic() < deadline:
                 time.sleep(0.02)

@@ -1,10 +1,10 @@
-"""Packed models: one safetensors file with everything that a model is.
+"""Packed models: one safetensors file with everything that makes up a model.
 
-The weights lie in it as they lie in memory, so a file is mapped and nothing is read, converted or
+The weights have the same layout as in memory, so a file is mapped and nothing is read, converted or
 copied: processes share the pages. Each weight is a tensor whose dtype and shape are those of the
 packed layout; the tokenizer is one more, of bytes, so that a model appears with one rename. Every
 tensor begins at a multiple of 64 bytes; where one ends elsewhere, a ``padding`` tensor follows,
-because safetensors allows no gaps. The metadata says the rest:
+because safetensors allows no gaps. The metadata holds the rest:
 
 ``format``           ``ai-model-optimizations packed model``
 ``layout_version``   of the weights' layout; a newer one is refused
@@ -38,12 +38,12 @@ FILE_NAME = "packed.safetensors"
 _CODES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "int8": "I8"}
 _TOKENIZER = "tokenizer.json"
 
-#: A piece of each tensor's every so many bytes goes into the checksum.
+#: The checksum covers one piece of each tensor per this many bytes.
 _SAMPLE_BYTES, _SAMPLE_STRIDE = 256, 1 << 18
 
 
 def find_packed(path: Path) -> Path | None:
-    """Return the packed file that ``path`` is or has in it; None when there is none."""
+    """Return the packed file that ``path`` is or contains; None if there is none."""
     if path.is_dir():
         path = path / FILE_NAME
     return path if path.suffix == ".safetensors" and path.is_file() else None
@@ -71,7 +71,7 @@ def write_packed(
     ----------
     tokenizer : a tokenizer.json
     metadata : ``dtype``, ``space_id`` and ``model``
-    mode : permissions, from which the process's umask is taken
+    mode : permissions, reduced by the process's umask
 
     Returns
     -------
@@ -80,7 +80,7 @@ def write_packed(
     Raises
     ------
     OSError
-        If it cannot be written; nothing is left then.
+        If it cannot be written; nothing is left behind.
     """
     blocks: dict[str, NDArray[np.uint8]] = {}
     entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
@@ -112,7 +112,7 @@ def _group(weight: str) -> str:
 
 
 def _checksum(blocks: Mapping[str, NDArray[np.uint8]]) -> int:
-    """CRC-32 over samples of all blocks: cheap, and different for a file with holes."""
+    """Return a CRC-32 over samples of all blocks: cheap, and detects a file with holes."""
     checksum = 0
     for name, array in blocks.items():
         block = array.data
@@ -124,12 +124,12 @@ def _checksum(blocks: Mapping[str, NDArray[np.uint8]]) -> int:
 
 
 class PackedFile:
-    """A mapped packed model; what reads of it stays mapped as long as it is in use.
+    """A mapped packed model; it stays mapped as long as its weights are in use.
 
     Raises
     ------
     ModelFormatError
-        If the file is damaged, is no packed model, or has a layout that this package does not
+        If the file is damaged, is not a packed model, or has a layout that this package does not
         know; the message names it.
     """
 
@@ -175,7 +175,7 @@ class PackedFile:
         return self._block(_TOKENIZER, "U8").tobytes()
 
     def map_into(self, encoder: _core.Encoder) -> None:
-        """Give every weight to the encoder where it lies, after looking at samples of all.
+        """Give every weight to the encoder without a copy, after checking samples of all.
 
         Raises
         ------

@@ -45,7 +45,7 @@ class ModelParts(NamedTuple):
 
 
 def write_parts(path: Path, parts: ModelParts, *, mode: int = 0o666) -> None:
-    """Write a packed file; OSError when it cannot be written, and nothing is left then."""
+    """Write a packed file; OSError if it cannot be written, and nothing is left behind."""
     architecture = parts.folder.architecture
     family = next(name for name, row in FAMILIES.items() if row is architecture.family)
     model = {
@@ -67,7 +67,7 @@ def read_parts(path: Path, folder: ModelFolder | None = None, device: int = CPU)
 
     Parameters
     ----------
-    folder : the folder that the model was packed from; None makes one of what the file says
+    folder : the folder that the model was packed from; None makes one from the file's metadata
     device : where to compute: :data:`~ai_model_optimizations.devices.CPU`, or a CUDA device
 
     Raises

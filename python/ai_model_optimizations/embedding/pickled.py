@@ -1,4 +1,4 @@
-"""EmbeddingModels in pickles: the place of the packed file, else its content."""
+"""Pickles of EmbeddingModels: the path of the packed file, or else its content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .truncation import check_policy
 
 
 def to_bytes(model: EmbeddingModel, file: Path | None = None) -> tuple[str, Any, str]:
-    """Return what a pickle keeps: the packed file's place and hash, else its content.
+    """Return what a pickle keeps: the packed file's path and hash, or else its content.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def from_bytes(
     Raises
     ------
     ModelFormatError
-        If the file is another one than when it was pickled.
+        If the file has been replaced since the model was pickled.
     FileNotFoundError
         If it is gone.
     """
@@ -64,14 +64,14 @@ def from_bytes(
     with tempfile.TemporaryDirectory(prefix="aimo-") as name:
         file = Path(name) / FILE_NAME
         file.write_bytes(value)
-        # What is mapped stays, though the name goes.
+        # The mapping stays valid after the name is gone.
         parts = read_parts(file, device=where)
     folder = replace(parts.folder, path=Path(rest))
     return EmbeddingModel(*parts._replace(folder=folder), Options(narrow, policy), where)
 
 
 def _own_file(model: EmbeddingModel) -> Path | None:
-    """The packed file that the model was loaded from, unless another model lies there now."""
+    """Return the packed file that the model was loaded from, unless another model replaced it."""
     try:
         path = find_packed(model.path)
         if path is None:

@@ -1,4 +1,4 @@
-"""A progress bar over batches, where one is wanted and tqdm is installed."""
+"""A progress bar over batches, if one is wanted and tqdm is installed."""
 
 from __future__ import annotations
 

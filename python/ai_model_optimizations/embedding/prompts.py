@@ -12,7 +12,7 @@ from ..errors import ModelFormatError
 
 logger = logging.getLogger("ai_model_optimizations")
 
-#: Prompts by which documents are known, the first that a model has.
+#: Names of the document prompt; the first that a model has is used.
 _DOCUMENT_NAMES = ("document", "passage", "corpus")
 
 
@@ -31,7 +31,7 @@ class Prompts:
         TypeError
             If ``prompt`` is not a string.
         ValueError
-            If the model has no prompt of that name, or ``prompt`` is no valid Unicode.
+            If the model has no prompt of that name, or ``prompt`` is not valid Unicode.
         """
         if prompt is not None:
             if not isinstance(prompt, str):
@@ -52,12 +52,12 @@ class Prompts:
 
     @property
     def query_name(self) -> str | None:
-        """The prompt of queries, by sentence-transformers' name for it."""
+        """The name of the query prompt, as in sentence-transformers."""
         return "query" if "query" in self.texts else None
 
     @property
     def document_name(self) -> str | None:
-        """The prompt of documents, by the first of the names that are in use."""
+        """The name of the document prompt: the first usual name that the model has."""
         return next((name for name in _DOCUMENT_NAMES if name in self.texts), None)
 
 
@@ -69,7 +69,7 @@ def read_prompts(config: Mapping[str, Any], file: Path) -> Prompts:
     Raises
     ------
     ModelFormatError
-        If they are no object of strings or the default is none of them.
+        If they are not an object of strings, or the default is not one of them.
     """
     saved = config.get("prompts") or {}
     if not isinstance(saved, dict) or not all(

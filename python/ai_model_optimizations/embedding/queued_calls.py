@@ -1,6 +1,6 @@
-"""The way of one caller's texts: answered from the cache, queued in windows, awaited.
+"""What happens to one caller's texts: answered from the cache, or queued in windows and awaited.
 
-The same steps for a coroutine and for a plain thread; only the waiting differs.
+The steps are the same for a coroutine and for a plain thread; only the waiting differs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .dispatcher import Dispatcher
 from .request_queue import Call, Priority
 
 # A large call is fed to the queue in windows, two at a time: the queue never runs dry between
-# them, other callers find room, and a million texts need no more memory than their vectors.
+# them, other callers find room, and a million texts take little more memory than their vectors.
 _WINDOW_BATCHES: Final = 8
 _WINDOWS_IN_FLIGHT: Final = 2
 
@@ -31,8 +31,8 @@ class QueuedCalls:
 
     Parameters
     ----------
-    batch_size : texts in one call of the model, at most
-    max_queue : texts that may wait
+    batch_size : maximum texts in one call of the model
+    max_queue : maximum waiting texts
     """
 
     def __init__(self, dispatcher: Dispatcher, batch_size: int, max_queue: int) -> None:
@@ -51,7 +51,7 @@ class QueuedCalls:
 
         Parameters
         ----------
-        progress : called with (texts done, texts in all) as windows are done
+        progress : called with (texts done, total texts) after each window
         expires : whether waiting ends with the dispatcher's timeout
         """
         loop = asyncio.get_running_loop()
@@ -102,7 +102,7 @@ class QueuedCalls:
         progress: Callable[[int, int], object] | None,
         pending: deque[Call],
     ) -> Generator[Call, NDArray[np.float32], NDArray[np.float32]]:
-        """Feed a large input: yields each call to wait for, is sent its answer, returns all."""
+        """Feed a large input: yields each call to wait for, receives its answer, returns all."""
         vectors: NDArray[np.float32] | None = None
         starts = range(0, len(texts), self._window)
         unsent = iter(starts)
@@ -127,7 +127,7 @@ class QueuedCalls:
         *,
         continues: bool = False,
     ) -> Call:
-        """Answer from the cache what is there and queue the rest, shortest first."""
+        """Answer what the cache has and queue the rest, shortest first."""
         dispatcher = self._dispatcher
         if dispatcher.closing:
             raise ClosedError("the batch processor is closed")
@@ -138,7 +138,7 @@ class QueuedCalls:
             dispatcher.metrics.served_from_cache()
             return call
         tokens = list(map(dispatcher.tokens.estimate, texts))
-        if len(missing) > 1:  # models that pad waste less on batches of one length
+        if len(missing) > 1:  # models that pad waste less on batches of similar lengths
             missing.sort(key=tokens.__getitem__)
         try:
             dispatcher.submit(call, texts, tokens, missing, priority, beyond_limit=continues)
@@ -165,12 +165,12 @@ class QueuedCalls:
             call.start_clock()
         try:
             return future.result()
-        except BaseException:  # KeyboardInterrupt, most of all
+        except BaseException:  # KeyboardInterrupt above all
             self._dispatcher.abandon(call)
             raise
 
     def _forget(self, calls: Iterable[Call]) -> None:
-        """Give up calls that nobody awaits any more, and whatever errors they may have."""
+        """Abandon calls that nobody awaits any more, and their errors."""
         for call in calls:
             self._dispatcher.abandon(call)
             if call.loop is not None and not call.future.cancel() and not call.future.cancelled():

@@ -1,4 +1,4 @@
-"""What waits to be embedded: callers, their texts, and the order in which texts are taken.
+"""The texts waiting to be embedded: their callers, and the order in which they are taken.
 
 Plain data without threads or locks; the dispatcher holds its lock around every method. A *call* is
 one caller with its texts; an *item* is one distinct text, shared by every call that wants it while
@@ -26,10 +26,10 @@ Priority = Literal["high", "normal", "low"]
 Answer = NDArray[np.float32]
 
 # Shares of the token throughput when all three have work waiting. Every share is above zero, so
-# nothing starves; a priority that asks for less than its share is served at once.
+# nothing starves; a priority that needs less than its share is served at once.
 PRIORITY_SHARES: dict[Priority, int] = {"high": 16, "normal": 4, "low": 1}
 
-_COMPACT_ABOVE = 64  # entries of cancelled texts that a lane carries before it is rewritten
+_COMPACT_ABOVE = 64  # a lane keeps up to this many entries of cancelled texts before rewriting
 
 
 class Call:
@@ -65,11 +65,11 @@ class Call:
         return self.left > 0
 
     def start_clock(self) -> None:
-        """Let the time without a vector count from now on; until then the call cannot expire."""
+        """Start measuring the time without a vector; until then the call cannot expire."""
         self.progressed = time.perf_counter()
 
     def place_cached(self, vectors: Sequence[NDArray[np.float32] | None]) -> list[int]:
-        """Place the vectors that are there; returns the positions of the others."""
+        """Place the vectors that the cache had; returns the positions of the others."""
         missing: list[int] = []
         for position, vector in enumerate(vectors):
             if vector is None:
@@ -93,7 +93,7 @@ class Call:
         self.items.clear()
 
     def resolve(self) -> None:
-        """Hand the outcome to the caller; on its loop's thread, or anywhere for a plain thread."""
+        """Give the caller its outcome; on its loop's thread, or on any for a plain thread."""
         self.items.clear()
         future = self.future
         if future.done():
@@ -109,11 +109,11 @@ class Call:
 
 
 class State(enum.Enum):
-    """Where an item is on its way."""
+    """The state of an item."""
 
     WAITING = enum.auto()
     RUNNING = enum.auto()
-    OVER = enum.auto()  # answered, failed or wanted by nobody
+    OVER = enum.auto()  # answered, failed, or no longer wanted
 
 
 class Item:
@@ -143,7 +143,7 @@ class Lane:
         self.rank = rank  # 0 is the most urgent
         self.stride = 1.0 / share
         self.pass_value = 0.0
-        self.waiting = 0  # entries that are still to be taken; the others are stale
+        self.waiting = 0  # entries still to be taken; the others are stale
         self.entries: deque[Item] = deque()
 
     def holds(self, item: Item) -> bool:
@@ -164,15 +164,15 @@ class Lane:
 
 
 class RequestQueue:
-    """The texts that wait, in three lanes that share the throughput by stride scheduling.
+    """The waiting texts, in three lanes that share the throughput by stride scheduling.
 
     Each lane has a pass value that grows by tokens / share when it is served; the lane with the
-    smallest is served next. A lane that was empty joins at the present value, so that waiting for
-    work earns no credit.
+    smallest value is served next. A lane that was empty joins at the current value, so that being
+    idle earns no credit.
 
     Parameters
     ----------
-    max_texts : texts that may wait at a time
+    max_texts : maximum waiting texts
     """
 
     def __init__(self, max_texts: int) -> None:
@@ -201,7 +201,7 @@ class RequestQueue:
         Raises
         ------
         QueueFull
-            If they do not fit and `beyond_limit` is false; nothing is queued then.
+            If they do not fit and `beyond_limit` is false; then nothing is queued.
         """
         if not beyond_limit and self.texts + len(positions) > self.max_texts:
             new = {texts[i] for i in positions if texts[i] not in self.in_flight}
@@ -218,7 +218,7 @@ class RequestQueue:
                 item = self.in_flight[text] = Item(text, tokens[position], lane)
                 self._enter(item, lane)
             elif item.state is State.WAITING and lane.rank < item.lane.rank:
-                self._leave(item)  # somebody more urgent wants it; the old entry goes stale
+                self._leave(item)  # a more urgent caller wants it; the old entry goes stale
                 self._enter(item, lane)
             if item.state is State.RUNNING and not call.started:
                 call.started = call.submitted
@@ -228,7 +228,7 @@ class RequestQueue:
     def take(self, max_texts: int, max_tokens: int) -> list[Item]:
         """Take the next batch: at most `max_texts` and `max_tokens`, but at least one text.
 
-        A text that does not fit ends the batch, so that a long one is not overtaken for ever.
+        A text that does not fit ends the batch, so that a long one is not overtaken forever.
         """
         batch: list[Item] = []
         budget = max_tokens
@@ -247,7 +247,7 @@ class RequestQueue:
         return batch
 
     def drop(self, call: Call) -> None:
-        """Forget a call that is over early; texts that nobody else wants leave the queue."""
+        """Forget a call that ended early; texts that no other call wants leave the queue."""
         items = call.items.copy()
         call.give_up(call.error)
         for item in items:
@@ -261,7 +261,7 @@ class RequestQueue:
                 item.lane.compact()
 
     def finish(self, item: Item) -> None:
-        """End an item's flight; the next call for its text starts a new one."""
+        """Take an item out of flight; the next call for its text starts a new item."""
         item.state = State.OVER
         if self.in_flight.get(item.text) is item:
             del self.in_flight[item.text]

@@ -21,7 +21,7 @@ else:
 CONFIG_VARIABLE: Final = "AIMO_CONFIG"
 THREADS_VARIABLE: Final = "AIMO_NUM_THREADS"
 
-# Table and key, and the type of its value. An int will do where a float is expected.
+# Table and key, and the type of its value. An int is accepted where a float is expected.
 _KEYS: Final[dict[str, dict[str, type]]] = {
     "model": {"name": str, "dtype": str},
     "batching": {
@@ -39,13 +39,13 @@ _KEYS: Final[dict[str, dict[str, type]]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a configuration file says; what it does not say keeps the default.
+    """The settings in a configuration file; settings that it lacks keep their defaults.
 
     Attributes
     ----------
     model, dtype : arguments of ``EmbeddingModel.load``
     batching : arguments of ``BatchEmbeddingProcessor``
-    threads : threads that compute at a time
+    threads : number of threads that compute
     """
 
     model: str | None = None
@@ -83,14 +83,14 @@ def read_settings(path: str | os.PathLike[str] | None = None) -> Settings:
     Parameters
     ----------
     path
-        The file; the one that ``AIMO_CONFIG`` names when None, and no settings when it is unset
+        The file; None takes the one that ``AIMO_CONFIG`` names, or no settings if it is not set
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is no TOML, or a table, key or value in it is not known; the message names it.
+        If it is not TOML, or a table, key or value in it is unknown; the message names it.
     """
     if path is None:
         path = os.environ.get(CONFIG_VARIABLE) or None

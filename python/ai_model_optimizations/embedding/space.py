@@ -1,4 +1,4 @@
-"""The identity of a vector space, cheaply."""
+"""The identity of a vector space, cheap to compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 #: How many pieces of a weight file go into its fingerprint, and how long each is.
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
-#: Longer headers than this are no safetensors files.
+#: A file with a longer header than this is not a safetensors file.
 _LONGEST_HEADER = 100_000_000
 
 

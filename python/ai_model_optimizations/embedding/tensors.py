@@ -1,4 +1,4 @@
-"""Tensors of safetensors files."""
+"""Reads tensors from safetensors files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TensorFile:
     """One safetensors file: names, shapes and float32 copies of its tensors.
 
     The ``safetensors`` library checks the file (length of the header, offsets, overlaps, lengths)
-    before anything is read. :meth:`read` copies: a mapped file that somebody shortens meanwhile
-    would end the process. :meth:`raw` maps, for files that are replaced and never written again.
+    before anything is read. :meth:`read` copies, because truncating a mapped file would crash the
+    process.
 
     Raises
     ------
     ModelFormatError
-        If the file is truncated or is no safetensors file.
+        If the file is truncated or is not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class TensorFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; what was mapped stays mapped as long as it is in use."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
         self._file = self._map = None
@@ -92,7 +92,7 @@ class TensorFile:
         Raises
         ------
         ModelFormatError
-            If its dtype is no floating-point type that weights come in, or the file became shorter.
+            If its dtype is not a floating-point type for weights, or the file has become shorter.
         """
         entry = self._entries[name]
         dtype = _DTYPES.get(str(entry["dtype"]))
@@ -111,7 +111,7 @@ class TensorFile:
             return _core.bf16_to_f32(values.astype(np.uint16, copy=False))
         if entry["dtype"] == "F16":
             return _core.f16_to_f32(values.astype(np.float16, copy=False))
-        # The core refuses what is not finite; an overflow in f64 becomes an infinity here.
+        # The core refuses values that are not finite; an f64 overflow becomes an infinity here.
         with np.errstate(over="ignore"):
             return values.astype(np.float32, copy=False)
 

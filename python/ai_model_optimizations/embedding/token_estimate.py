@@ -1,8 +1,8 @@
-"""How many tokens a text has, for the price of a microsecond.
+"""Estimates how many tokens a text has, in a microsecond.
 
-Counting exactly means tokenizing twice; on a fast engine that is a good part of the work. The token
-budget of a batch bounds memory and time and needs no exact count, so a text's characters, words and
-punctuation give a guess, and the model's own counts of a sample of the batches correct it.
+Counting exactly would mean tokenizing twice, a good part of the work on a fast engine. The token
+budget of a batch bounds memory and time and needs no exact count, so a guess is made from a text's
+characters, words and punctuation, and corrected by the model's own counts of a sample of batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PER_CHARACTER: Final = 0.12
 _PER_SPACE: Final = 0.39
 _PER_PUNCTUATION: Final = 1.06
 _OTHER_PER_CHARACTER: Final = 0.4  # other scripts and accented text
-_CHARACTERS_READ: Final = 2000  # the rest of a longer text is taken to be like them
+_CHARACTERS_READ: Final = 2000  # the rest of a longer text is assumed to be similar
 _PUNCTUATION: Final = string.punctuation.encode()
 
 _EAGER_SAMPLES: Final = 8
@@ -54,7 +54,7 @@ class TokenEstimator:
         return int(guess * self._scales[is_ascii])
 
     def learn(self, texts: list[str]) -> None:
-        """Compare with the model's count, for the first batches and then for one in 64."""
+        """Compare with the model's counts, for the first batches and then for one in 64."""
         self._batches += 1
         if self._counter is None:
             return
@@ -76,7 +76,7 @@ class TokenEstimator:
             self._scales[is_ascii] += weight * (scale - self._scales[is_ascii])
 
     def _is_whole(self, text: str) -> bool:
-        """Whether the model surely reads the whole text; a cut one would teach a low scale."""
+        """Whether the model surely reads the whole text; a cut text would bias the scale."""
         return self._limit is None or self.estimate(text) < self._limit // 2
 
 

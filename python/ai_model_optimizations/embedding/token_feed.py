@@ -1,7 +1,7 @@
-"""Tokenized texts of one call, gathered until a CUDA device gets a batch that is worth a start.
+"""Collects tokenized texts of one call until there are enough for a CUDA device.
 
-The device wants more tokens at once than one thread should tokenize while it waits. So all threads
-tokenize small pieces, which are put together in the order of the texts, and whichever thread
+A device needs more tokens at once than one thread should tokenize while the device waits. So all
+threads tokenize small pieces, which are joined in the order of the texts, and the thread that
 completes a batch computes it while the others go on.
 """
 
@@ -11,18 +11,18 @@ import threading
 
 from .tokenization import PackedTokens, join_tokens
 
-#: Tokens that start the first batch on a device; each following one waits for twice as many.
+#: Tokens in the first batch for a device; each following batch waits for twice as many.
 _FIRST_TOKENS = 4096
-#: Tokens of a batch that keep a device busy for much longer than starting it takes.
+#: A batch of this many tokens keeps a device busy for much longer than starting it takes.
 _MOST_TOKENS = 16384
 
 
 class TokenFeed:
-    """Safe to use from several threads.
+    """Joins tokenized pieces into batches; safe to use from several threads.
 
     Parameters
     ----------
-    texts : how many will be added in all
+    texts : how many will be added in total
     """
 
     def __init__(self, texts: int) -> None:

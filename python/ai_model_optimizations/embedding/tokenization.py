@@ -1,4 +1,4 @@
-"""Texts to packed token ids, with the Hugging Face ``tokenizers`` library."""
+"""Converts texts to packed token ids, with the Hugging Face ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .truncation import Cut
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-#: A text is cut early only when it has more characters per token that is kept than this.
+#: A text is cut early only if it has more characters than this per token that is kept.
 _GENEROUS_CHARACTERS = 32
 
 #: Texts in one call of the library: it keeps kilobytes for each, and while the call's results
 #: become an array, other threads wait for the interpreter.
 _TEXTS_PER_CALL = 64
 
-#: Switches the library's own threads. Texts are shared out among ours, one call on each: the
-#: library's would come on top of them, are not there in a forked child, and know nothing of
+#: Turns the library's own threads on or off. Texts are split among our threads, one call on each:
+#: the library's would be in addition to them, do not exist in a forked child, and ignore
 #: AIMO_NUM_THREADS.
 _LIBRARY_THREADS = "TOKENIZERS_PARALLELISM"
 _OFF = ("", "0", "f", "false", "n", "no", "off")
@@ -43,7 +43,7 @@ class PackedTokens(NamedTuple):
 
 
 class PackedTokenizer(NamedTuple):
-    """A tokenizer that was checked before."""
+    """A tokenizer that has already been checked."""
 
     #: A tokenizer.json.
     content: bytes
@@ -96,7 +96,7 @@ class TextTokenizer:
                 f"{path}: {self._special} special tokens leave no place in {max_length} tokens"
             )
         self._max_length = max_length
-        # The fast one, which newer versions have, leaves out the offsets.
+        # The faster method of newer versions does not compute offsets.
         self._library_encode: Callable[[list[str]], list[Any]] = getattr(
             self._tokenizer, "encode_batch_fast", self._tokenizer.encode_batch
         )
@@ -105,7 +105,7 @@ class TextTokenizer:
             raise UnsupportedError(f"{path}: token types other than 0 are not supported")
 
     def _check_vocabulary(self, vocabulary: int, sample: list[int]) -> None:
-        # The post-processor has ids of its own, which every text shows.
+        # The post-processor adds ids of its own, which appear in every text.
         largest = max(_largest_id(self._tokenizer, vocabulary), *sample, 0)
         if largest >= vocabulary:
             raise ModelFormatError(
@@ -113,7 +113,7 @@ class TextTokenizer:
             )
 
     def packed(self) -> PackedTokenizer:
-        """Return what another TextTokenizer can be made of without checking it again."""
+        """Return a form from which another TextTokenizer can be made without checking it again."""
         return PackedTokenizer(self._tokenizer.to_str().encode())
 
     def share_vocabulary(self, other: Any) -> None:
@@ -121,7 +121,7 @@ class TextTokenizer:
         self._tokenizer.model = other.model
 
     def pack(self, texts: Sequence[str], first: int = 0, prompt: str = "") -> PackedTokens:
-        """Tokenize texts, each behind the prompt and cut at the model's limit.
+        """Tokenize texts, each preceded by the prompt and cut at the model's limit.
 
         Errors and cuts count the texts from ``first``.
 
@@ -170,9 +170,9 @@ class TextTokenizer:
     def _beginning(self, text: str, length: int) -> str:
         """Return the first characters of a text that is longer, at least ``length`` of them.
 
-        The tokens of a beginning that ends where :mod:`early_cut` allows are the first tokens of
-        the whole; when they fill the model's limit, the rest is not needed. Where there is no such
-        place it is the text itself.
+        The tokens of a prefix that ends where :mod:`early_cut` allows are the first tokens of the
+        whole text; if they fill the model's limit, the rest is not needed. If there is no such
+        place, the text itself is returned.
         """
         if len(text) <= length or self._cut_pattern is None:
             return text
@@ -182,7 +182,7 @@ class TextTokenizer:
     def _finish(
         self, encoding: Any, read: str, whole: str, index: int, cuts: list[Cut]
     ) -> list[int]:
-        """Read on until the model's limit is reached, and check and note what is remarkable."""
+        """Read on until the model's limit is reached; check the tokens and record cuts."""
         while read is not whole and len(encoding) < self._max_length:
             read = self._beginning(whole, 4 * len(read))
             encoding = self._encode(read, index)
@@ -219,7 +219,7 @@ class TextTokenizer:
                 f"{what}: lone surrogate {surrogate.group()!a} "
                 f"at position {surrogate.start()} is no valid text"
             ) from None
-        except Exception as error:  # the library raises a bare one
+        except Exception as error:  # the library raises a bare Exception
             raise ModelFormatError(
                 f"{self._path}: the tokenizer failed on {what}: {error}"
             ) from error
@@ -252,7 +252,7 @@ os.register_at_fork(after_in_child=_avoid_lost_threads)
 
 
 def _largest_id(tokenizer: Any, limit: int) -> int:
-    """Return the largest token id; when it is below the limit, perhaps another one that is."""
+    """Return the largest token id; if it is below the limit, possibly another id below it."""
     if type(tokenizer.model).__name__ != "Unigram":
         # Word by word, so that the heap stays as it was: a dictionary of all words leaves a
         # megabyte behind. When some share an id, the counts differ.

@@ -33,13 +33,13 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class TruncationReport:
-    """What a model has cut so far; ``str`` of it is a sentence."""
+    """How many texts a model has cut so far; ``str`` returns it as a sentence."""
 
     #: Texts encoded.
     texts: int
     #: How many of them were cut.
     cut: int
-    #: Tokens that the model did not see; at least so many, unless ``exact``.
+    #: Tokens that the model did not see; a lower bound unless ``exact``.
     dropped_tokens: int
     exact: bool
     #: Tokens that the model reads, special ones included.
@@ -54,7 +54,7 @@ class TruncationReport:
 
 
 def check_policy(policy: str) -> OnTruncate:
-    """Return ``policy``; ValueError when there is none of that name."""
+    """Return ``policy``; ValueError if it is unknown."""
     for known in POLICIES:
         if policy == known:
             return known
@@ -62,7 +62,7 @@ def check_policy(policy: str) -> OnTruncate:
 
 
 class TruncationLog:
-    """Counts what is cut and says so; safe to use from several threads.
+    """Counts and reports cut texts; safe to use from several threads.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class TruncationLog:
         Raises
         ------
         ValueError
-            If a text was cut and the policy is ``"error"``; nothing is counted then.
+            If a text was cut and the policy is ``"error"``; then nothing is counted.
         """
         if cuts and policy == "error":
             first = cuts[0]

@@ -49,7 +49,7 @@ _TUNED_TRIALS: Final = sum(len(v) - 1 for v in _CANDIDATES.values()) + 1 + 2 * _
 
 @dataclass(frozen=True)
 class Trial:
-    """One measurement: what was set, and what came of it."""
+    """One measurement: the settings and the results."""
 
     settings: dict[str, Any]
     texts_per_second: float
@@ -192,8 +192,8 @@ def tune(
 
     Returns
     -------
-    the best trial, and one with the default settings measured in turn with it; they are one and
-    the same when nothing is better than the default
+    The best trial, and one with the default settings measured alternately with it; they are the
+    same trial if nothing is better than the default.
     """
     best = replace(measure(model, texts, callers, seconds, **_DEFAULTS), settings=_DEFAULTS)
     progress(best)
@@ -207,7 +207,7 @@ def tune(
         best = best_of(trials)
     if best.settings == _DEFAULTS:
         return best, best
-    # A machine changes its pace while the trials go on, so the two are measured in turn.
+    # A machine's speed changes during the trials, so the two are measured alternately.
     duel: dict[str, list[Trial]] = {"best": [], "default": []}
     for _ in range(_DUEL_ROUNDS):
         for name, settings in (("best", best.settings), ("default", _DEFAULTS)):

@@ -1,7 +1,6 @@
-"""Vectors of exact texts, least recently used out first, within a budget of bytes.
+"""A cache of vectors by exact text, bounded in bytes; the least recently used leave first.
 
-Keyed by the text itself, never by similarity: the same text gets the same vector, any other text
-gets its own.
+The key is the text itself, never similarity: only the same text gets the same vector.
 """
 
 from __future__ import annotations
@@ -77,5 +76,5 @@ class VectorCache:
 
 
 def _entry_bytes(text: str, vector: NDArray[np.float32]) -> int:
-    # Not sys.getsizeof: a string grows when somebody asks for its UTF-8 form.
+    # Not sys.getsizeof: a string grows when its UTF-8 form is requested.
     return len(text) * (1 if text.isascii() else 4) + vector.nbytes + _ENTRY_OVERHEAD

@@ -1,7 +1,7 @@
 """A list of floats that remembers which model made it.
 
-Older interfaces hand vectors around as plain lists, and two models of one dimension then get mixed
-without an error. :class:`Embedding` is such a list with the model's ``space_id`` attached.
+Older interfaces pass vectors as plain lists, so vectors of two models of the same dimension can be
+mixed without an error. :class:`Embedding` is such a list with the model's ``space_id`` attached.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Embedding(list[float]):
     """One vector as a list of Python floats, with the ``space_id`` of the model that made it.
 
     It compares, slices, pickles and serialises to JSON like any list; a slice or a sum is a plain
-    list again, because part of a vector is no vector of that space.
+    list again, because part of a vector is not a vector of that space.
 
     Parameters
     ----------
     values : the vector's numbers
-    space_id : the space they live in; None when the model does not say
+    space_id : the space of the vector; None if the model does not say
     """
 
     __slots__ = ("space_id",)

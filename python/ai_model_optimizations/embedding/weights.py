@@ -1,4 +1,4 @@
-"""A model folder's tensors into the core's encoder."""
+"""Loads a model folder's tensors into the core's encoder."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def load_encoder(folder: ModelFolder, dtype: str, device: int = CPU) -> _core.En
     Raises
     ------
     ModelFormatError
-        If a tensor is missing, has no place, has another shape than config.json says or holds a
-        value that is not finite or does not fit ``dtype``; the message names it.
+        If a tensor is missing, has no place in the encoder, differs in shape from config.json, or
+        holds a value that is not finite or does not fit ``dtype``; the message names it.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(TensorFile(path)) for path in folder.weights]
@@ -83,7 +83,7 @@ def tensor_places(folder: ModelFolder) -> Iterator[tuple[str, int, bool]]:
 
 
 def family_places(folder: ModelFolder) -> dict[str, tuple[str, int]]:
-    """Return the core's name and the layer of each of the family's names, dense layers apart."""
+    """Return the core's name and layer for each of the family's names, except dense layers."""
     architecture = folder.architecture
     return {
         name.format(layer=layer): (ours, layer)
