@@ -1,4 +1,4 @@
-"""Answers, what may be kept of them, and the caches that keep them."""
+"""Answers, which of them may be cached, and the caches that hold them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..cache.guards import GuardSpec
 
 #: (response, source), as `find_response` returns it.
 Answer = tuple[str, str]
-#: Called with message, response and source: whether the answer suits others who mean the same.
+#: Called with message, response and source: whether similar messages may get the same answer.
 Shareable = Callable[[str, str, str], bool]
 
-# A source that contains one of these says that nothing matched: the answer may repeat the words.
+# A source that contains one of these says that nothing matched; the answer may repeat the message.
 _UNMATCHED: Final = (
     "default", "no_match", "nomatch", "no match", "not_found", "not found", "unmatched", "unknown",
     "fallback", "error", "none", "empty",
 )  # fmt: skip
 _SHORTEST_ECHO: Final = 3
 _ENTRY_BYTES: Final = 500  # the dictionaries' entries, key, tuples and string headers, about
-# What a text got by the meaning of others is found anew when the cache has grown so much.
+# An answer found by meaning is looked up again when the cache has grown by this factor.
 _GROWN: Final = 1.25
 
 
@@ -38,10 +38,10 @@ _SAME: Final[Any] = object()
 
 
 class Found(NamedTuple):
-    """An answer of a plain manager and who may get it again.
+    """An answer of a plain manager, and whether others may get it too.
 
-    `raw` is what the manager returned where that is not (response, source): it is given on as it
-    is and never kept. `trouble` is why it could not be said whether others may get the answer.
+    `raw` is what the manager returned if that is not (response, source): it is passed on as it is
+    and never cached. `trouble` is the error of deciding whether others may get the answer.
     """
 
     response: str
@@ -52,14 +52,14 @@ class Found(NamedTuple):
 
     @property
     def answer(self) -> Any:
-        """What the user gets."""
+        """The answer for the user."""
         return (self.response, self.source) if self.raw is _SAME else self.raw
 
 
 def is_for_all(message: str, response: str, source: str) -> bool:
-    """Whether an answer looks as if it did not depend on the user's very words.
+    """Whether an answer appears not to depend on the user's exact words.
 
-    It does when its source says that nothing matched, or when it repeats the message.
+    It does depend on them if its source says that nothing matched, or if it repeats the message.
     """
     lowered = source.lower()
     if not lowered.strip() or any(word in lowered for word in _UNMATCHED):
@@ -79,13 +79,13 @@ class _Row(NamedTuple):
 
 
 class ExactAnswers:
-    """Answers to the very same text in the same context; the longest unused leave first.
+    """Answers to exactly the same text in the same context; the least recently used leave first.
 
     Parameters
     ----------
-    max_entries, max_bytes : bounds
-    ttl : seconds that an answer lives; None for ever
-    clock : seconds that never run back
+    max_entries, max_bytes : limits
+    ttl : seconds that an answer lives; None for no limit
+    clock : returns seconds, and never runs backwards
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ExactAnswers:
         return len(self._rows)
 
     def get(self, key: ContextKey, message: str, size: int = 0) -> tuple[Any, str] | None:
-        """The answer to this text; None when it is not there, or to be found anew at `size`."""
+        """Return the answer to this text; None if there is none, or it is outdated at `size`."""
         with self._lock:
             row = self._rows.get((key, message))
             if row is None:
@@ -135,8 +135,8 @@ class ExactAnswers:
         ----------
         answer : str or bytes, and where it came from
         age : seconds since it was computed
-        entry : the entry of the semantic cache that it stands in for; see `drop_entry`
-        until : the largest `size` at which `get` gives it
+        entry : the entry of the semantic cache that it came from; see `drop_entry`
+        until : the largest `size` at which `get` returns it
         """
         with self._lock:
             if (key, message) in self._rows:
@@ -150,7 +150,7 @@ class ExactAnswers:
                 self._drop(next(iter(self._rows)))
 
     def drop_entry(self, entry: int) -> None:
-        """Forget every answer that stands in for an entry of the semantic cache."""
+        """Forget every answer that came from an entry of the semantic cache."""
         with self._lock:
             for name in tuple(self._names_of.get(entry, ())):
                 self._drop(name)
@@ -178,7 +178,7 @@ def _row_bytes(message: str, answer: tuple[Any, str]) -> int:
 
 
 class _AnswersByMeaning(SmartCache):
-    """A cache whose invalidated entries leave the cache of exact texts as well."""
+    """A cache whose invalidated entries are also removed from the cache of exact texts."""
 
     def __init__(self, exact: ExactAnswers, **options: Any) -> None:
         self._exact = exact
@@ -190,15 +190,15 @@ class _AnswersByMeaning(SmartCache):
             self._exact.drop_entry(self._table.entry_id(slot))
 
     def holds(self, entry: int) -> bool:
-        """Whether an entry is there."""
+        """Whether an entry is still there."""
         return self._table.slot_of_entry(entry) is not None
 
 
 class AnswerCaches:
     """The exact and the semantic cache of one content, for all managers that serve it.
 
-    An answer that was computed before a `clear` and comes after it is not stored: `clear` makes a
-    new generation, and `store` is told of which one the answer is.
+    An answer whose computation began before a `clear` is not stored after it: `clear` starts a new
+    generation, and `store` is given the generation in which the answer was computed.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class AnswerCaches:
         self._exact_on = self.enabled and mode == "serve"
 
     def find_exact(self, message: str, context: Context) -> Answer | None:
-        """The answer that this text got in this context."""
+        """Return the answer that this text got in this context."""
         if not self._exact_on:
             return None
         return self.exact.get(context_key(context), message, self._stored)
@@ -235,10 +235,10 @@ class AnswerCaches:
     def find_similar(
         self, message: str, context: Context, vector: NDArray[np.float32], generation: int
     ) -> tuple[Answer, bool] | None:
-        """An answer by meaning and whether the text was the same after all.
+        """Return an answer by meaning, and whether the text was the same after all.
 
-        The text is remembered with it, for as long as the answer itself would live, but only until
-        the cache has grown: then its neighbours may know better.
+        The text is remembered with the answer, for as long as the answer itself lives, but only
+        until the cache has grown: a newer entry may then be nearer.
         """
         stored = self._stored
         hit = self.semantic.get_semantic_similar(vector, None, context, message)
@@ -266,7 +266,7 @@ class AnswerCaches:
         generation: int,
         seconds: float,
     ) -> None:
-        """Keep an answer where it may be kept."""
+        """Store an answer in the caches that may hold it."""
         if generation != self.generation or found.keep == "no":
             return
         entry = 0
@@ -285,14 +285,14 @@ class AnswerCaches:
         self._settle(entry, generation)
 
     def _settle(self, entry: int, generation: int) -> None:
-        """After storing: take back what was cleared or invalidated meanwhile."""
+        """Remove a stored answer again if it was cleared or invalidated meanwhile."""
         if generation != self.generation:
             self._forget()
         elif entry and not self.semantic.holds(entry):
             self.exact.drop_entry(entry)
 
     def clear(self) -> None:
-        """Forget every answer, and those under way too."""
+        """Forget every answer, including those still being computed."""
         self.generation += 1
         self._forget()
 

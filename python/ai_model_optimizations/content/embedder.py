@@ -1,7 +1,7 @@
-"""One model for all managers of a process that name the same one.
+"""Shares one model among all managers of a process that name the same one.
 
 Coroutines and threads go through a `BatchEmbeddingProcessor`. A plain call inside a running event
-loop may not wait for somebody else's batch: it embeds its one text at once, within a budget.
+loop must not wait for another caller's batch: it embeds its one text at once, within a time limit.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ..embedding.lookup import DEFAULT_MODEL, find_model
 from ..errors import UnsupportedError
 from .lane import Lane
 
-#: What managers accept: a model, a function that returns one, a name or path, a processor.
+#: What managers accept as a model: a model, a function that returns one, a name, path or processor.
 EmbedderLike: TypeAlias = (
     Embedder | Callable[[], Embedder] | str | os.PathLike[str] | BatchEmbeddingProcessor | None
 )
-# A model that did not load is not tried again by each request.
+# A model that failed to load is not tried again by each request.
 _RETRY_SECONDS: Final = 30.0
 
 
 class _Loader:
     """Loads a model once; a failure is remembered for a while.
 
-    Apart from `SharedEmbedder`, because the processor's threads hold it as long as they live.
+    Separate from `SharedEmbedder`, because the processor's threads hold it as long as they live.
     """
 
     def __init__(self, load: Callable[[], Embedder]) -> None:
@@ -61,11 +61,11 @@ class _Loader:
 
 
 class SharedEmbedder:
-    """Texts in, vectors out, in every way that a manager needs.
+    """Embeds texts in every way that a manager needs.
 
     Parameters
     ----------
-    source : the model; the default one when None. Names are looked for on this machine alone: a
+    source : the model; the default one when None. Names are looked up on this machine only: a
         request must not wait for a download.
     timeout : seconds without a vector after which a caller gets TimeoutError
     """
@@ -86,7 +86,7 @@ class SharedEmbedder:
 
     @property
     def model(self) -> Embedder | None:
-        """The model; None before it is loaded or when it is a processor's own."""
+        """The model; None before it is loaded, or if it belongs to a processor."""
         return None if self._loader is None else self._loader.model
 
     @property
@@ -96,7 +96,7 @@ class SharedEmbedder:
 
     @property
     def space_id(self) -> str | None:
-        """The space of the vectors, where it is known yet."""
+        """The space of the vectors; None while it is unknown."""
         own = getattr(self.model, "space_id", None)
         return own if isinstance(own, str) else self.processor.space_id
 
@@ -118,11 +118,11 @@ class SharedEmbedder:
         Raises
         ------
         TimeoutError
-            If the vector is not there in time; while a call hangs, at once.
+            If the vector is not ready in time; at once, while another call hangs.
         """
         if self.ready:
-            # One text takes ours milliseconds and it waits for nobody, so that a lane would only
-            # add changes of threads.
+            # One text takes our model milliseconds and waits for nobody; a lane would only add
+            # thread switches.
             vector = self.processor.embed_here(text)
             if vector is not None:
                 return vector
@@ -137,7 +137,7 @@ class SharedEmbedder:
 
     def _embed_one(self, text: str) -> NDArray[np.float32]:
         vector = self.processor.embed_here(text)
-        if vector is None:  # another's tokenizer may forbid a second thread
+        if vector is None:  # another library's tokenizer may forbid a second thread
             vector = self.processor.embed_sync(text, priority="high")
         return vector
 
@@ -150,7 +150,7 @@ _embedders: weakref.WeakValueDictionary[tuple[Any, ...], SharedEmbedder] = (
 
 
 def shared_embedder(source: EmbedderLike, timeout: float) -> SharedEmbedder:
-    """The process's embedder for a model: the same name or object gives the same one."""
+    """Return the process's embedder for a model, the same for the same name or object."""
     key = embedder_key(source, timeout)
     with _sharing:
         found = _embedders.get(key)
@@ -160,7 +160,7 @@ def shared_embedder(source: EmbedderLike, timeout: float) -> SharedEmbedder:
 
 
 def embedder_key(source: EmbedderLike, timeout: float) -> tuple[Any, ...]:
-    """What makes two embedders one; an object counts by identity and is held while it is one."""
+    """Return the key under which an embedder is shared; objects are compared by identity."""
     if source is None or isinstance(source, (str, os.PathLike)):
         return ("name", str(source or DEFAULT_MODEL), timeout)
     return ("object", id(source), timeout)

@@ -1,8 +1,8 @@
-"""The way of a message: exact cache, what needs no vector, semantic cache, the plain manager.
+"""How a message is answered: exact cache, answers without a vector, semantic cache, plain manager.
 
-Three forms of the same way: `find` for plain calls, `find_async` for coroutines, `find_many` for
-batches. They differ in how they wait, never in what they answer. Whatever an optimization raises
-becomes a counted fallback; what the plain manager raises is the caller's, as it was before.
+There are three forms of the same steps: `find` for plain calls, `find_async` for coroutines,
+`find_many` for batches. They differ in how they wait, never in what they answer. An error in an
+optimization becomes a counted fallback; the plain manager's errors go to the caller, as before.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ from .lane import Lane
 from .statistics import Origin, Statistics
 
 _Vector = NDArray[np.float32]
-# Longer messages are no questions that anybody repeats; they go to the plain manager.
+# Longer messages are not questions that are likely to be repeated; they go to the plain manager.
 _LONGEST_MESSAGE: Final = 8192
-# Messages of a batch that are looked up before the event loop gets a turn.
+# How many messages of a batch are looked up before the event loop gets a turn.
 _AT_ONCE: Final = 32
 
 
 class Plain(Protocol):
-    """What stands behind the caches."""
+    """A plain manager behind the caches."""
 
-    #: Whether its answers may be found by the meaning of other messages.
+    #: Whether its answers may be served to messages of similar meaning.
     shares_by_meaning: bool
 
     def check(self, message: object) -> None:
         """Raise TypeError for a message that it cannot answer."""
 
     def refresh(self) -> None:
-        """See whether answers have changed; must be quick."""
+        """Check whether answers have changed; must be quick."""
 
     def quick(self, message: str) -> Found | None:
-        """An answer that needs neither vector nor time; None when there is none."""
+        """Return an answer that needs neither a vector nor time; None if there is none."""
 
     def prepare(self) -> Future[Any] | None:
-        """What must be done before `answer` can use a vector; None for nothing."""
+        """Start what must finish before `answer` can use a vector; None if nothing must."""
 
     def answer(self, message: str, vector: _Vector | None) -> Found:
-        """The answer; blocks as long as it takes."""
+        """Return the answer; blocks as long as it takes."""
 
     @property
     def lane(self) -> Lane | None:
-        """Where coroutines have `answer` called; None when it is quick enough for the loop."""
+        """Where `answer` is run for coroutines; None if it is quick enough for the loop."""
 
 
 @dataclass
 class _Request:
-    """One message on its way."""
+    """One message and how it may be answered."""
 
     message: str
     context: Context
     counted: bool  # False while optimizations are off
-    cached: bool  # whether the caches may answer and keep
-    embeds: bool  # whether the way goes on with a vector
+    cached: bool  # whether the caches may answer it and keep its answer
+    embeds: bool  # whether it needs a vector if nothing answers earlier
     began: float
     generation: int
     vector: _Vector | None = None
@@ -76,14 +76,14 @@ class _Request:
 
 
 class AnswerEngine:
-    """Caches before a plain manager.
+    """Caches in front of a plain manager.
 
     Parameters
     ----------
-    plain : what answers in the end
-    caches, embedder : shared with other managers, or not
-    timeout : seconds that a caller waits for an answer at most
-    loop_budget : seconds that a plain call inside a running event loop waits for a vector
+    plain : what answers if the caches do not
+    caches, embedder : may be shared with other managers
+    timeout : maximum seconds that a caller waits for an answer
+    loop_budget : maximum seconds that a plain call inside a running event loop waits for a vector
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class AnswerEngine:
     # ---- plain calls ----
 
     def find(self, message: str, context: Context = "", quality: bool = False) -> Answer:
-        """Answer a message; inside a running event loop within the loop's budget."""
+        """Answer a message; inside a running event loop, within `loop_budget`."""
         request = self._begin(message, context, quality)
         early = self._early(request)
         if early is not None:
@@ -170,7 +170,7 @@ class AnswerEngine:
             if not led:
                 self.statistics.failed()
             raise
-        # Who did not lead asked what somebody else was being answered: a hit like any other.
+        # A caller that did not lead shares the answer to somebody else's question: a hit.
         return found if led else self._answered(request, found, "exact")
 
     async def _find_slowly(self, request: _Request) -> Answer:
@@ -239,7 +239,7 @@ class AnswerEngine:
     # ---- the steps ----
 
     def _begin(self, message: str, context: Context, quality: bool) -> _Request:
-        """Start a request and say which part of the way it may take."""
+        """Start a request and decide which steps it may use."""
         self.plain.check(message)
         context_key(context)  # a wrong context is the caller's mistake, not a fallback
         request = _Request(
@@ -293,7 +293,7 @@ class AnswerEngine:
         return self._answered(request, found[0], "exact" if found[1] else "semantic")
 
     def _finish(self, request: _Request) -> Answer:
-        # The seconds are what a hit saves; the "cost" policy and the statistics use them.
+        # A hit saves these seconds; the "cost" policy and the statistics use them.
         began = time.perf_counter()
         try:
             found = self.plain.answer(request.message, request.vector)
@@ -356,7 +356,7 @@ class AnswerEngine:
 
 
 def _unfit(message: object) -> str | None:
-    """Why no optimization looks at a message; None when they do."""
+    """Return why no optimization handles a message; None if they do."""
     if not isinstance(message, str):
         return "not a string"
     if len(message) > _LONGEST_MESSAGE:

@@ -1,4 +1,4 @@
-"""What all forms of the optimized manager offer, over one engine."""
+"""The methods that all forms of the optimized manager share."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Optimized:
         Parameters
         ----------
         user_message : the user's words
-        quality_priority : compute the answer unless this very text has been answered; similar
-            messages' answers are not taken
+        quality_priority : compute the answer unless exactly this text has been answered before;
+            answers to similar messages are not used
         context : whose answers may be given: a string or a tuple of strings and numbers, such as
-            ``("user", 42)``. A context is a wall; "" is everybody's.
+            ``("user", 42)``. Answers never cross contexts; "" is shared by all.
 
         Returns
         -------
@@ -46,7 +46,7 @@ class Optimized:
         ------
         TypeError
             If the message is not a string (and no wrapped manager accepts it), or the context is
-            not one.
+            not valid.
         TimeoutError
             If the wrapped manager gives no answer in time.
         """
@@ -55,12 +55,12 @@ class Optimized:
     async def process_batch_queries(
         self, messages: Sequence[str], quality_priority: bool = False, context: Context = ""
     ) -> list[Answer]:
-        """Answer messages of one context, in their order; what is embedded is one batch.
+        """Answer messages of one context, in their order; those to be embedded form one batch.
 
         Raises
         ------
         TypeError
-            If `messages` is not a sequence, or as `find_response_optimized`.
+            If `messages` is not a sequence, and as `find_response_optimized`.
         """
         if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
             raise TypeError(
@@ -71,13 +71,13 @@ class Optimized:
     # ---- state ----
 
     def toggle_optimizations(self, enabled: bool) -> None:
-        """Turn caches off, so that every message is answered anew, or on again."""
+        """Turn the caches off, so that every message is answered afresh, or on again."""
         if not isinstance(enabled, bool):
             raise TypeError(f"enabled: expected a bool, got {type(enabled).__name__}")
         self._engine.enabled = enabled
 
     def clear_optimized_caches(self) -> None:
-        """Forget every cached answer, also of managers that share the caches."""
+        """Forget every cached answer, including those of managers that share the caches."""
         self._engine.caches.clear()
 
     async def warmup(self) -> None:
@@ -91,7 +91,7 @@ class Optimized:
     def semantic_cache(self) -> SmartCache:
         """The cache of answers by meaning, for `calibrate`, `invalidate`, `shadow_hits`, ...
 
-        Clear it with `clear_optimized_caches`, which forgets answers under way as well.
+        Clear it with `clear_optimized_caches`, which also forgets answers still being computed.
         """
         return self._engine.caches.semantic
 
@@ -101,17 +101,17 @@ class Optimized:
         return shared_monitor()
 
     def get_optimization_statistics(self) -> dict[str, Any]:
-        """Return what was counted, as plain numbers in nested dicts.
+        """Return the counters as plain numbers in nested dicts.
 
         ``optimization_stats``: this manager's requests; a hit is counted once per request.
-        ``ai_optimization_stats``: caches and batches, which managers may share; rates are shares
-        from 0 to 1. ``base_stats``: the wrapped manager's own.
+        ``ai_optimization_stats``: caches and batches, which managers may share; rates are from 0 to
+        1. ``base_stats``: the wrapped manager's own statistics.
         """
         engine = self._engine
         own = engine.statistics.snapshot()
         semantic = dict(engine.caches.semantic.stats())
         semantic["lookup_hit_rate"] = semantic["hit_rate"]
-        # Of all requests: most repeats never come as far as the semantic cache.
+        # A share of all requests: most repeats never reach the semantic cache.
         semantic["hit_rate"] = own["hit_rate"]
         semantic["similarity_threshold"] = engine.caches.semantic.threshold
         return {
@@ -131,6 +131,6 @@ class Optimized:
         }
 
     def get_stats(self) -> dict[str, Any]:
-        """Return the plain manager's figures, and ours under ``optimization_stats``."""
+        """Return the plain manager's statistics, and ours under ``optimization_stats``."""
         statistics = self.get_optimization_statistics()
         return {**statistics["base_stats"], "optimization_stats": statistics["optimization_stats"]}

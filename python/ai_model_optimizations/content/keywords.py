@@ -25,16 +25,16 @@ _SOFTENED: Final = {"p": "b", "t": "d", "k": "g"}
 
 
 class KeywordTable:
-    """Which category's keywords a message holds.
+    """Finds the category whose keywords a message contains.
 
     Parameters
     ----------
-    keywords : of each category, in order of preference among equals
+    keywords : of each category; among equal matches the earlier category wins
     """
 
     def __init__(self, keywords: Mapping[str, Iterable[str]]) -> None:
         self._phrases: list[tuple[str, tuple[str, ...]]] = []
-        # First letters of a phrase's first word: most phrases are passed over by one look-up.
+        # First letters of a phrase's first word: one look-up skips most phrases.
         self._by_start: dict[str, list[int]] = {}
         for category, listed in keywords.items():
             for keyword in listed:
@@ -44,7 +44,7 @@ class KeywordTable:
                     self._phrases.append((category, words))
 
     def match(self, message: str) -> str | None:
-        """The category whose keywords make up most of the message; None without any."""
+        """Return the category whose keywords make up most of the message; None if none match."""
         words = _WORD.findall(fold(message))
         found: dict[int, int] = {}
         for at, word in enumerate(words):

@@ -23,11 +23,11 @@ _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
 class Lane:
-    """Runs what it is given, in order, in a thread that starts with the first call.
+    """Runs calls in order, in a thread that starts with the first call.
 
     Parameters
     ----------
-    name : of the thread
+    name : the thread's name
     """
 
     def __init__(self, name: str) -> None:
@@ -38,11 +38,11 @@ class Lane:
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._began: list[float] = []  # empty, or when the call under way began
+        self._began: list[float] = []  # when the running call began; empty if there is none
         self._thread: threading.Thread | None = None
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Queue a call; cancelling the future before its turn leaves it out."""
+        """Queue a call; cancelling the future before its turn skips it."""
         future: Future[T] = Future()
         with self._lock:
             if self._thread is None:
@@ -54,18 +54,18 @@ class Lane:
         return future
 
     def is_current(self) -> bool:
-        """Whether the calling thread is the lane's: waiting for a call would be for ever."""
+        """Whether the calling thread is the lane's own, in which waiting for a call never ends."""
         return threading.current_thread() is self._thread
 
     def busy_for(self) -> float:
-        """Seconds that the call under way has taken; 0 when there is none."""
+        """Return how many seconds the running call has taken; 0 if there is none."""
         try:
             return time.monotonic() - self._began[0]
         except IndexError:
             return 0.0
 
     def __del__(self) -> None:
-        # Wakes the thread so that it ends; it holds the queue alone, never the lane.
+        # Wakes the thread so that it ends; it refers only to the queue, never to the lane.
         self._jobs.put(None)
 
 
@@ -94,5 +94,5 @@ def _run(jobs: queue.SimpleQueue[_Job | None], began: list[float]) -> None:
                 began.clear()
                 future.set_result(result)
                 del result
-        # The last call's objects must not live until the next one comes.
+        # The last call's objects must not stay alive until the next call.
         del job, future, call

@@ -1,8 +1,7 @@
 """Answers from static content: by keyword, then by meaning, else the default template.
 
-What is read and what is embedded of it form one immutable state, which is replaced whole: a
-request sees the old content or the new, never a mixture, and nobody waits while the new one is
-embedded.
+The content and its embeddings form one immutable state, which is replaced as a whole: a request
+sees the old content or the new, never a mixture, and does not wait while the new one is embedded.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ logger = logging.getLogger("ai_model_optimizations")
 
 _CHECK_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 30.0
-# Below the lower bound nothing is meant; what reaches the upper one is meant in any language.
+# Below the lower similarity no category answers; from the upper one on it does in any language.
 _LOWEST, _HIGHEST = 0.45, 0.75
 _ROWS_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True)
 class MeaningIndex:
-    """The category texts' vectors and the similarities from which the categories answer."""
+    """The vectors of the categories' texts, and the similarity each category requires."""
 
     index: _core.EmbeddingIndex
     categories: NDArray[np.int64]  # of each text
     thresholds: NDArray[np.float32]  # of each category
 
     def find(self, vector: NDArray[np.float32]) -> int | None:
-        """The number of the category that is meant; None when the nearest is not near enough."""
+        """Return the index of the matching category; None if the nearest is not near enough."""
         found = self.index.find(vector, 0, float(self.thresholds.min()), 1)
         if not found:
             return None
@@ -54,7 +53,7 @@ class MeaningIndex:
 
 
 def build_index(content: StaticContent, embedder: SharedEmbedder) -> MeaningIndex | None:
-    """Embed the texts of all categories in one batch; None when there are none."""
+    """Embed the texts of all categories in one batch; None if there are none."""
     texts, listed = [], []
     for number, entry in enumerate(content.entries):
         for text in entry.texts:
@@ -77,16 +76,16 @@ def build_index(content: StaticContent, embedder: SharedEmbedder) -> MeaningInde
 def calibrated_thresholds(
     vectors: NDArray[np.float32], categories: NDArray[np.int64], count: int
 ) -> NDArray[np.float32]:
-    """How near a message must come to each category: nearer than the others' texts are to it.
+    """Return how similar a message must be to each category: more than other categories' texts are.
 
-    What a category is not about comes about as near to it as the texts of others do. In a language
-    that the model hardly knows all texts are near each other, and nearness says little there, while
-    the categories of another language may still answer from far less.
+    Unrelated messages are about as similar to a category as the texts of other categories. In a
+    language that the model hardly knows, all texts are similar to each other and similarity says
+    little, while categories in another language may still answer at far lower similarities.
 
     Parameters
     ----------
     vectors : (n, dim), of the categories' texts
-    categories : (n,), whose text each is, below `count`
+    categories : (n,), the category of each text, below `count`
 
     Returns
     -------
@@ -110,12 +109,12 @@ class _State:
 
     @property
     def is_ready(self) -> bool:
-        """Whether questions can be compared with it."""
+        """Whether the index is ready to be searched."""
         return self.index is not None and self.index.done() and not self.index.exception()
 
 
 class ContentMatcher:
-    """The plain content manager of a content file; follows its changes.
+    """The plain content manager for a content file; follows changes to the file.
 
     Parameters
     ----------
@@ -130,7 +129,7 @@ class ContentMatcher:
     """
 
     shares_by_meaning = False  # the lookup by meaning is in the content itself
-    lane: Lane | None = None  # answers in microseconds
+    lane: Lane | None = None  # none needed: it answers in microseconds
 
     def __init__(self, path: Path, embedder: SharedEmbedder, caches: AnswerCaches) -> None:
         self.path = path
@@ -140,14 +139,14 @@ class ContentMatcher:
         self._lock = threading.Lock()
         self._state = _State(read_content(path), None)
         self._checked = time.monotonic()
-        self._refused: tuple[int, ...] | None = None  # the stamp of a file that is not used
-        self._again_at = math.inf  # when that file is worth another look
+        self._refused: tuple[int, ...] | None = None  # the stamp of a file that was rejected
+        self._again_at = math.inf  # when to try that file again
         self.reloads = 0
         self.reload_errors = 0
 
     @property
     def content(self) -> StaticContent:
-        """What answers now."""
+        """The current content."""
         return self._state.content
 
     # ---- answering ----
@@ -158,7 +157,7 @@ class ContentMatcher:
             raise TypeError(f"user_message: expected str, got {type(message).__name__}")
 
     def quick(self, message: str) -> Found | None:
-        """An answer that needs no vector: a blank message's and a keyword's."""
+        """Return an answer that needs no vector: to a blank message, or by keyword."""
         content = self._state.content
         if not message.strip():
             return Found(content.default_answer(message), "default", "no")
@@ -169,7 +168,7 @@ class ContentMatcher:
         return Found(entry.message, "keyword", "exact")
 
     def answer(self, message: str, vector: NDArray[np.float32] | None) -> Found:
-        """The answer by meaning, or the default; without a vector the latter is not kept."""
+        """Return the answer by meaning, or the default, which without a vector is not cached."""
         state = self._state
         content = state.content
         if vector is None or not state.is_ready:
@@ -182,7 +181,7 @@ class ContentMatcher:
         return Found(content.entries[number].message, "semantic", "exact")
 
     def prepare(self) -> Future[MeaningIndex | None]:
-        """The future of the category texts' vectors, computed once per content."""
+        """Return the future of the category texts' vectors, computed once per content."""
         with self._lock:
             state = self._state
             failed = state.index is not None and state.index.done() and state.index.exception()
@@ -196,7 +195,7 @@ class ContentMatcher:
     # ---- following the file ----
 
     def refresh(self) -> None:
-        """See, now and then, whether the file has changed; reading it is not the caller's work."""
+        """Check from time to time whether the file has changed; the lane reads it."""
         now = time.monotonic()
         if now - self._checked < _CHECK_SECONDS:
             return
@@ -212,7 +211,7 @@ class ContentMatcher:
             self._worker.submit(self._reload_quietly)
 
     def reload(self) -> StaticContent:
-        """Read the file now; the next questions are answered from it.
+        """Read the file now; later questions are answered from it.
 
         Raises
         ------
@@ -231,7 +230,7 @@ class ContentMatcher:
         return content
 
     def _reload_quietly(self) -> None:
-        """Runs in the lane: reads and embeds, then lets the new content answer."""
+        """Read and embed the file, then switch to the new content; runs in the lane."""
         try:
             content = read_content(self.path)
         except Exception as error:
@@ -244,7 +243,7 @@ class ContentMatcher:
                 index.set_result(build_index(content, self._embedder))
             except Exception as error:
                 if self._state.is_ready:
-                    # The model's failure may pass, and the file itself is good.
+                    # The model's failure may be temporary, and the file itself is good.
                     self._again_at = time.monotonic() + _RETRY_SECONDS
                     self._keep_old(error)
                     return
@@ -261,5 +260,5 @@ class ContentMatcher:
 
 
 def content_key(path: Path) -> str:
-    """Names a content file, however its path was written."""
+    """Return the same key for a content file, however its path is written."""
     return os.path.realpath(path)

@@ -1,9 +1,9 @@
-"""The private slots in which older model managers keep what they have loaded.
+"""The private slots in which older model managers keep their loaded models.
 
-A manager loads a model when a property is first read, puts it into a private slot, and empties the
-slot when the model was idle. The properties have no setters, and reading one loads. So the slots
-are looked at, never the properties; and what is assigned to a slot later is quantized on its way
-in, by a subclass that the manager's instance is given.
+A manager loads a model when a property is first read, stores it in a private slot, and empties the
+slot when the model has been idle. The properties have no setters, and reading one loads a model. So
+only the slots are read, never the properties; and a model assigned to a slot later is quantized on
+assignment, by a subclass that becomes the class of the manager's instance.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ SLOTS: Final = (*SENTENCE_SLOTS, "_text_generator_model")
 
 
 def loaded_models(manager: Any) -> dict[str, Any]:
-    """The models that a manager holds now, by slot."""
+    """Return the models that a manager holds, by slot."""
     found = {name: getattr(manager, name, None) for name in SLOTS}
     return {name: model for name, model in found.items() if model is not None}
 
 
 def model_bytes(model: Any) -> int:
-    """Bytes of a model's weights, as far as it says; 0 when it does not."""
+    """Return the bytes of a model's weights; 0 if it does not say."""
     own = getattr(model, "memory_bytes", None)
     if isinstance(own, int):
         return own
-    inner = getattr(model, "model", model)  # of a pipeline
+    inner = getattr(model, "model", model)  # a pipeline's model
     total = 0
     for kind in ("parameters", "buffers"):
         listed = getattr(inner, kind, None)
@@ -45,12 +45,12 @@ def model_bytes(model: Any) -> int:
 
 
 class QuantizingSlots:
-    """Quantizes what stands in managers' slots, and what comes to stand there.
+    """Quantizes the models in managers' slots, now and when they are assigned later.
 
     Parameters
     ----------
-    quantizer : its ``quantize_model`` makes a smaller model; what it raises leaves the model as it
-        is. Watched managers keep the quantizer alive, and nothing else of whoever made this.
+    quantizer : its ``quantize_model`` makes a smaller model; if it raises, the model stays as it
+        is. Watched managers keep the quantizer alive, but nothing else of this object's creator.
     """
 
     def __init__(self, quantizer: Any) -> None:
@@ -61,7 +61,7 @@ class QuantizingSlots:
         self.made = 0
 
     def watch(self, manager: Any, *, again: bool = False) -> int:
-        """Quantize what is loaded and see to what loads later; return how many were replaced."""
+        """Quantize loaded models, and later ones when they load; return how many were replaced."""
         if not any(hasattr(manager, name) for name in SLOTS):
             return 0
         with self._lock:
@@ -71,7 +71,7 @@ class QuantizingSlots:
             self._divert(manager)
             for name, model in loaded_models(manager).items():
                 if (id(manager), name) not in self._refused:
-                    setattr(manager, name, model)  # goes the diverted way
+                    setattr(manager, name, model)  # the subclass quantizes it
             return self.made - made
 
     def has_made(self, model: Any) -> bool:
@@ -80,7 +80,7 @@ class QuantizingSlots:
         return reference is None or (reference is not _NEVER and reference() is model)
 
     def refusals(self, manager: Any) -> dict[str, str]:
-        """Why models of a manager stay as they are, by slot."""
+        """Return why models of a manager stay as they are, by slot."""
         held = loaded_models(manager)
         return {
             name: reason
@@ -131,7 +131,7 @@ class QuantizingSlots:
             self.made += 1
             try:
                 self._results[id(smaller)] = weakref.ref(smaller, self._forgetting(id(smaller)))
-            except TypeError:  # no weak references to it
+            except TypeError:  # it does not support weak references
                 self._results[id(smaller)] = None
         return smaller
 

@@ -10,13 +10,13 @@ from ..cache.cache_arguments import checked_count
 from ..cache.guards import GuardSpec
 from .answers import AnswerCaches
 
-#: Answers of a content repeat, so that the nearest entries decide together.
+#: Static content repeats its answers, so the nearest entries can decide together.
 AGREEMENT: Final = Agreement()
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a manager caches; managers with equal ones may share."""
+    """How a manager caches; managers with equal options may share caches."""
 
     similarity_threshold: float = 0.85
     ttl: float | None = 3600.0
@@ -35,7 +35,7 @@ class Options:
                 raise ValueError(f"{name}: expected seconds above 0, got {value!r}")
 
     def caches(self) -> AnswerCaches:
-        """New caches of this kind."""
+        """Return new caches with these options."""
         return AnswerCaches(
             threshold=self.similarity_threshold,
             ttl=self.ttl,
@@ -47,6 +47,6 @@ class Options:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for options that are; a guard that is no name counts by identity."""
+        """Return a key that is equal for equal options; guard objects are compared by identity."""
         values = {**vars(self), "guard": self.guard if isinstance(self.guard, str) else None}
         return (*sorted(values.items()), id(self.guard))

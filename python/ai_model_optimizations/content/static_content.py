@@ -13,17 +13,17 @@ from ..errors import ContentFileError
 from .keywords import KeywordTable
 
 FILE_NAME: Final = "static_responses.json"
-#: The category whose message is the template for messages that nothing matches.
+#: The category whose message is the template for messages that match nothing.
 DEFAULT_CATEGORY: Final = "default"
 _DEFAULT_TEMPLATE: Final = 'I have no answer to "{user_input}" yet. Could you put it differently?'
-# What a template repeats of the user's words; a huge message is not sent back whole.
+# How much of the user's message a template repeats; a huge message is not sent back whole.
 _LONGEST_ECHO: Final = 1000
 _SETTINGS: Final[dict[str, type]] = {"default_response": str, "similarity_threshold": float}
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One answer and what it is found by."""
+    """One answer and the texts by which it is found."""
 
     name: str
     message: str
@@ -32,23 +32,23 @@ class Category:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What is embedded for it: the answer, the keywords together, the name."""
+        """Return the texts to embed for it: the answer, the keywords together, the name."""
         words = self.name.replace("_", " ").replace("-", " ").strip()
         return tuple(dict.fromkeys(filter(None, (self.message, ", ".join(self.keywords), words))))
 
 
 @dataclass(frozen=True)
 class StaticContent:
-    """A content file as it was read.
+    """The content of a file.
 
     Attributes
     ----------
     path : the file
-    stamp : tells one state of the file from another
+    stamp : changes whenever the file does
     responses, categories, settings : the file's own objects
     entries : the categories that can be matched, in the file's order
     template : the default answer, with ``{user_input}``
-    threshold : least similarity, where the file sets one
+    threshold : the lowest similarity, if the file sets one
     """
 
     path: Path
@@ -62,7 +62,7 @@ class StaticContent:
     keywords: KeywordTable
 
     def default_answer(self, message: str) -> str:
-        """The template with the user's words; braces in them mean nothing."""
+        """Return the template filled with the user's words; braces in them are plain text."""
         words = message.strip()
         if len(words) > _LONGEST_ECHO:
             words = words[:_LONGEST_ECHO] + "…"
@@ -70,7 +70,7 @@ class StaticContent:
 
 
 def content_file(content_dir: str | os.PathLike[str]) -> Path:
-    """The file that a content directory names; a path of a .json file names itself."""
+    """Return the content file in a directory; a path to a .json file is returned as it is."""
     if not isinstance(content_dir, (str, os.PathLike)):
         raise TypeError(f"content_dir: expected a path, got {type(content_dir).__name__}")
     path = Path(content_dir)
@@ -78,7 +78,7 @@ def content_file(content_dir: str | os.PathLike[str]) -> Path:
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
-    """What changes when the file does."""
+    """Return a value that changes when the file does."""
     state = path.stat()
     return (state.st_mtime_ns, state.st_size, state.st_ino)
 
@@ -91,7 +91,7 @@ def read_content(path: Path) -> StaticContent:
     FileNotFoundError, OSError
         If it cannot be read.
     ContentFileError
-        If it is not UTF-8, not JSON, or of another shape; the message says where.
+        If it is not UTF-8, not JSON, or not structured as expected; the message says where.
     """
     try:
         stamp = file_stamp(path)
@@ -205,7 +205,7 @@ class _Reader:
         return Category(name, message, tuple(keywords), group)
 
     def _error(self, key: str, problem: str, *, last: bool = False) -> ContentFileError:
-        """An error with the line on which the key stands, in either form that JSON allows."""
+        """Return an error with the key's line, in whichever form JSON spells the key."""
         forms = {json.dumps(key), json.dumps(key, ensure_ascii=False)}
         pattern = "|".join(rf"{re.escape(form)}\s*:" for form in forms)
         places = [match.start() for match in re.finditer(pattern, self.text)]
@@ -214,6 +214,6 @@ class _Reader:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls it."""
+    """Return the JSON name of a value's type."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "nothing" if value is None else names.get(type(value), "a number")

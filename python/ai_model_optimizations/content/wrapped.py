@@ -1,4 +1,4 @@
-"""Somebody's content manager as what stands behind the caches."""
+"""An existing content manager as the plain manager behind the caches."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .lane import Lane
 class WrappedPlain:
     """Calls ``find_response`` of a manager that was written for one thread.
 
-    Coroutines have it called in one thread of its own, one message after another, and plain calls
-    wait for that thread for at most `patience` seconds: a manager that hangs must not hang them.
+    For coroutines it is called in a dedicated thread, one message after another, and plain calls
+    wait for that thread at most `patience` seconds: a manager that hangs must not block them.
 
     Parameters
     ----------
     find_response : the manager's own
     owner : the manager; when its ``static_responses`` become another object, answers are forgotten
-    shareable : says for (message, response, source) whether others may get the answer, on top of
-        `is_for_all`
-    patience : seconds
+    shareable : called with (message, response, source); says whether others may get the answer, in
+        addition to `is_for_all`
+    patience : maximum seconds to wait for that thread
     """
 
     shares_by_meaning = True
@@ -54,18 +54,18 @@ class WrappedPlain:
         self.lane: Lane | None = Lane("aimo-content-plain")
 
     def check(self, message: object) -> None:
-        """Whatever the manager takes is its own matter."""
+        """Accept any message: the manager itself decides."""
 
     def quick(self, message: str) -> Found | None:
-        """None: its answers take the time they take."""
+        """Return None: its answers may take any time."""
         return None
 
     def prepare(self) -> Future[Any] | None:
-        """Nothing."""
+        """Return None: nothing needs preparing."""
         return None
 
     def refresh(self) -> None:
-        """Forget answers from content that was replaced."""
+        """Forget answers if the content was replaced."""
         content = self._static_responses()
         if content is not self._content:
             self._content = content
@@ -76,7 +76,7 @@ class WrappedPlain:
         return getattr(self._owner, "__dict__", {}).get("static_responses")
 
     def answer(self, message: str, vector: NDArray[np.float32] | None) -> Found:
-        """Ask the manager."""
+        """Call the manager."""
         held = self._turn.acquire(timeout=self._patience)
         try:
             given = self._find_response(message)
@@ -96,6 +96,6 @@ class WrappedPlain:
             shared = is_for_all(message, response, source) and (
                 self._shareable is None or self._shareable(message, response, source)
             )
-        except Exception as error:  # the predicate is the user's; the answer is there all the same
+        except Exception as error:  # the user's predicate failed, but the answer is valid
             return Found(response, source, "exact", trouble=error)
         return Found(response, source, "all" if shared else "exact")
