@@ -1,15 +1,15 @@
-"""Dynamic batching and selection beside their peers, over one model, in one run.
+"""Dynamic batching and selection compared with their peers, over one model, in one run.
 
     python benchmarks/bench_batching.py --kind short
     python benchmarks/bench_batching.py --engine openvino --kind mixed
 
 Concurrent callers of one text each go through BatchEmbeddingProcessor, through mixedbread's
-`batched` and through infinity's batch handler, each as it comes but for batches of 32, beside plain
-`encode` of the same texts at once and one by one, and one by one through sentence-transformers, as
-most services do. (`pip install --no-deps batched infinity_emb`;
-they need `requests`, torch and transformers as well.) The rounds of all are interleaved; figures
-are medians over the rounds. Every vector is compared with what plain `encode` gives: bit for bit,
-but for OpenVINO, whose vectors depend on the batch.
+`batched` and through infinity's batch handler, each with its defaults except for batches of 32.
+They are compared with plain `encode` of the same texts, all at once and one by one, and with
+sentence-transformers one by one, as most services do. (`pip install --no-deps batched
+infinity_emb`; they need `requests`, torch and transformers as well.) The rounds are interleaved;
+results are medians over the rounds. Every vector is compared with that of plain `encode`, bit for
+bit except for OpenVINO, whose vectors depend on the batch.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""SmartCache beside faiss, hnswlib, usearch and numpy: looking up, storing, memory, one writer.
+"""SmartCache compared with faiss, hnswlib, usearch and numpy: lookups, stores, memory, one writer.
 
     python benchmarks/bench_cache.py --banking77 DIR --clinc150 DIR --wordnet DIR \
         [--embeddings vectors.npy] [--sizes 1000 10000 100000 1000000] [--readers build/bench]
 
-Questions miss, guard off: what is measured is a lookup that finds nothing, the cache's common case.
-`SmartCache` is the whole call from Python; `EmbeddingIndex` the index beneath it. Results are
+Queries miss and the guard is off: this measures a lookup that finds nothing, the cache's common
+case. `SmartCache` is the whole call from Python, `EmbeddingIndex` the index beneath it. Results are
 checked before anything is timed; engines take turns within one run; peers that are not installed
-are left out and said so. With --readers, a folder where CMake built the C benchmarks, lookups are
-also timed beside a writer: by bench_cache_readers.c, which compares every answer with brute force,
-and from Python.
+are left out with a note. With --readers, a folder where CMake built the C benchmarks, lookups are
+also timed while a writer runs: by bench_cache_readers.c, which compares every answer with brute
+force, and from Python.
 """
 
 from __future__ import annotations

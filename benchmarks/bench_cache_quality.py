@@ -2,14 +2,14 @@
 
 A stream of questions is drawn from labelled data: contexts evenly, intents by Zipf's law, texts
 evenly within an intent. A miss stores the intent as the answer, so a hit is right when it returns
-the intent of the question. To this come, by ``--edits``, questions that differ from an earlier one
-in one word that turns the answer round (a negation, a WordNet antonym, another number); each has an
+the intent of the question. ``--edits`` adds questions that differ from an earlier one in one word
+that reverses the answer (a negation, a WordNet antonym, another number). Each of these has an
 answer of its own, as have out-of-scope questions, so any hit on them is wrong. Texts that the same
-context has seen before are counted apart.
+context has seen before are counted separately.
 
-Every text belongs to the tuning half or the testing half, never to both. The threshold is
-calibrated on a stream of the first and judged on one of the second: with the nearest entry deciding
-alone and with the neighbours deciding together (`Agreement`).
+Every text belongs to either the tuning half or the testing half. The threshold is calibrated on a
+stream of the first and evaluated on one of the second: with the nearest entry deciding alone and
+with the neighbours deciding together (`Agreement`).
 
     python benchmarks/bench_cache_quality.py --banking77 DIR --clinc150 DIR [--wordnet DIR]
 

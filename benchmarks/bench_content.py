@@ -2,22 +2,22 @@
 
 Users ask in their own words what others have asked before: intents and, within an intent,
 phrasings follow Zipf's law (exponent 1, as words and questions do), and 64 users take turns at
-random. Both services get the same messages in turns; then the stream is run again with each user
-behind a wall. The stream begins with empty caches, so it is told by quarters as well; a longer one
-of the same kind says what becomes of a service that goes on.
+random. Both services get the same messages, alternately; then the stream is run again with a
+separate context for each user. The stream begins with empty caches, so results are also given by
+quarters; a longer stream of the same kind shows how a service does in the long run.
 
 The service embeds a message, compares it with a text of each intent, and gives the answer of the
-message's label: it is never wrong, so that every wrong answer is a wrong hit of the caches, or a
-repeat of one. Texts that had not come before are reported apart: they alone say what meaning
-brings. Of the 77 intents those are left out whose answer depends on a word of the question.
+message's label: it is never wrong, so every wrong answer is a wrong hit of the caches, or a repeat
+of one. Texts that had not occurred before are reported separately: only they show the benefit of
+matching by meaning. Intents whose answer depends on a word of the question are left out of the 77.
 
-The plain service takes as long for each message of a stream, so it is asked one turn in
---plain-every of the same messages, in between; the optimized one is asked all of them.
+The plain service takes equally long for each message of a stream, so it gets only one turn in
+--plain-every of the same messages, in between; the optimized one gets all of them.
 
-The texts of each intent are halved. The threshold is the lowest of a ladder at which wrong answers
-stay within --limit on each of six streams of the one half; what is reported comes from streams of
-the other. Wrong answers of a stream depend on each other, as popular texts come again and again, so
-that streams are the sample and no interval over messages would be right.
+The texts of each intent are halved. The threshold is the lowest of a list at which wrong answers
+stay within --limit on each of six streams of one half; the results come from streams of the other.
+Wrong answers within a stream depend on each other, since popular texts recur, so the sample is the
+streams, and a confidence interval over messages would be wrong.
 
     python benchmarks/bench_content.py --banking77 DIR [--threads 2] [--length 4000]
 

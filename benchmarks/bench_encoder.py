@@ -1,9 +1,9 @@
-"""all-MiniLM-L6-v2, text in, unit vectors out: ours beside the peers that are installed.
+"""all-MiniLM-L6-v2, text in, unit vectors out: this package and the peers that are installed.
 
     python benchmarks/bench_encoder.py [--threads N] [--texts N] [--rounds N] [--engines WORD ...]
 
-Every engine has a process of its own, with the same number of threads; only one works at a time, in
-turn. First the vectors are compared with those of sentence-transformers, then the throughput over
+Every engine has a process of its own, with the same number of threads; they take turns, one at a
+time. First the vectors are compared with those of sentence-transformers. Then the throughput over
 three lengths of text, the time of one short text, and the memory after loading are measured.
 """
 

@@ -1,18 +1,18 @@
-"""Text in, unit vectors out, on a CUDA device: ours beside sentence-transformers in 16 bits.
+"""Text in, unit vectors out, on a CUDA device: this package and sentence-transformers in 16 bits.
 
     python benchmarks/bench_gpu.py [--model NAME | --model bert-base [--tokenizer FOLDER]]
         [--tokens N] [--rounds N] [--engines WORD ...] [--rows N] [--limit SECONDS]
 
-First ours alone: which share of a call is the model, how long torch takes for the model's products
+First this package alone: the model's share of a call, how long torch takes for the model's products
 alone, which is cuBLAS's own speed, and the device's memory. Then, as in bench_encoder.py, every
-engine in a process of its own, in turn, results compared first: four lengths of text, each repeated
-until there are enough tokens, and one short text. Then the lookup of 256 queries among a million
-rows, beside our CPU and a plain product by torch, and half's conversions in device memory, beside
-torch's.
+engine in a process of its own, in turn, after comparing their results: four lengths of text, each
+repeated until there are enough tokens, and one short text. Then the lookup of 256 queries among a
+million rows, compared with our CPU and a plain product by torch, and half's conversions in device
+memory, compared with torch's.
 
-``bert-base`` has random weights. An engine that fails or takes too long for an answer is left out
-and named, and so is a part that fails: what was measured before is kept. Without a device nothing
-is measured, and nothing written; --try-on-cpu runs the script without one, and writes nothing.
+``bert-base`` has random weights. An engine or a part that fails or takes too long is left out and
+named; earlier measurements are kept. Without a device nothing is measured or written; --try-on-cpu
+runs the script without one, and writes nothing.
 """
 
 from __future__ import annotations

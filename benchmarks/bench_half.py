@@ -1,10 +1,10 @@
-"""Conversion between f32 (or f64) and the 16-bit types beside numpy, ml_dtypes and torch, in GB/s.
+"""Conversion between f32 (or f64) and the 16-bit types: ours, numpy, ml_dtypes and torch, in GB/s.
 
     python benchmarks/bench_half.py [--threads N ...] [--rounds N] [--elements N ...]
 
-16,384 elements stay in the caches, 67,108,864 do not. Each engine is timed with a new array for its
-result and, marked "out", with a given one. GB/s counts bytes read plus bytes written. Results are
-compared with numpy's, or ml_dtypes', first. numpy and ml_dtypes use one thread.
+16,384 elements stay in the CPU's caches, 67,108,864 do not. Each engine is timed with a new array
+for its result and, marked "out", with a given one. GB/s counts bytes read plus bytes written.
+Results are first compared with numpy's or ml_dtypes'. numpy and ml_dtypes use one thread.
 """
 
 from __future__ import annotations

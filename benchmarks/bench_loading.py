@@ -1,10 +1,10 @@
-"""From the first import to the first vector, and the private memory that it takes.
+"""The time from the first import to the first vector, and the private memory it takes.
 
     python benchmarks/bench_loading.py [--model PATH] [--threads N] [--rounds N]
 
-Each way runs in processes of its own, in turn. Seconds count from before the library's import;
-private memory is Private_Dirty after the first vector, less what it was after the import: what a
-second worker on the machine adds. The first vectors are compared before anything is reported.
+Each method runs in processes of its own, in turn. Seconds count from before the library's import;
+private memory is the growth of Private_Dirty from the import to the first vector: what a second
+worker on the machine adds. The first vectors are compared before anything is reported.
 """
 
 from __future__ import annotations

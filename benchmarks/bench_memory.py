@@ -3,9 +3,9 @@
     python benchmarks/bench_memory.py [--rounds 15] [--output benchmarks/results/memory.json]
         [--census-in PYTHON ...]    other interpreters with this package, for the census
 
-Checks first that the hook's estimate is right, then times. Configurations alternate within each
-round and the ratio to the plain run is taken per round, in CPU time, so that a busy machine
-disturbs both alike. memray and scalene are measured when they are installed.
+Checks first that the hook's estimate is right, then measures times. Configurations alternate within
+each round and the ratio to the plain run is taken per round, in CPU time, so that a busy machine
+disturbs both alike. memray and scalene are measured if they are installed.
 """
 
 from __future__ import annotations

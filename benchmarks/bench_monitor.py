@@ -1,9 +1,9 @@
-"""What the memory monitor costs: a tick, a handler's read, a scan, and the work beside it.
+"""What the memory monitor costs: a tick, a handler's read, a scan, and the work that it monitors.
 
     python benchmarks/bench_monitor.py [--rounds 15] [--output benchmarks/results/monitor.json]
 
-Checks first that the readings are right. A peer stands beside each figure, in the same rounds:
-psutil's calls for the same numbers beside the tick, plain work beside monitored work. Ratios are
+Checks first that the readings are right. Each measurement has a reference in the same rounds: for
+the tick, psutil's calls for the same numbers; for monitored work, the same work alone. Ratios are
 taken per round in CPU time of the whole process, the monitor's thread included.
 """
 

@@ -1,8 +1,8 @@
-"""Quantized torch models beside plain ones: bytes, resident memory, encode, layers, generate.
+"""Quantized and plain torch models compared: bytes, resident memory, encode, layers, generate.
 
     python benchmarks/bench_quantizer.py [--threads N] [--rounds N] [--short] [--only encode linear]
 
-Results are checked before anything is timed. What holds memory runs in a process of its own.
+Results are checked before anything is timed. Memory is measured in processes of their own.
 """
 
 from __future__ import annotations

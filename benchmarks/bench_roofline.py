@@ -1,12 +1,12 @@
-"""Where the encoder's time goes: each operation's share, and how near it is to the limit.
+"""Where the encoder's time goes: each operation's share, and how near it is to the machine's limit.
 
     python benchmarks/bench_roofline.py [--seconds S] [--batches N] [--core-hour-price P]
 
 One thread. Times are the best of many passes over one chunk of tokens, read between operations in
-the core; limits are what the row's multiplying instruction does with everything in registers
-(c/bench_peak.c, compiled here with cc). Products include what follows them: activation, residual,
-layer norm. Then, without peers: other models' shapes with random weights, time against tokens, two
-threads beside one, and by how much the process grows over many batches of random shape.
+the core; the limit is the rate of the row's multiply instruction with all operands in registers
+(c/bench_peak.c, compiled here with cc). Products include the steps fused to them: activation,
+residual, layer norm. Then, without peers: other models' shapes with random weights, time against
+tokens, two threads against one, and how much the process grows over many batches of random shape.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Embeddings for the cache's benchmarks: real texts through a real model, enlarged where needed.
+"""Embeddings for the cache's benchmarks: real texts embedded by a real model, extended with noise.
 
 The texts are all questions of banking77 and clinc150 and all glosses of WordNet (Debian's
-wordnet-base), as far as their folders are given. A file keeps the vectors from run to run.
+wordnet-base), as far as their folders are given. The vectors are kept in a file between runs.
 """
 
 from __future__ import annotations

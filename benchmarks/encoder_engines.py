@@ -1,7 +1,7 @@
 """The engines that bench_encoder.py compares: each loads all-MiniLM-L6-v2 and embeds texts.
 
 An engine is a class with `load()` and `encode(texts)`, which returns unit vectors as a float32
-array. Peers get what is best for them: batches of 32 texts of like length, padded to the longest.
+array. Peers get what suits them best: batches of 32 texts of similar length, padded to the longest.
 Models are exported once into a cache folder.
 """
 

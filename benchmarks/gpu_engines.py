@@ -1,7 +1,7 @@
 """The engines that bench_gpu.py compares, each on CUDA device 0.
 
 As in encoder_engines.py, an engine has `load()` and `encode(texts)`. Peers get large batches of
-like length, which is what a GPU wants; the padding-free one gets them without padding.
+similar length, which suits a GPU; the padding-free one gets them without padding.
 """
 
 from __future__ import annotations

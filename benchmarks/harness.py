@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine, equal threads, interleaved timing, the result file."""
+"""What all benchmarks share: a description of the machine, equal threads, interleaved timing, results."""
 
 from __future__ import annotations
 

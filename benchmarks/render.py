@@ -1,7 +1,7 @@
 """Render results/encoder-, quantizer- and cache-<row>.json into README's tables, and a plot.
 
-A table replaces what stands between its two marker comments in README.md; without them it is only
-printed. The newest result of each is taken unless files are given.
+A table replaces the text between its two marker comments in README.md; without them it is only
+printed. The newest result of each kind is used unless files are given.
 """
 
 from __future__ import annotations

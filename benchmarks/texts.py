@@ -1,4 +1,4 @@
-"""Three sets of real English text that any machine can make: the standard library's docstrings.
+"""Three sets of real English text that every machine has: the standard library's docstrings.
 
 short: sentences, mean of about 18 tokens; paragraph: about 42; long: whole docstrings, about 120.
 mixed: a third of each.

@@ -1,8 +1,8 @@
-"""A semantic cache before a slow function, with real text.
+"""A semantic cache in front of a slow function, with real text.
 
     python examples/semantic_cache.py
 
-With the model all-MiniLM-L6-v2 at hand its embeddings are used; without it, a stand-in that counts
+It uses embeddings of all-MiniLM-L6-v2 if the model is available; otherwise a stand-in that counts
 words, which is enough to see the cache at work but not to judge its hits.
 """
 

@@ -5,7 +5,7 @@
 
 A client sends ``status``, ``history 5`` or ``subscribe 1`` and gets JSON. The handler never
 measures anything: it reads the snapshot that the monitor's thread published last, so a hundred
-dashboards cost the service nothing. When memory passes the threshold, every client is told at once.
+dashboards cost the service nothing. When memory passes the threshold, every client is notified.
 """
 
 from __future__ import annotations
