@@ -341,7 +341,7 @@ class EmbeddingModel:
 
         ``options`` are those of :meth:`encode`; a prompt among them is used instead.
         """
-        return self._encode_with(self._folder.prompts.query_name, texts, batch_size, options)
+        return self._encode_with("query", texts, batch_size, options)
 
     @overload
     def encode_document(
@@ -368,11 +368,11 @@ class EmbeddingModel:
 
         ``options`` are those of :meth:`encode`; a prompt among them is used instead.
         """
-        return self._encode_with(self._folder.prompts.document_name, texts, batch_size, options)
+        return self._encode_with("document", texts, batch_size, options)
 
     def _encode_with(
         self,
-        name: str | None,
+        name: str,
         texts: str | Sequence[str],
         batch_size: int,
         options: dict[str, Any],

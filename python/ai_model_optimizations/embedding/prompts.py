@@ -12,9 +12,6 @@ from ..errors import ModelFormatError
 
 logger = logging.getLogger("ai_model_optimizations")
 
-#: Names of the document prompt; the first that a model has is used.
-_DOCUMENT_NAMES = ("document", "passage", "corpus")
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -49,16 +46,6 @@ class Prompts:
                 f"prompt_name: the model has no prompt {prompt_name!r}, only {sorted(self.texts)}"
             )
         return self.texts[prompt_name]
-
-    @property
-    def query_name(self) -> str | None:
-        """The name of the query prompt, as in sentence-transformers."""
-        return "query" if "query" in self.texts else None
-
-    @property
-    def document_name(self) -> str | None:
-        """The name of the document prompt: the first usual name that the model has."""
-        return next((name for name in _DOCUMENT_NAMES if name in self.texts), None)
 
 
 def read_prompts(config: Mapping[str, Any], file: Path) -> Prompts:
