@@ -1,4 +1,4 @@
-"""The command ``ai-model-optimizations``: what this machine has, and what we do with it."""
+"""The command ``ai-model-optimizations``; ``info`` says what this machine has and what is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .quantization.command import add_command as add_quantize
 from .report import add_command as add_report
 from .selftest import add_command as add_selftest
 
-#: Every environment variable that the package reads, and what it does.
+#: Every environment variable that the package reads, and its effect.
 VARIABLES: Mapping[str, str] = {
     "AIMO_CACHE_DIR": "folder that keeps packed models, which later processes map",
     "AIMO_CONFIG": "settings that tune wrote, for BatchEmbeddingProcessor.from_config()",
@@ -34,7 +34,7 @@ VARIABLES: Mapping[str, str] = {
     "MEMORY_THRESHOLD_MB": "the memory monitor's threshold",
 }
 
-#: Optional packages, and what each brings.
+#: Optional packages, and what each adds.
 EXTRAS: Mapping[str, str] = {
     "huggingface_hub": "downloads models that are not local",
     "tqdm": "progress bars",
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         print(end="", flush=True)
     except BrokenPipeError:
-        # Who read, such as head, has enough. Python flushes once more at exit: into nothing.
+        # The reader, such as head, has closed the pipe. Python flushes again at exit: to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -102,5 +102,5 @@ def run_info(_options: argparse.Namespace) -> int:
 
 
 def find_local(name: str) -> str:
-    """Return where a model lies on this machine, without asking the network."""
+    """Return where a model is on this machine, without using the network."""
     return str(find_model(name, download=False))

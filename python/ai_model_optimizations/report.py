@@ -1,8 +1,8 @@
 """``ai-model-optimizations report``: a plain service against the optimized one, measured live.
 
-The plain service is what many write first: a model at full precision, one message at a time, its
-vector compared with each answer's in Python. The optimized one is the same service with its model
-quantized, behind `OptimizedContentManager.wrap`. Both get the same messages in the same order.
+The plain service is what many people write first: a model at full precision, one message at a time,
+its vector compared with each answer's in Python. The optimized one is the same service with its model
+quantized, behind `OptimizedContentManager.wrap`. Both get the same messages, in the same order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .quantization import ModelQuantizer
 
 T = TypeVar("T")
 
-#: Answers, and the ways in which what they answer is asked for.
+#: For each topic, the answer and the phrases that ask for it.
 TOPICS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "password": ("Reset it under Settings, Security.", (
         "reset my password", "change my password", "get a new password")),
@@ -59,8 +59,8 @@ FRAMES = (
     "How do I {}?", "How can I {}?", "I want to {}, what must I do?", "Please tell me how to {}.",
     "What is the best way to {}?", "Can you help me to {}?", "hi, I need to {}", "how to {}",
 )  # fmt: skip
-_THRESHOLD = 0.3  # of the plain service: below it, nothing fits
-TURN = 10  # messages that one side is asked before the other
+_THRESHOLD = 0.3  # of the plain service: below it, it gives the default answer
+TURN = 10  # messages that one side gets before the other's turn
 _CHART = (640, 300)
 
 
@@ -70,7 +70,7 @@ class PlainService:
     Parameters
     ----------
     model : has ``encode(texts)``
-    texts : what each answer is recognised by
+    texts : the text that stands for each answer, by name
     answers : the answers, by the same names
     """
 
@@ -82,7 +82,7 @@ class PlainService:
         self.vectors = [_unit(row).tolist() for row in rows]
 
     def find_response(self, user_message: str) -> Answer:
-        """The answer whose text is nearest, or the default."""
+        """Return the answer whose text is nearest, or the default."""
         vector = _unit(np.asarray(self.model.encode([user_message])[0])).tolist()
         scores = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in self.vectors]
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -97,7 +97,7 @@ def _unit(row: Any) -> Any:
 
 @dataclass
 class Side:
-    """What was measured of one service; seconds, and MB of a million bytes."""
+    """The measurements of one service, in seconds and MB of a million bytes."""
 
     name: str
     model_mb: float
@@ -106,7 +106,7 @@ class Side:
 
     @property
     def messages(self) -> int:
-        """How many were asked."""
+        """How many messages it was asked."""
         return len(self.latencies)
 
     @property
@@ -115,11 +115,11 @@ class Side:
         return self.messages / sum(self.latencies)
 
     def percentile(self, q: float) -> float:
-        """Milliseconds that `q` percent of the messages took at most."""
+        """Return the milliseconds within which `q` percent of the messages were answered."""
         return float(np.percentile(self.latencies, q)) * 1e3
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, ready for JSON."""
+        """Return the measurements, ready for JSON."""
         return {
             "name": self.name,
             "model_mb": self.model_mb,
@@ -131,7 +131,7 @@ class Side:
 
 @dataclass
 class Hits:
-    """How messages were answered; a wrong hit's answer is not what the plain service says."""
+    """How messages were answered; a hit is wrong if the plain service answers differently."""
 
     messages: int
     repeats: int
@@ -141,12 +141,12 @@ class Hits:
 
     @property
     def novel(self) -> int:
-        """Messages whose text had not come before."""
+        """Messages whose text had not occurred before."""
         return self.messages - self.repeats
 
     @property
     def novel_hits(self) -> int:
-        """At least so many novel texts were hits: no more hits than repeats can be of repeats."""
+        """A lower bound on novel texts that were hits: at most every repeat was a hit too."""
         return max(self.exact_hits + self.semantic_hits - self.repeats, 0)
 
 
@@ -160,7 +160,7 @@ class Comparison:
     machine: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return everything, ready for JSON."""
         return {
             "plain": self.plain.to_dict(),
             "optimized": self.optimized.to_dict(),
@@ -197,7 +197,7 @@ def ask_plain(service: PlainService, messages: Iterable[str], side: Side) -> Non
 def ask_optimized(
     manager: OptimizedContentManager, asked: Iterable[tuple[str, Context]], side: Side
 ) -> None:
-    """Ask a manager messages of contexts, one after another, and add to its side."""
+    """Ask a manager messages with their contexts, one after another, and add to its side."""
 
     async def ask() -> None:
         for message, context in asked:
@@ -218,10 +218,10 @@ def measure(
     seconds: float | None = None,
     plain_every: int = 1,
 ) -> tuple[Side, Side]:
-    """Ask both services the same messages, in turns, so that what disturbs one disturbs both.
+    """Ask both services the same messages, in turns, so that disturbances affect both.
 
-    After `seconds`, if given, no further ones are asked. The plain service, which takes as long for
-    each message, is asked one turn in `plain_every`.
+    After `seconds`, if given, no further messages are asked. The plain service, which takes equally
+    long for each message, gets only one turn in `plain_every`.
     """
     walls = contexts or [""] * len(messages)
     plain = Side(names[0], model_bytes(plain_service.model) / 1e6)
@@ -272,7 +272,7 @@ def compare(
     plain_engine : "sentence-transformers", "ours" for our f32 path, or "auto" for the first if it
         is installed
     texts, answers : of the service; the built-in topics when None
-    seconds : after which no further messages are asked; None for no limit
+    seconds : time after which no further messages are asked; None for no limit
     """
     if texts is None or answers is None:
         texts = {name: f"{'; '.join(wishes)}" for name, (_, wishes) in TOPICS.items()}
@@ -296,7 +296,7 @@ def compare(
 def optimized_service(
     model: EmbeddingModel, texts: Mapping[str, str], answers: Mapping[str, str]
 ) -> OptimizedContentManager:
-    """The plain service over `model`, wrapped; both take their vectors from one processor.
+    """Return the plain service over `model`, wrapped; both get their vectors from one processor.
 
     So a message that is looked up by meaning and then answered by the service is embedded once.
     """
@@ -314,11 +314,11 @@ class Shared:
 
 
 def plain_model(full: EmbeddingModel | None, engine: str) -> tuple[Any, str]:
-    """The plain service's model and the service's name.
+    """Return the plain service's model and the service's name.
 
     Parameters
     ----------
-    full : our model at full precision; None has it loaded where it is needed
+    full : our model at full precision; None loads it if needed
     engine : as in `compare`
     """
     if engine not in ("auto", "ours", "sentence-transformers"):
@@ -350,7 +350,7 @@ class _Silent:
 
 
 def _progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """A bar on a terminal that has tqdm."""
+    """Show a progress bar on a terminal, if tqdm is installed."""
     if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
         return items
     from tqdm.auto import tqdm
@@ -363,7 +363,7 @@ def _progress(items: Sequence[T], what: str) -> Iterable[T]:
 
 
 def table(found: Comparison) -> str:
-    """The figures as text."""
+    """Return the results as a text table."""
     a, b, hits = found.plain.to_dict(), found.optimized.to_dict(), found.hits
     rows = [("", found.plain.name, found.optimized.name, "")]
     for label, key, digits in (
@@ -395,7 +395,7 @@ def table(found: Comparison) -> str:
 
 
 def svg(found: Comparison) -> str:
-    """Response times of both sides as curves over the share of messages, log scale."""
+    """Draw both sides' response times over the share of messages, on a log scale."""
     width, height = _CHART
     sides = (found.plain, found.optimized)
     low = min(min(side.latencies) for side in sides) * 1e3

@@ -1,7 +1,7 @@
-"""``ai-model-optimizations selftest``: the four things that users check, on their own machine.
+"""``ai-model-optimizations selftest``: four checks of the package on the user's own machine.
 
-Quantization is valid, batches give what single texts give, the cache answers what it should and
-nothing else, and memory stays where it is. Speeds are printed, never judged.
+Quantization keeps the vectors, batches give the same vectors as single texts, the cache answers
+what it should and nothing else, and memory does not grow. Speeds are printed, never judged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .report import chat_messages
 
 _LEAST_COSINE = 0.9999
 _MOST_GROWTH_MB = 16.0
-#: A stored question, one that means the same, and one that does not however alike it looks.
+#: A stored question, one with the same meaning, and one that looks similar but means another thing.
 _QUESTIONS = (
     ("How do I open an account?", "How can I open an account?", "How do I close an account?"),
     ("Can I withdraw 200 euros?", "May I withdraw 200 euros?", "Can I withdraw 500 euros?"),
@@ -36,7 +36,7 @@ _QUESTIONS = (
 
 @dataclass(frozen=True)
 class Check:
-    """One check: whether it holds, and its figures."""
+    """One check: whether it passed, and its measurements."""
 
     name: str
     passed: bool
@@ -44,7 +44,7 @@ class Check:
 
 
 def check_quantization(full: EmbeddingModel, texts: list[str]) -> Check:
-    """Half the memory, and the vectors of before."""
+    """Check that half the memory gives nearly the same vectors."""
     small = ModelQuantizer().quantize_model(full)
     a, b = full.encode(texts), small.encode(texts)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -62,7 +62,7 @@ def check_quantization(full: EmbeddingModel, texts: list[str]) -> Check:
 
 
 def check_batches(model: EmbeddingModel, texts: list[str]) -> Check:
-    """Many callers at once get, bit for bit, what one by one gives."""
+    """Check that many callers at once get, bit for bit, the vectors of single calls."""
     began = time.perf_counter()
     single = np.stack([model.encode(text) for text in texts])
     alone = time.perf_counter() - began
@@ -86,7 +86,7 @@ def check_batches(model: EmbeddingModel, texts: list[str]) -> Check:
 
 
 def check_cache(model: EmbeddingModel) -> Check:
-    """The same question and its paraphrase hit; its opposite and another context do not."""
+    """Check that a question and its paraphrase hit, and its opposite and another context do not."""
     cache = SmartCache(embedder=model)
     right = wrong = 0
     seconds = []
@@ -112,7 +112,7 @@ def check_cache(model: EmbeddingModel) -> Check:
 
 
 def check_memory(model: EmbeddingModel, texts: list[str]) -> Check:
-    """Batches of changing size leave the resident set where it was."""
+    """Check that batches of changing size do not grow the resident set."""
     import psutil
 
     process = psutil.Process()

@@ -1,4 +1,4 @@
-"""Answers by text and by meaning, as older services keep them."""
+"""The older interface to a cache of answers by text and by meaning."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .metrics import MIB, ModelPerformanceMetrics
 
 
 class SemanticCache:
-    """Answers by text and by meaning, over a `SmartCache`; a context is a wall.
+    """Answers by text and by meaning, over a `SmartCache`; answers never cross contexts.
 
     Parameters
     ----------
-    max_size : most answers
-    similarity_threshold : cosine from which another question's answer is given
-    ttl : seconds that an answer lives; None for ever
+    max_size : maximum number of answers
+    similarity_threshold : cosine from which a similar question's answer is returned
+    ttl : seconds that an answer lives; None for no limit
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class SemanticCache:
 
     @property
     def similarity_threshold(self) -> float:
-        """The cosine from which another question's answer is given."""
+        """The cosine from which a similar question's answer is returned."""
         return self.cache.threshold
 
     @similarity_threshold.setter
@@ -54,7 +54,7 @@ class SemanticCache:
         Raises
         ------
         SpaceMismatchError
-            If the embedding says that it comes from another model than the stored ones.
+            If the embedding is known to come from another model than the stored ones.
         TypeError, ValueError
             If an argument is of the wrong kind.
         """
@@ -81,9 +81,9 @@ class SemanticCache:
         context: Context = "",
         source: str = "ai_model",
     ) -> None:
-        """Keep an answer: bytes, str or JSON. A blank question's is not kept.
+        """Store an answer: bytes, str or JSON. The answer to a blank question is not stored.
 
-        With an embedding it is found by meaning as well; an empty one counts as none.
+        With an embedding it is found by meaning as well; an empty embedding counts as none.
         """
         key, text = self._names(query, context)
         value = encode_value(response, None)
@@ -96,7 +96,7 @@ class SemanticCache:
             self.metrics.sets += 1
 
     def get_cache_statistics(self) -> dict[str, Any]:
-        """Return sizes, settings and counts; ``hit_rate`` is a share from 0 to 1."""
+        """Return sizes, settings and counts; ``hit_rate`` is from 0 to 1."""
         held = self.cache.stats()
         with self._lock:
             metrics = self.metrics

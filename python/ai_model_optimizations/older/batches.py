@@ -1,4 +1,4 @@
-"""The batch processor with the older method, which takes any model."""
+"""The batch processor with the older interface's method, which takes any model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .metrics import MIB, ModelPerformanceMetrics
 
 
 class BatchEmbeddingProcessor(_Processor):
-    """`embedding.BatchEmbeddingProcessor` with the methods of the older one.
+    """`embedding.BatchEmbeddingProcessor` with the methods of the older interface.
 
-    Same arguments; see there.
+    It takes the same arguments.
     """
 
     @functools.cached_property
     def _others(self) -> ModelPerformanceMetrics:
-        """Of calls with a model of their own."""
+        """The metrics of calls with a model of their own."""
         return ModelPerformanceMetrics()
 
     @functools.cached_property
@@ -42,12 +42,12 @@ class BatchEmbeddingProcessor(_Processor):
 
         Returns
         -------
-        one list of floats per text, which carries the model's ``space_id``
+        One list of floats per text, which carries the model's ``space_id``.
 
         Raises
         ------
         TypeError, ValueError, TimeoutError, Exception
-            As `process_batch`; an error fails the call, so no text goes without a vector unseen.
+            As `process_batch`; an error fails the whole call, so no text silently lacks a vector.
         """
         self._check_priority(priority)
         checked = self._as_list(texts)
@@ -57,7 +57,7 @@ class BatchEmbeddingProcessor(_Processor):
             return [Embedding.from_array(row, self.space_id) for row in vectors]
         if not checked:
             return []
-        # Not one more processor: it would keep a model alive that its manager wants to unload.
+        # Not another processor: it would keep a model alive that its manager wants to unload.
         engine = Engine(model)
         began = time.perf_counter()
         future = self._lane.submit(lambda: self._encode_with(engine, checked))
@@ -77,7 +77,7 @@ class BatchEmbeddingProcessor(_Processor):
 
     @property
     def performance_metrics(self) -> ModelPerformanceMetrics:
-        """The figures of now; a copy."""
+        """A copy of the current metrics."""
         own, cache = self.metrics(), self.metrics()["cache"]
         found = ModelPerformanceMetrics(**asdict(self._others))
         found.observe(own["busy_seconds"], own["requests"])

@@ -1,4 +1,4 @@
-"""Embeddings, answers and smaller models around an older model manager."""
+"""The older interface to embeddings, cached answers and quantization of a model manager."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OptimizedAIManager:
 
     @property
     def quantizer(self) -> Any:
-        """What makes models smaller."""
+        """The quantizer that makes models smaller."""
         return self._slots.quantizer
 
     @quantizer.setter
@@ -60,7 +60,7 @@ class OptimizedAIManager:
 
     @property
     def model_manager(self) -> Any:
-        """Where models come from; setting another one begins with empty caches."""
+        """The model manager; setting another one empties the caches."""
         return self.adaptive_manager.model_manager
 
     @model_manager.setter
@@ -76,9 +76,9 @@ class OptimizedAIManager:
     async def generate_optimized_embedding(
         self, text: str, use_cache: bool = True, quality_priority: bool = False
     ) -> Embedding:
-        """Embed one text; an empty, false list when the text is blank or the model fails.
+        """Embed one text; returns an empty list if the text is blank or the model fails.
 
-        The manager's first text chooses its model, by language and `quality_priority`.
+        The manager's first text determines its model, by language and `quality_priority`.
         """
         return (await self._generate([text], use_cache, quality_priority))[0]
 
@@ -144,7 +144,7 @@ class OptimizedAIManager:
 
         Parameters
         ----------
-        force_optimization : try those again that could not be quantized
+        force_optimization : try again those that could not be quantized before
 
         Returns
         -------
@@ -168,7 +168,7 @@ class OptimizedAIManager:
         }
 
     def get_optimization_statistics(self) -> dict[str, Any]:
-        """Return every part's figures as plain numbers in nested dicts."""
+        """Return every part's statistics as plain numbers in nested dicts."""
         performance = self.adaptive_manager.model_performance
         hits, misses = self.global_metrics.cache_hits, self.global_metrics.cache_misses
         return {
@@ -191,7 +191,7 @@ class OptimizedAIManager:
         }
 
     def clear_all_caches(self) -> None:
-        """Forget answers and vectors, the model manager's too, and which model was chosen."""
+        """Forget answers, vectors (the model manager's too) and the choice of model."""
         self.semantic_cache.clear_cache()
         self._vectors.clear()
         self.batch_processor.clear_cache()
@@ -200,7 +200,7 @@ class OptimizedAIManager:
 
 
 def _clear_cached_embeddings(model_manager: Any) -> None:
-    """Empty the ``lru_cache`` around a manager's ``generate_embedding``, where there is one."""
+    """Empty the ``lru_cache`` around a manager's ``generate_embedding``, if there is one."""
     clear = getattr(getattr(model_manager, "generate_embedding", None), "cache_clear", None)
     if callable(clear):
         clear()

@@ -1,4 +1,4 @@
-"""Counters in the form that older services read."""
+"""Counters in the format that older services read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelPerformanceMetrics:
         return 100.0 * self.cache_hits / lookups if lookups else 0.0
 
     def observe(self, seconds: float, requests: int = 1) -> None:
-        """Count requests that took `seconds` together."""
+        """Count requests that took `seconds` in total."""
         self.total_requests += requests
         self.total_processing_time += seconds
         if self.total_requests:

@@ -18,7 +18,7 @@ ModelType = Literal["light", "heavy"]
 
 
 class AdaptiveModelManager:
-    """Chooses between a model manager's light and heavy sentence model; loads neither to choose.
+    """Chooses between a model manager's light and heavy sentence model, without loading them.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class AdaptiveModelManager:
         Parameters
         ----------
         query : the text
-        response_time_requirement : milliseconds; compared with what the heavy model has taken
+        response_time_requirement : milliseconds; compared with the heavy model's past times
         quality_priority : prefer the better model
         """
         if not isinstance(query, str):
@@ -55,12 +55,12 @@ class AdaptiveModelManager:
         return "heavy" if taken <= response_time_requirement else "light"
 
     def get_model_for_query(self, query: str, **kwargs: Any) -> Any:
-        """Return the chosen model, loaded by its manager; the other one when there is none."""
+        """Return the chosen model, loaded by its manager, or else the other one."""
         first = self.select_optimal_model(query, **kwargs)
         return self.model_of_type(first)
 
     def model_of_type(self, model_type: ModelType) -> Any:
-        """The manager's model of a type, or its other one; None without any."""
+        """Return the manager's model of a type, or its other one; None if it has neither."""
         names = list(SENTENCE_SLOTS.values())
         for name in names if model_type == "light" else reversed(names):
             model = getattr(self.model_manager, name, None)
@@ -71,7 +71,7 @@ class AdaptiveModelManager:
     def update_performance_metrics(
         self, model_type: str, processing_time: float, memory_usage: float
     ) -> None:
-        """Take note of what a request took: seconds, and the model's MiB."""
+        """Record a request's seconds and its model's MiB."""
         if model_type not in self.model_performance:
             raise ValueError(f'model_type: expected "light" or "heavy", got {model_type!r}')
         given = {"processing_time": processing_time, "memory_usage": memory_usage}
@@ -84,10 +84,10 @@ class AdaptiveModelManager:
 
 
 class PinnedModel:
-    """The one model that an `OptimizedAIManager` embeds with, asked for anew at each call.
+    """The one model that an `OptimizedAIManager` embeds with, fetched again at each call.
 
-    The first text chooses it, and it stays: vectors of two models must not meet. Asking the model
-    manager each time lets it unload the model and load it again.
+    The first text determines it, and it stays, since vectors of two models must not be mixed.
+    Fetching it from the model manager each time lets the manager unload and reload it.
     """
 
     def __init__(self, adaptive: AdaptiveModelManager) -> None:
