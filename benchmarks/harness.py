@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine's description, threads, interleaved timing, result files."""
+"""What all benchmarks share: the machine, equal threads, interleaved timing, result files."""
 
 from __future__ import annotations
 

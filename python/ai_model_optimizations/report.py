@@ -1,8 +1,9 @@
 """``ai-model-optimizations report``: a plain service against the optimized one, measured live.
 
-The plain service is what many people write first: a model at full precision, one message at a time,
-its vector compared with each answer's in Python. The optimized one is the same service with its model
-quantized, behind `OptimizedContentManager.wrap`. Both get the same messages, in the same order.
+The plain service is what many people write first: a model at full precision, one message at a
+time, its vector compared with each answer's in Python. The optimized one is the same service with
+its model quantized, behind `OptimizedContentManager.wrap`. Both get the same messages, in the same
+order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Half the memory or less."""
+"""Quantization: models in half the memory or less."""
 
 from .model_quantizer import ModelQuantizer
 from .report import CosineReport, QuantizationReport, TensorReport

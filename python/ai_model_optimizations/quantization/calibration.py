@@ -1,9 +1,9 @@
 """Which inputs of int8 layers stay in 16 bits.
 
 A few channels of a transformer's activations are tens of times larger than the others, whatever the
-input: one scale for all of a row would leave the others two or three steps (Dettmers et al.,
-LLM.int8(), 2022). They are looked for once, when a model is packed, so that a row's result never
-depends on other rows. embedding/outliers.py does the same for the C encoder.
+input: with a single scale per row, the others would have only two or three steps (Dettmers et al.,
+LLM.int8(), 2022). These channels are found once, when a model is packed, so that a row's result
+never depends on other rows. embedding/outliers.py does the same for the C encoder.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def find_channels(
 ) -> tuple[str, ...]:
     """Set :attr:`Weight.channels` of the int8 matrices.
 
-    They are the inputs with the largest values in one call of the model, with ``sample`` or, for
-    transformers models, with random words. For a layer that the call does not reach, or without a
-    call, they are the inputs whose weights are largest.
+    These are the inputs with the largest values in one call of the model, with ``sample`` or, for
+    transformers models, with random words. For a layer that the call does not reach, or if there is
+    no call, they are the inputs with the largest weights.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def find_channels(
 
     Returns
     -------
-    What a reader of the report should know.
+    Notes for the report.
     """
     matrices = [weight for weight in weights if weight.dtype == "int8" and not weight.is_table]
     if not matrices:

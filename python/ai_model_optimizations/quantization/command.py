@@ -1,4 +1,4 @@
-"""``ai-model-optimizations quantize``: a model on disk into a smaller one."""
+"""``ai-model-optimizations quantize``: makes a smaller model from a model on disk."""
 
 from __future__ import annotations
 

@@ -32,13 +32,13 @@ def quantize(model: EmbeddingModel, request: Request) -> tuple[EmbeddingModel, Q
     Raises
     ------
     UnsupportedError
-        If something is to be skipped: the encoder stores all matrices in one type.
+        If ``skip`` is given: the encoder stores all matrices in one type.
     ModelFormatError
         If a value is too large for the type; the message names the tensor.
     PrecisionError
         If a text's vector changes more than ``min_cosine`` allows.
     ValueError
-        If the weights are stored in another 16-bit type already.
+        If the weights are already stored in another 16-bit type.
     """
     if request.skip:
         raise UnsupportedError(
@@ -63,7 +63,7 @@ def quantize(model: EmbeddingModel, request: Request) -> tuple[EmbeddingModel, Q
 
 
 def _worth_trying(model: EmbeddingModel, request: Request) -> tuple[str, ...]:
-    """Return the types to try: none that is larger than the model's, which loses nothing."""
+    """Return the types to try: none larger than the model's own, which loses nothing."""
     dtypes = request.candidates()
     if model.dtype not in dtypes:
         return dtypes
@@ -76,7 +76,7 @@ def _worth_trying(model: EmbeddingModel, request: Request) -> tuple[str, ...]:
 def _first_that_keeps(
     model: EmbeddingModel, request: Request, dtypes: tuple[str, ...]
 ) -> tuple[EmbeddingModel, CosineReport | None, tuple[str, ...]]:
-    """Try the types in turn; what is wrong with all but the last becomes a note."""
+    """Try the types in turn; the failures of all but the last become notes."""
     notes: list[str] = []
     for dtype in dtypes:
         try:

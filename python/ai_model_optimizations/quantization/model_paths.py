@@ -1,4 +1,4 @@
-"""Quantizing what lies at a path: a model that the encoder runs, or any safetensors file."""
+"""Quantizing a model at a path: one that the encoder runs, or any safetensors file."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Source = str | os.PathLike[str]
 def quantize(
     model: Source, request: Request
 ) -> tuple[EmbeddingModel | Tensors | Source, QuantizationReport]:
-    """Return an EmbeddingModel where the folder is one, else the tensors as arrays.
+    """Return an EmbeddingModel if the encoder runs the model, else the tensors as arrays.
 
     Raises
     ------
     FileNotFoundError
-        If nothing is there.
+        If there is no such file or folder.
     UnsupportedError
         If it is an ONNX model or a pickle; the message says what to do instead.
     ModelFormatError
@@ -57,9 +57,9 @@ def quantize(
 
 
 def quantize_to(source: Source, target: Path, request: Request) -> QuantizationReport:
-    """Quantize a model at a path into a new one, without holding it where that is possible.
+    """Quantize a model at a path into a new one, if possible without loading it whole.
 
-    A model that the encoder runs becomes a packed folder; any other keeps its form.
+    A model that the encoder runs becomes a packed folder; any other keeps its format.
     """
     path = _locate(source)
     folder, why_not = _as_model(path)
@@ -82,7 +82,7 @@ def _locate(model: Source) -> Path:
 
 
 def _as_model(path: Path) -> tuple[ModelFolder | None, str]:
-    """Return the folder as one that the encoder runs, or why it is not."""
+    """Return the folder's description if the encoder runs the model, else None and the reason."""
     if not any((path / name).is_file() for name in ("config.json", "modules.json")):
         return None, f"{path.name}, which is no model folder,"
     try:
@@ -156,6 +156,6 @@ def _sizes(
 
 
 def _prefix(folder: ModelFolder, names: list[str]) -> str:
-    """Return what stands before the family's names of tensors."""
+    """Return the prefix before the family's tensor names."""
     anchor = folder.architecture.family.anchor
     return next((name.removesuffix(anchor) for name in names if name.endswith(anchor)), "")

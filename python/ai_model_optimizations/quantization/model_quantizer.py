@@ -30,8 +30,8 @@ class Kind(NamedTuple):
     #: is in ``sys.modules``.
     recognises: Callable[[object], bool]
     #: A module of this package with ``quantize(model, request) -> (model, report)``; imported when
-    #: a model of its kind comes. With ``request.dry_run`` nothing is changed and the model that is
-    #: returned is the given one.
+    #: the first model of its kind is quantized. With ``request.dry_run`` nothing is changed and the
+    #: given model is returned.
     module: str
 
 
@@ -48,7 +48,7 @@ def _is_path(model: object) -> bool:
 
 
 def _is_instance_of(module: str, name: str) -> Callable[[object], bool]:
-    """Recognise a class of a library that may not be installed, or not be imported yet."""
+    """Recognise a class of a library that may not be installed or imported."""
 
     def recognises(model: object) -> bool:
         found = getattr(sys.modules.get(module), name, None)
@@ -200,19 +200,19 @@ class ModelQuantizer:
         model : an :class:`EmbeddingModel`, which becomes a packed folder that
             ``EmbeddingModel.load`` maps; a dict of arrays, which becomes a safetensors file; any
             other model that has a ``save`` or ``save_pretrained`` of its own, which is called
-        path : where to; see :meth:`EmbeddingModel.save` for folders. A file is replaced
+        path : the target; see :meth:`EmbeddingModel.save` for folders. A file is replaced
 
         Returns
         -------
-        The file that was written, or ``path`` where the model wrote it itself.
+        The file that was written, or ``path`` if the model's own method wrote it.
 
         Raises
         ------
         UnsupportedError
             If ``model`` cannot be saved: it is something else, or a torch model with packed layers,
-            which its library would not know when it loads the file.
+            which its library could not load again.
         OSError
-            If it cannot be written, as on a full disk; nothing is left then.
+            If it cannot be written, as on a full disk; nothing is left behind.
         """
         target = given_path(path, "path")
         if isinstance(model, EmbeddingModel):
@@ -239,18 +239,18 @@ class ModelQuantizer:
         *,
         dry_run: bool = False,
     ) -> QuantizationReport:
-        """Quantize a model on disk into a new one, without holding a model that is only tensors.
+        """Quantize a model on disk into a new one; plain tensor files are not loaded whole.
 
         Parameters
         ----------
         source : a model folder or name, or a safetensors file or folder
-        target : a model that the encoder runs becomes a packed folder here; any other model keeps
-            its form, with matrices and tables in 16 bits. Must not exist or be an empty folder
+        target : must not exist, or be an empty folder. A model that the encoder runs becomes a
+            packed folder; any other keeps its format, with matrices and tables in 16 bits
         dry_run : write nothing and return the report that quantizing would give, sizes only
 
         Returns
         -------
-        What was changed.
+        The report of what was changed.
         """
         from .model_paths import quantize_to
 
@@ -268,11 +268,11 @@ class ModelQuantizer:
         ----------
         model : as for :meth:`quantize_model`
         device : ``"auto"`` leaves a torch model where it is; a device such as ``"cpu"`` or
-            ``"cuda"`` moves it there first, for there it computes
+            ``"cuda"`` moves it there first
 
         Returns
         -------
-        The same object where that can be, else the quantized model.
+        The same object if possible, else the quantized model.
         """
         move = getattr(model, "to", None)
         if device != "auto" and move is not None:
@@ -282,7 +282,7 @@ class ModelQuantizer:
 
     @staticmethod
     def dequantize(model: Any) -> Any:
-        """Return a plain float32 copy of a quantized torch model, with the values as stored.
+        """Return a plain float32 copy of a quantized torch model, with the stored values.
 
         Parameters
         ----------
@@ -291,7 +291,7 @@ class ModelQuantizer:
         Raises
         ------
         UnsupportedError
-            If it is something else, or nothing in it is quantized.
+            If it is anything else, or nothing in it is quantized.
         """
         for kind in KINDS:
             if kind.recognises(model):

@@ -55,7 +55,7 @@ class CosineReport:
 class QuantizationReport:
     """What quantizing a model changed.
 
-    ``str(report)`` is :meth:`table`; :meth:`to_dict` and :meth:`to_json` are for machines.
+    ``str(report)`` is :meth:`table`; :meth:`to_dict` and :meth:`to_json` are for programs.
     """
 
     #: What was given: ``"EmbeddingModel"``, ``"dict"``, ``"Module"``, ...
@@ -80,7 +80,7 @@ class QuantizationReport:
 
     @property
     def saved(self) -> float:
-        """The part of the bytes that is gone, 0 to 1."""
+        """The share of the bytes that was saved, 0 to 1."""
         return 1.0 - self.bytes_after / self.bytes_before if self.bytes_before else 0.0
 
     def of_action(self, action: Action) -> tuple[TensorReport, ...]:
@@ -141,9 +141,9 @@ class QuantizationReport:
 
 
 def rest_report(dtype: str, after: int, dtype_before: str = "", before: int = 0) -> TensorReport:
-    """Return the line for what an encoder holds beside its elements.
+    """Return the line for the bytes of an encoder beyond its tensors' elements.
 
-    Panels' columns come in sixteens, dense layers without a bias get one of zeros, and int8 has
+    Panels are padded to 16 columns, dense layers without a bias get one of zeros, and int8 has
     scales and channels that stay in 16 bits.
     """
     name = "(scales, padding)" if dtype == "int8" else "(padding)"
@@ -151,7 +151,7 @@ def rest_report(dtype: str, after: int, dtype_before: str = "", before: int = 0)
 
 
 def resident_bytes() -> int:
-    """Return what the process holds in memory, after free memory went back to the system."""
+    """Return the process's resident memory, after returning free memory to the system."""
     _core.allocator_trim()
     return int(psutil.Process().memory_info().rss)
 

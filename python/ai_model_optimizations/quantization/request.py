@@ -1,4 +1,4 @@
-"""What a caller asked of ModelQuantizer, checked once."""
+"""The arguments of a ModelQuantizer call, checked once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _HALVES = ("f16", "bf16")
 
 @dataclass(frozen=True)
 class Request:
-    """One call of ``quantize_model``, as the parts that quantize a kind of model see it."""
+    """One call of ``quantize_model``, as passed to the module for a kind of model."""
 
     #: One of :data:`DTYPES`, or ``"smallest"``: the one with the fewest bytes that keeps
     #: :attr:`least_cosine`.
     dtype: str
     skip: tuple[str | re.Pattern[str], ...] = ()
-    #: None: the cosine is not asked for.
+    #: None: the cosine is not requested.
     min_cosine: float | None = None
-    #: None: the built-in texts, where a cosine is needed.
+    #: None: the built-in texts, if a cosine is needed.
     verify_texts: tuple[str, ...] | None = None
     in_place: bool = False
     dry_run: bool = False
@@ -54,7 +54,7 @@ class Request:
         return (self.dtype, *others) if self.automatic else (self.dtype,)
 
     def without_texts(self) -> Request:
-        """Return the request for what cannot embed texts: 8 bits only when asked for by name."""
+        """Return the request for a model that cannot embed texts: 8 bits only if named."""
         dtype = "f16" if self.dtype == "smallest" else self.dtype
         return replace(self, dtype=dtype, min_cosine=None, verify_texts=None)
 
@@ -72,7 +72,7 @@ class Request:
 
 
 def matches(pattern: str | re.Pattern[str], name: str) -> bool:
-    """Whether ``pattern`` is this name, a dotted beginning of it, or a regex of all of it."""
+    """Whether ``pattern`` is this name, a dotted prefix of it, or a regex for the whole name."""
     if isinstance(pattern, str):
         if name == pattern or name.startswith(pattern + "."):
             return True

@@ -1,4 +1,4 @@
-"""Rounding arrays, and what it costs: counted in pieces, so that memory stays flat."""
+"""Rounding arrays and counting what it loses, in pieces, so that memory use stays flat."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rounding:
 
     @property
     def fits(self) -> bool:
-        """Whether every value is finite and stays so."""
+        """Whether every value is finite and remains so."""
         return self.not_finite == 0 and self.overflowed == 0
 
     @property
@@ -91,7 +91,7 @@ def add_difference(
 
 
 def count_unfit(values: NDArray[np.float32], limit: float, result: Rounding) -> None:
-    """Count what keeps a piece from being int8: NaN, infinity, magnitudes from `limit` on."""
+    """Count the values that int8 cannot store: NaN, infinity, magnitudes of `limit` or more."""
     finite = np.isfinite(values)
     result.not_finite += int(values.size - np.count_nonzero(finite))
     result.overflowed += int(np.count_nonzero(finite & (np.abs(values) >= limit)))
@@ -160,7 +160,7 @@ def _measure_piece(result: Rounding, piece: NDArray[Any], dtype: str) -> None:
 
 
 def _add_errors(result: Rounding, piece: NDArray[Any], after: NDArray[np.float32]) -> None:
-    # Squares of what is below 1e-19 need more than float32.
+    # Squares of values below 1e-19 need more than float32.
     before = piece.astype(np.float64)
     error = after - before
     result.max_error = max(result.max_error, float(np.abs(error).max(initial=0.0)))

@@ -1,9 +1,9 @@
 """A SentenceTransformer whose forward pass runs in the C encoder.
 
-It stays what it was: the tokenizer, pooling and every setting are sentence-transformers' own
-objects; only the transformers model inside is replaced. ``encode`` of texts does not go through
-torch at all; whatever is unusual (token embeddings, hooks, other modules) takes
-sentence-transformers' own way through the replaced module, and gives the same vectors.
+The tokenizer, pooling and every setting remain sentence-transformers' own objects; only the
+transformers model inside is replaced. ``encode`` of texts does not use torch at all; anything
+unusual (token embeddings, hooks, other modules) runs through sentence-transformers' own code and
+the replaced module, and gives the same vectors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOVED = (
 
 
 class CoreEncoder(torch.nn.Module):  # type: ignore[misc]
-    """Stands where the transformers model was: token ids in, last hidden states out.
+    """Replaces the transformers model: token ids in, last hidden states out.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class CoreEncoder(torch.nn.Module):  # type: ignore[misc]
 
 
 class QuantizedSentenceTransformer(SentenceTransformer):  # type: ignore[misc]
-    """A SentenceTransformer in half the memory; ``ModelQuantizer`` makes it of a plain one.
+    """A SentenceTransformer in half the memory; ``ModelQuantizer`` makes it from a plain one.
 
     Everything that a SentenceTransformer does works. ``half()``, ``to("cpu")``, ``cpu()`` and
     ``eval()`` return the model and change nothing; moving it to an accelerator raises
@@ -171,7 +171,7 @@ class QuantizedSentenceTransformer(SentenceTransformer):  # type: ignore[misc]
         return pool
 
     def _takes_short_way(self, inputs: Any, prompt: str | None, others: dict[str, Any]) -> bool:
-        """Whether the vectors of these inputs need nothing but the packed model."""
+        """Whether the packed model alone can compute the vectors of these inputs."""
         modules = list(self.modules())
         return (
             set(others) <= {"task"}

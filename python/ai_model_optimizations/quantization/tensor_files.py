@@ -54,7 +54,7 @@ _PIECE = 1 << 20
 
 
 class _Planned(NamedTuple):
-    """A tensor of a file, and what becomes of it."""
+    """A tensor of a file, and how it will be stored."""
 
     file: MappedFile
     name: str
@@ -170,7 +170,7 @@ def _array_blocks(tensors: Tensors) -> Iterator[NDArray[np.uint8]]:
 
 
 def measure_file(file: MappedFile, name: str, dtype: str) -> Rounding:
-    """Count what rounding a tensor would do, without holding it."""
+    """Count what rounding a tensor would do, without loading it whole."""
     result = Rounding()
     for piece in _pieces(file, name):
         measure(piece, dtype, result)
@@ -216,7 +216,7 @@ def _report(
 
 
 def _pieces(file: MappedFile, name: str) -> Iterator[NDArray[Any]]:
-    """Yield a tensor's values, flat; what was read goes out of memory again."""
+    """Yield a tensor's values, flat; pages that were read are dropped again."""
     values = file.raw(name).view(_DTYPES[file.dtype(name)][1])
     for start in range(0, len(values), _PIECE):
         yield values[start : start + _PIECE]
@@ -276,7 +276,7 @@ def _write_folder(source: Path, target: Path, planned: list[_Planned]) -> None:
         for path in tensor_paths(source):
             write_whole(aside / path.name, _chunks(path, planned))
         _update_index(aside, planned)
-        os.replace(aside, target)  # which an empty folder does not hinder
+        os.replace(aside, target)  # also replaces an empty folder
     except shutil.Error as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(f"{source} could not be copied: {error}") from None

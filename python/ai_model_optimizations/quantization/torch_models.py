@@ -138,8 +138,8 @@ def _quantize_pipeline(pipeline: Any, request: Request) -> tuple[Any, Quantizati
 def examine(parameter: torch.Tensor, dtype: str, *, is_table: bool = False) -> Rounding:
     """Count what storing a tensor in ``dtype`` does to its values, a few MB at a time.
 
-    For int8 that is whether they fit: a table has scales for any value, but some channels of a
-    matrix stay in f16. Packing tells the rest.
+    For int8 that is only whether they fit: a table has scales for any value, but some channels of a
+    matrix stay in f16. Packing counts the rest.
     """
     result = Rounding()
     limit = math.inf if is_table else _INFINITE_AS_F16
@@ -283,7 +283,7 @@ def _take_hooks(new: torch.nn.Module, old: torch.nn.Module, *, share: bool) -> N
 
 
 def _finish(model: torch.nn.Module) -> None:
-    """Nothing of the model is trained any more; indices shrink, equal masks are kept once."""
+    """Turn off training, shrink index buffers, and keep equal masks only once."""
     model.requires_grad_(False)
     model.eval()
     masks: list[torch.Tensor] = []

@@ -15,7 +15,7 @@ from ..errors import UnsupportedError
 from .request import Request
 from .torch_modules import PACKED
 
-#: What a weight is stored as that its type cannot hold.
+#: The type for a weight that does not fit the requested type.
 WIDER = {"int8": "f16", "f16": "f16", "bf16": "bf16"}
 
 
@@ -48,7 +48,7 @@ class Weight:
 
 @dataclass
 class Plan:
-    """What is packed, and the reasons of what stays, by the parameter's name."""
+    """Which parameters are packed, and why the others are not, by name."""
 
     weights: list[Weight]
     kept: dict[str, str] = field(default_factory=dict)

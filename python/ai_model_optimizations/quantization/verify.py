@@ -45,7 +45,7 @@ def compare(before: Encode, after: Encode, texts: Sequence[str] | None) -> Cosin
 
 
 def check(cosine: CosineReport, request: Request, dtype: str) -> None:
-    """Raise PrecisionError when ``cosine`` is less than what was asked for."""
+    """Raise PrecisionError if ``cosine`` is less than the request allows."""
     if not cosine.minimum >= request.least_cosine:
         raise PrecisionError(
             f"{dtype}: a text's vector has cosine {cosine.minimum:.6f} with the given model's, "

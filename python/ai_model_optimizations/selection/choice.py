@@ -105,7 +105,7 @@ class Selection:
 
 
 def suits(candidate: Candidate, request: Request) -> bool:
-    """Whether a model will do: :func:`objection` without the words, which are rarely read."""
+    """Whether a model is suitable: :func:`objection` without the text, which is rarely read."""
     entry = candidate.entry
     if request.language is not None and not entry.speaks(request.language):
         return False
@@ -121,7 +121,7 @@ def suits(candidate: Candidate, request: Request) -> bool:
 
 
 def objection(candidate: Candidate, request: Request) -> str | None:
-    """Say why a model will not do; None when it will."""
+    """Say why a model is not suitable; None if it is."""
     if suits(candidate, request):
         return None
     entry = candidate.entry
@@ -153,7 +153,7 @@ def by_quality(candidate: Candidate) -> tuple[bool, float, float]:
 
 
 def refusal(candidates: Sequence[Candidate], request: Request) -> str:
-    """Say for each model why it will not do."""
+    """Say for each model why it is not suitable."""
     if not candidates:
         return "no model is registered"
     reasons = (f"{c.entry.name}: {objection(c, request)}" for c in candidates)

@@ -73,11 +73,11 @@ class Entry:
 
 
 class ModelShelf:
-    """Lends the registered models and drops the idle ones.
+    """Lends the registered models and unloads idle ones.
 
     Parameters
     ----------
-    idle_seconds : unload a model that nobody has used for so long; None keeps it
+    idle_seconds : unload a model that nobody has used for this long; None keeps it
     profile_seconds : time for measuring a model when it is first loaded
     """
 
@@ -91,7 +91,7 @@ class ModelShelf:
         _shelves.add(self)
 
     def renew_locks(self) -> None:
-        """Begin without the threads that hold locks; in a forked child they do not exist."""
+        """Renew locks in a forked child, where the threads that hold them do not exist."""
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._janitor: threading.Thread | None = None
@@ -212,9 +212,9 @@ class ModelShelf:
                 self._wake.wait(due)
 
     def unload(self, name: str) -> bool:
-        """Drop a model; one in use goes when its last user is done.
+        """Unload a model; one in use is unloaded when its last user is done.
 
-        False if it is not loaded, or was registered as a model and is its owner's.
+        False if it is not loaded, or was registered as a model object, which belongs to its owner.
         """
         entry = self.entry(name)
         with self._lock:
@@ -235,7 +235,7 @@ class ModelShelf:
         return [entry.name for entry in idle]
 
     def close(self) -> None:
-        """Unload what nobody uses, the rest when it is returned; take no more work."""
+        """Unload idle models now and the others when they are returned; lend no more."""
         with self._lock:
             self._closed = True
             for entry in self.entries.values():

@@ -1,8 +1,8 @@
 """Chooses an embedding model by what a request needs and what each model costs here.
 
-Every registered model is judged against the request, and every verdict can be read afterwards.
-Models load on first use, once however many ask, and are unloaded only when nobody uses them.
-Vectors of two models never mix silently: what comes out carries its ``space_id``.
+Every registered model is checked against the request, and each result can be read afterwards.
+Models load on first use, once however many callers ask, and are unloaded only when nobody uses
+them. Vectors of two models never mix silently: results carry their ``space_id``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AdaptiveModelSelector:
 
     Parameters
     ----------
-    idle_seconds : unload a model that nobody has used for so long; None keeps it
+    idle_seconds : unload a model that nobody has used for this long; None keeps it
     profile_seconds : time for measuring a model when it is first loaded
     detect : from a text to its language's code or None
     dwell_seconds : least time between two changes of a family's variant under load
