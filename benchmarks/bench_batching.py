@@ -1,15 +1,15 @@
-"""Dynamic batching and selection compared with their peers, over one model, in one run.
+"""Dynamic batching and model selection compared with their peers, on one model, in one run.
 
     python benchmarks/bench_batching.py --kind short
     python benchmarks/bench_batching.py --engine openvino --kind mixed
 
-Concurrent callers of one text each go through BatchEmbeddingProcessor, through mixedbread's
-`batched` and through infinity's batch handler, each with its defaults except for batches of 32.
-They are compared with plain `encode` of the same texts, all at once and one by one, and with
-sentence-transformers one by one, as most services do. (`pip install --no-deps batched
-infinity_emb`; they need `requests`, torch and transformers as well.) The rounds are interleaved;
-results are medians over the rounds. Every vector is compared with that of plain `encode`, bit for
-bit except for OpenVINO, whose vectors depend on the batch.
+Concurrent callers with one text each go through BatchEmbeddingProcessor, mixedbread's `batched` and
+infinity's batch handler, all with default settings except for batches of 32. The baselines are
+plain `encode` of the same texts, all at once and one by one, and sentence-transformers one by one,
+as most services do it. (`pip install --no-deps batched infinity_emb`; both also need `requests`,
+torch and transformers.) Rounds are interleaved; figures are medians over the rounds. Every vector
+must equal that of plain `encode` bit for bit, except with OpenVINO, whose vectors depend on the
+batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ai_model_optimizations._core import set_thread_count
 Embed = Callable[[str], Awaitable[Any]]
 Figures = dict[str, float]
 SERVED = "BatchEmbeddingProcessor"
-TOLERANCE = 0.0  # of a vector's elements
+TOLERANCE = 0.0  # for each element of a vector
 
 
 def check(vectors: Any, expected: Any) -> None:
@@ -49,7 +49,7 @@ def check(vectors: Any, expected: Any) -> None:
 
 
 async def callers(embed: Embed, texts: list[str], count: int, expected: Any) -> Figures:
-    """Share the texts out to `count` callers, one text at a time each; check every vector."""
+    """Divide the texts among `count` callers, each sending one at a time; check every vector."""
     latencies: list[float] = []
     position = 0
 
@@ -148,7 +148,7 @@ def one_by_one(model: Any, texts: list[str], count: int, expected: Any) -> Figur
 
 @functools.cache
 def before() -> Any:
-    """What most services call: sentence-transformers in fp32."""
+    """What most services use today: sentence-transformers in fp32."""
     from encoder_engines import SentenceTransformers
 
     peer = SentenceTransformers()
@@ -167,7 +167,7 @@ def one_by_one_before(model: Any, texts: list[str], count: int, expected: Any) -
 
 
 def idle_latency(model: Any, texts: list[str]) -> Figures:
-    """What an idle processor adds to one short text: both are timed in turn."""
+    """Latency that an idle processor adds to one short text; `encode` is timed in turn with it."""
 
     async def main() -> Figures:
         async with BatchEmbeddingProcessor(model=model, cache_mb=0) as processor:
@@ -190,7 +190,7 @@ def idle_latency(model: Any, texts: list[str]) -> Figures:
 
 
 def loop_lag(model: Any, texts: list[str], one_call: bool) -> Figures:
-    """How late the event loop is while texts are embedded, in one call or in one for each."""
+    """How late the event loop runs while texts are embedded, in one call or one call per text."""
 
     async def main() -> Figures:
         async with BatchEmbeddingProcessor(model=model, cache_mb=0) as processor:
@@ -222,9 +222,9 @@ def loop_lag(model: Any, texts: list[str], one_call: bool) -> Figures:
 
 
 def selection(model: Any) -> Figures:
-    """Time of a choice among four models, and how well latencies are predicted.
+    """Time to choose among four models, and how accurate latency predictions are.
 
-    The choice is timed by itself, and once more right after the model has emptied the caches.
+    The choice is timed by itself, and again right after the model has run and evicted the CPU caches.
     """
     texts = text_set("mixed", 450)
     with AdaptiveModelSelector() as selector:
@@ -274,13 +274,13 @@ def load(engine: str, dtype: str) -> Any:
 
 
 def ways() -> dict[str, Callable[..., Figures]]:
-    """What is compared: name and function."""
+    """What is compared, as name -> function."""
     found: dict[str, Callable[..., Figures]] = {
         "offline encode": offline,
         "one by one": one_by_one,
         SERVED: ours,
     }
-    if TOLERANCE == 0.0:  # OpenVINO's request takes one call at a time
+    if TOLERANCE == 0.0:  # an OpenVINO request takes one call at a time
         found["the same, workers=2"] = functools.partial(ours, workers=2)
     for name, module, way in (
         ("batched", "batched", mixedbread),
@@ -293,13 +293,13 @@ def ways() -> dict[str, Callable[..., Figures]]:
             harness.missing(name, error)
         else:
             found[name] = way
-    logging.getLogger().setLevel(logging.WARNING)  # infinity tells everybody's
+    logging.getLogger().setLevel(logging.WARNING)  # infinity logs on the root logger
     logging.getLogger("infinity_emb").setLevel(logging.WARNING)
     return found
 
 
 def compare(model: Any, texts: list[str], count: int, rounds: int) -> dict[str, Any]:
-    """Run all ways in turn with `count` callers; medians, and ratios taken within a round."""
+    """Run everything in turn with `count` callers; medians, and ratios within each round."""
     expected = model.encode(texts)
     taken: dict[str, list[Figures]] = {name: [] for name in ways()}
     for _ in range(rounds):
@@ -355,7 +355,7 @@ def main() -> None:
         }
         show("alone", results["alone"])
     for count in map(int, arguments.callers.split(",")):
-        # Few callers take longer for as many texts.
+        # Few callers need longer for the same number of texts.
         part = texts if count >= 32 else texts[: max(1, len(texts) // 3)]
         title = f"{count} callers"
         results[title] = compare(model, part, count, arguments.rounds)

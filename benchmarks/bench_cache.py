@@ -1,12 +1,12 @@
-"""SmartCache compared with faiss, hnswlib, usearch and numpy: lookups, stores, memory, one writer.
+"""SmartCache against faiss, hnswlib, usearch and numpy: lookup, insertion, memory, a writer.
 
     python benchmarks/bench_cache.py --banking77 DIR --clinc150 DIR --wordnet DIR \
         [--embeddings vectors.npy] [--sizes 1000 10000 100000 1000000] [--readers build/bench]
 
-Queries miss and the guard is off: this measures a lookup that finds nothing, the cache's common
-case. `SmartCache` is the whole call from Python, `EmbeddingIndex` the index beneath it. Results are
+Queries miss and the guard is off: a lookup that finds nothing is the cache's common case.
+`SmartCache` is the whole call from Python, `EmbeddingIndex` the index beneath it. Results are
 checked before anything is timed; engines take turns within one run; peers that are not installed
-are left out with a note. With --readers, a folder where CMake built the C benchmarks, lookups are
+are named and left out. With --readers, the folder where CMake built the C benchmarks, lookups are
 also timed while a writer runs: by bench_cache_readers.c, which compares every answer with brute
 force, and from Python.
 """
@@ -28,9 +28,9 @@ import harness
 Search = Callable[[Any], object]
 
 FEWEST_TURNS = 3
-#: Where a graph would take minutes to build.
+#: Above this size a graph would take minutes to build.
 HNSW_UP_TO = 100_000
-#: Rows that are put one by one.
+#: Rows that are inserted one at a time.
 PUTS = 100_000
 
 
@@ -52,7 +52,7 @@ def index_of(cache: Any) -> Any:
 
 
 def fill(cache: Any, stored: Any) -> dict[str, float]:
-    """Put all rows, the first of them one by one; what that took and takes."""
+    """Insert all rows, the first of them one by one; returns speed, time and bytes per row."""
     before = resident_bytes()
     start = time.perf_counter()
     for row in stored[:PUTS]:
@@ -151,7 +151,7 @@ def peers(stored: Any) -> dict[str, tuple[Search, float]]:
 
 
 def take_turns(engines: dict[str, Search], queries: Any, seconds: float) -> dict[str, Any]:
-    """Microseconds; in each round every engine has a turn of a twentieth of a second."""
+    """Microseconds per call; in each round every engine runs for a twentieth of a second."""
     times: dict[str, list[float]] = {name: [] for name in engines}
     for search in engines.values():
         search(queries[0])
@@ -181,7 +181,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def times(found: dict[str, Any], ours: str) -> dict[str, float]:
-    """How many times as long as ours each peer takes."""
+    """Each peer's time as a multiple of ours."""
     base = found[ours]["p50_us"]
     return {
         name: round(taken["p50_us"] / base, 2)
@@ -191,7 +191,7 @@ def times(found: dict[str, Any], ours: str) -> dict[str, float]:
 
 
 def set_thread_count(count: int) -> None:
-    """The same for us and for faiss; the others are told at each call, or use one."""
+    """Set the threads of our library and of faiss; the others get theirs per call, or use one."""
     from ai_model_optimizations import _core
 
     _core.set_thread_count(count)
@@ -261,7 +261,7 @@ def readers_in_c(base: Any, asked: Any, args: argparse.Namespace) -> dict[str, A
 
 
 def readers_in_python(base: Any, asked: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Lookups of one thread, alone and then beside a thread that puts, from Python."""
+    """Lookups from one Python thread, alone and then while another thread inserts."""
     import cache_vectors
 
     rows = cache_vectors.enlarge(base, 2 * args.reader_rows)
@@ -321,7 +321,7 @@ def main() -> None:
     results: dict[str, Any] = {"real_vectors": len(base) + len(asked)}
 
     def record(name: str, found: dict[str, Any]) -> None:
-        """Keep what is measured so far, in case the rest does not come to its end."""
+        """Save what has been measured so far, in case the rest does not finish."""
         results[name] = found
         print(json.dumps({name: found}, indent=1), flush=True)
         if not args.no_save:

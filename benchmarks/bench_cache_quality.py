@@ -1,21 +1,21 @@
 """How often SmartCache hits on texts it has not seen, and how often it is wrong.
 
-A stream of questions is drawn from labelled data: contexts evenly, intents by Zipf's law, texts
-evenly within an intent. A miss stores the intent as the answer, so a hit is right when it returns
-the intent of the question. ``--edits`` adds questions that differ from an earlier one in one word
-that reverses the answer (a negation, a WordNet antonym, another number). Each of these has an
-answer of its own, as have out-of-scope questions, so any hit on them is wrong. Texts that the same
+A stream of questions is drawn from labelled data: contexts uniformly, intents by Zipf's law, texts
+uniformly within an intent. A miss stores the intent as the answer, so a hit is right when it
+returns the intent of the question. ``--edits`` adds questions that differ from an earlier one in
+one word that changes the answer (a negation, a WordNet antonym, another number). Each of these has
+an answer of its own, as do out-of-scope questions, so any hit on them is wrong. Texts that the same
 context has seen before are counted separately.
 
 Every text belongs to either the tuning half or the testing half. The threshold is calibrated on a
-stream of the first and evaluated on one of the second: with the nearest entry deciding alone and
-with the neighbours deciding together (`Agreement`).
+stream of the first and evaluated on one of the second, once with the nearest entry alone deciding
+and once with the neighbours deciding together (`Agreement`).
 
     python benchmarks/bench_cache_quality.py --banking77 DIR --clinc150 DIR [--wordnet DIR]
 
 The data are PolyAI's banking77 (train.csv, test.csv; CC BY 4.0) and clinc150 (data_full.json; CC BY
-3.0). Of clinc150 only the intents in SLOT_FREE are used, whose answer does not depend on a word of
-the question; of banking77 all but those in BANKING_WITH_SLOTS.
+3.0). Of clinc150 only the intents in SLOT_FREE are used: their answers do not depend on a word of
+the question. Of banking77 all are used except those in BANKING_WITH_SLOTS.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What a stream of requests came to."""
+    """Counts of hits and errors over a stream of requests."""
 
     requests: int = 0
     repeats: int = 0
@@ -156,7 +156,7 @@ def read_antonyms(folder: Path) -> dict[str, str]:
             lemmas[kind, fields[0]] = names
             rest = fields[5 + 2 * count :]
             for symbol, offset, target, place in zip(*(rest[i::4] for i in range(4)), strict=False):
-                # Opposite nouns and verbs are mostly of other senses: "credit" and "cash".
+                # Antonyms of nouns and verbs mostly belong to another sense: "credit" and "cash".
                 if symbol == "!" and kind == "a":
                     source, aim = int(place[:2], 16) - 1, int(place[2:], 16) - 1
                     pointers.append((names[source], target, offset, aim))
@@ -167,7 +167,7 @@ def read_antonyms(folder: Path) -> dict[str, str]:
 
 
 def edit(text: str, antonyms: dict[str, str], rng: np.random.Generator) -> str | None:
-    """The text with a word changed so that it asks for something else; None if none is known."""
+    """The text with one word changed so that it asks for something else, or None."""
     ways = []
     if (auxiliary := _AUXILIARY.search(text)) and not _NEGATED.search(text):
         ways.append(text[: auxiliary.end()] + " not" + text[auxiliary.end() :])
@@ -233,7 +233,7 @@ def run(
     agreement: Agreement | None,
     pairs: list[LabelledPair] | None = None,
 ) -> Outcome:
-    """Serve a stream; with `pairs`, collect what was found instead of trusting it.
+    """Serve a stream; with `pairs`, collect the pairs found instead of answering from them.
 
     A collecting run stores every question, as a service does in shadow mode.
     """
@@ -272,7 +272,7 @@ def measure(
     for agreement, guard in itertools.product((None, Agreement()), (None, "auto")):
         pairs: list[LabelledPair] = []
         run(tune, vectors, LOWEST, guard, agreement, pairs)
-        calibrator = SmartCache(guard=None)  # the pairs have passed the guard already
+        calibrator = SmartCache(guard=None)  # the pairs have already passed the guard
         calibration = calibrator.calibrate(pairs, limit, show=False)
         for calibrated in (False, True):
             name = (
@@ -310,7 +310,7 @@ def embed_all(texts: list[str], file: Path | None, model: str) -> dict[str, np.n
 
 
 def commit() -> str:
-    """The commit that is measured."""
+    """The commit being measured."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
@@ -321,7 +321,7 @@ def main() -> None:
     parser.add_argument("--banking77", type=Path, help="folder with train.csv and test.csv")
     parser.add_argument("--clinc150", type=Path, help="folder with data_full.json")
     parser.add_argument("--wordnet", type=Path, help="folder with WordNet's data.noun etc.")
-    parser.add_argument("--embeddings", type=Path, help="npz file to keep embeddings in")
+    parser.add_argument("--embeddings", type=Path, help="npz file that caches the embeddings")
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--length", type=int, default=20_000)
     parser.add_argument("--contexts", type=int, default=2)

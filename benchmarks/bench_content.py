@@ -1,23 +1,23 @@
 """A chat stream over banking77: a plain content service against the optimized one.
 
 Users ask in their own words what others have asked before: intents and, within an intent,
-phrasings follow Zipf's law (exponent 1, as words and questions do), and 64 users take turns at
-random. Both services get the same messages, alternately; then the stream is run again with a
-separate context for each user. The stream begins with empty caches, so results are also given by
-quarters; a longer stream of the same kind shows how a service does in the long run.
+phrasings follow Zipf's law (exponent 1, as words and questions do), and each message comes from one
+of 64 users at random. Both services get the same messages, interleaved; then the stream is run
+again with a separate cache context for each user. The stream starts with empty caches, so results
+are also given by quarter; a longer stream of the same kind shows the steady state.
 
-The service embeds a message, compares it with a text of each intent, and gives the answer of the
-message's label: it is never wrong, so every wrong answer is a wrong hit of the caches, or a repeat
-of one. Texts that had not occurred before are reported separately: only they show the benefit of
-matching by meaning. Intents whose answer depends on a word of the question are left out of the 77.
+The service embeds a message, compares it with one text of each intent, and returns the answer of
+the message's label. It is never wrong, so every wrong answer is a false hit of the caches, or a
+repeat of one. Texts that have not occurred before are reported separately: only they show what
+semantic matching adds. Intents whose answer depends on a word of the question are left out.
 
-The plain service takes equally long for each message of a stream, so it gets only one turn in
---plain-every of the same messages, in between; the optimized one gets all of them.
+The plain service takes the same time for every message, so it is asked only one turn in
+--plain-every, interleaved with the optimized one, which is asked all of them.
 
-The texts of each intent are halved. The threshold is the lowest of a list at which wrong answers
-stay within --limit on each of six streams of one half; the results come from streams of the other.
-Wrong answers within a stream depend on each other, since popular texts recur, so the sample is the
-streams, and a confidence interval over messages would be wrong.
+The texts of each intent are split into two halves. The threshold is the lowest candidate at which
+wrong answers stay within --limit on each of six streams of one half; reported results come from
+streams of the other. Wrong answers within a stream are correlated, as popular texts recur, so the
+sample is the set of streams; a confidence interval over messages would be misleading.
 
     python benchmarks/bench_content.py --banking77 DIR [--threads 2] [--length 4000]
 
@@ -52,13 +52,13 @@ WITH_SLOTS = (
     "fiat_currency_support", "supported_cards_and_currencies", "transfer_timing",
 )  # fmt: skip
 LADDER = [round(0.88 - 0.02 * step, 2) for step in range(20)]
-STREAMS = 6  # to tune on, and to judge by
+STREAMS = 6  # for tuning, and for reporting
 WORKER_MESSAGES = 200
 PARTS = ("quality", "shared", "walls", "loop_lag", "two_workers_pss_mb")
 
 
 class Message(NamedTuple):
-    """What a user says and what it is about."""
+    """A user's text and its intent."""
 
     text: str
     intent: str
@@ -141,7 +141,7 @@ def answers_of_caches(
     agreement: Any,
     walls: bool = False,
 ) -> list[str | None]:
-    """What the caches of a manager answer to a stream, without the rest of the service."""
+    """The answers that a manager's caches alone give to a stream."""
     from ai_model_optimizations.content.answers import AnswerCaches, Found
 
     caches = AnswerCaches(
@@ -169,7 +169,7 @@ def answers_of_caches(
 def tuned_threshold(
     streams: Sequence[Sequence[Message]], vectors: Mapping[str, Any], agreement: Any, limit: float
 ) -> float:
-    """The lowest threshold of the ladder at which no stream has more wrong answers."""
+    """The lowest candidate threshold at which every stream stays within the limit."""
     chosen = 1.0
     for threshold in LADDER:
         for stream in streams:
@@ -255,7 +255,7 @@ def run_stream(
 
 
 def loop_lag(services: Services, messages: list[str], seconds: float) -> dict[str, float]:
-    """How late the event loop is, in ms, while handlers call `find_response` without awaiting.
+    """How late the event loop runs, in ms, while handlers call `find_response` synchronously.
 
     Every handler yields between two messages, as a websocket handler that awaits the next one does.
     """
@@ -296,7 +296,7 @@ def loop_lag(services: Services, messages: list[str], seconds: float) -> dict[st
 
 
 def work(kind: str, options: argparse.Namespace) -> None:
-    """Be a worker: answer messages, say so, and stay until stdin closes."""
+    """Run as a worker: answer messages, report it, and stay alive until stdin closes."""
     from ai_model_optimizations import (
         BatchEmbeddingProcessor,
         EmbeddingModel,
@@ -351,7 +351,7 @@ def two_workers(kind: str, arguments: Sequence[str]) -> float:
 
 
 def measure_quality(intents: dict[str, list[str]], options: argparse.Namespace) -> dict[str, Any]:
-    """Tune on one half, judge on the other: with agreement, and the nearest entry alone."""
+    """Tune on one half, evaluate on the other: with agreement, and with the nearest entry alone."""
     from ai_model_optimizations import Agreement, EmbeddingModel
 
     tune = {name: texts[: len(texts) // 2] for name, texts in intents.items()}
@@ -417,9 +417,9 @@ def main() -> None:
     parser.add_argument("--zipf", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=0.02, help="wrong answers, of all answers")
+    parser.add_argument("--limit", type=float, default=0.02, help="largest share of wrong answers")
     parser.add_argument("--plain", default="auto")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="the others keep their results")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure")
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--worker", choices=("plain", "optimized"), help=argparse.SUPPRESS)
     options = parser.parse_args()

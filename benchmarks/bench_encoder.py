@@ -1,10 +1,10 @@
-"""all-MiniLM-L6-v2, text in, unit vectors out: this package and the peers that are installed.
+"""all-MiniLM-L6-v2 from text to unit vectors: ours against the peers that are installed.
 
     python benchmarks/bench_encoder.py [--threads N] [--texts N] [--rounds N] [--engines WORD ...]
 
-Every engine has a process of its own, with the same number of threads; they take turns, one at a
-time. First the vectors are compared with those of sentence-transformers. Then the throughput over
-three lengths of text, the time of one short text, and the memory after loading are measured.
+Every engine runs in its own process with the same number of threads; they take turns. Vectors are
+first compared with those of sentence-transformers; then throughput for three lengths of text, the
+latency of one short text, and the memory after loading are measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import texts as text_sets
 
 REFERENCE = "sentence-transformers fp32"
 
-# With AIMO_CPU set, peers that can be held to the same instructions are.
+# With AIMO_CPU set, peers are limited to the same instructions where they allow it.
 ONEDNN_ISA = {
     "avx2": "AVX2",
     "avx512": "AVX512_CORE",
@@ -53,9 +53,9 @@ def same_instructions() -> dict[str, str]:
 
 
 def serve(load_engine: Callable[[], Any], channel: int, sets_file: str) -> None:
-    """Load one engine, then embed what the parent asks for; one JSON line each way.
+    """Load one engine, then serve the parent's requests; one JSON line each way.
 
-    Answers go to a descriptor of their own: libraries print to stdout.
+    Answers use a separate descriptor, because libraries print to stdout.
     """
     import psutil
 
@@ -74,7 +74,7 @@ def serve(load_engine: Callable[[], Any], channel: int, sets_file: str) -> None:
     try:
         engine.load()
         engine.encode(["One text, so that what loads lazily is loaded."])
-    except Exception as error:  # a peer may fail in any way: it is left out by name
+    except Exception as error:  # a peer may fail in any way: it is named and left out
         reason = str(error).strip().splitlines() or [""]
         answer(error=f"{type(error).__name__}: {reason[0]}")
         return
@@ -104,7 +104,7 @@ class Worker:
     Parameters
     ----------
     name, sets_file, script : what the process serves
-    limit : seconds that it may take for an answer; it is ended then. None is any time
+    limit : seconds to wait for an answer before the process is killed; None waits for ever
     """
 
     def __init__(
@@ -210,7 +210,7 @@ def cosines(
 
 
 def least_cosine(name: str) -> float:
-    """The cosine below which an engine computes something else; nothing is timed then."""
+    """The cosine below which an engine's result counts as wrong; nothing is timed then."""
     if "int8" in name:
         return 0.9
     return 0.9999
@@ -272,11 +272,11 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Embedding throughput beside the peers")
+    parser = argparse.ArgumentParser(description="Embedding throughput compared with the peers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", type=int, default=256, help="texts of each length")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--engines", nargs="+", default=[], help="those whose names hold a word")
+    parser.add_argument("--engines", nargs="+", default=[], help="parts of engine names")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

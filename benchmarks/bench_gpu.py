@@ -1,18 +1,18 @@
-"""Text in, unit vectors out, on a CUDA device: this package and sentence-transformers in 16 bits.
+"""From text to unit vectors on a CUDA device: ours against sentence-transformers in 16 bits.
 
     python benchmarks/bench_gpu.py [--model NAME | --model bert-base [--tokenizer FOLDER]]
         [--tokens N] [--rounds N] [--engines WORD ...] [--rows N] [--limit SECONDS]
 
-First this package alone: the model's share of a call, how long torch takes for the model's products
-alone, which is cuBLAS's own speed, and the device's memory. Then, as in bench_encoder.py, every
-engine in a process of its own, in turn, after comparing their results: four lengths of text, each
-repeated until there are enough tokens, and one short text. Then the lookup of 256 queries among a
-million rows, compared with our CPU and a plain product by torch, and half's conversions in device
-memory, compared with torch's.
+Ours is measured alone first: the model's share of a call, the time torch (so cuBLAS) needs for the
+model's matrix products alone, and device memory. Then, as in bench_encoder.py, every engine runs in
+its own process, in turn, with results compared first: four lengths of text, each repeated until
+there are enough tokens, and one short text. Last come the lookup of 256 queries among a million
+rows, against our CPU and a plain product by torch, and the conversions of `half` in device memory,
+against torch's.
 
-``bert-base`` has random weights. An engine or a part that fails or takes too long is left out and
-named; earlier measurements are kept. Without a device nothing is measured or written; --try-on-cpu
-runs the script without one, and writes nothing.
+``bert-base`` has random weights. An engine that fails or takes too long to answer is named and left
+out, and so is a part that fails: what was measured before is kept. Without a device nothing is
+measured or written; --try-on-cpu runs the script without one, and writes nothing.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from numpy.typing import NDArray
 from ai_model_optimizations import DeviceArray, EmbeddingModel, _core, devices, half
 
 LENGTHS = ("short", "paragraph", "long", "full")
-#: Tokens of a chunk that a device gets: neither much smaller nor much larger products are timed.
+#: Tokens in a chunk on a device, so that products of realistic size are timed.
 CHUNK = 16384
 QUERIES = 256
-#: Elements that half converts: more than any cache of the device holds.
+#: Elements that half converts: more than fit in any cache of the device.
 HALVES = 64 << 20
-#: Below it an engine computes something else. How close each is in 16 bits is part of the record.
+#: Below this cosine a result counts as wrong. The exact cosines are part of the record.
 LEAST_COSINE = 0.99
 
 T = TypeVar("T")
@@ -56,9 +56,9 @@ T = TypeVar("T")
 
 
 def free_memory() -> float:
-    """Megabytes free on the device, as the driver counts them; differences of it are what is used.
+    """Megabytes free on the device according to the driver; differences give the memory used.
 
-    No list of processes is asked: a virtual machine may show none.
+    Per-process figures are not used, because a virtual machine may not show any.
     """
     import torch
 
@@ -138,7 +138,7 @@ def one_text(model: EmbeddingModel, text: str, calls: int) -> dict[str, float]:
 
 
 def inside(sets: dict[str, list[str]], rounds: int, calls: int) -> dict[str, Any]:
-    """What is known of ours alone, in f16; and the tokens of each set."""
+    """Measure ours alone, in f16; also returns the tokens of each set."""
     before = free_memory()
     model = EmbeddingModel.load(gpu_engines.model_name(), dtype="f16", device=gpu_engines.DEVICE)
     lengths = {name: shares(model, sets[name], rounds) for name in LENGTHS}
@@ -187,7 +187,7 @@ def leave_out(workers: Workers, name: str, reason: object) -> None:
 
 
 def of_each(workers: Workers, ask: Callable[[bench_encoder.Worker], T]) -> dict[str, T]:
-    """Every engine's answer, one after another."""
+    """Ask every engine in turn; returns the answers."""
     answers = {}
     for name, worker in list(workers.items()):
         try:
@@ -198,7 +198,7 @@ def of_each(workers: Workers, ask: Callable[[bench_encoder.Worker], T]) -> dict[
 
 
 def compared(workers: Workers) -> dict[str, dict[str, float]]:
-    """What loading took, and the smallest cosine with sentence-transformers; wrong ones go."""
+    """Load times and smallest cosines with sentence-transformers; wrong engines are dropped."""
     for name, worker in list(workers.items()):
         if "error" in worker.loaded:
             leave_out(workers, name, worker.loaded["error"])
@@ -247,7 +247,7 @@ def beside_peers(
 
 
 def torch_lookup(stored: NDArray[np.float32], queries: NDArray[np.float32]) -> Callable[[], object]:
-    """Each query's best row by one product in 16 bits: not exact, and without a threshold."""
+    """Each query's best row by one 16-bit matrix product: not exact, and without a threshold."""
     import torch
 
     rows = torch.from_numpy(stored).to(gpu_engines.DEVICE).half()
@@ -299,7 +299,7 @@ def lookups(
 
 
 def halves(count: int, rounds: int) -> dict[str, Any]:
-    """Seconds of conversions in device memory, into arrays that are there; results compared."""
+    """Seconds of conversions between arrays in device memory; results are compared."""
     import torch
 
     values = np.random.default_rng(0).standard_normal(count, dtype=np.float32)
@@ -343,7 +343,7 @@ class Record:
         try:
             measured = measure()
             self.results[part] = measured
-        except Exception as error:  # the other parts are worth having without it
+        except Exception as error:  # the other parts are still useful
             traceback.print_exc()
             self.results["failed"][part] = f"{type(error).__name__}: {error}"
         print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -374,7 +374,7 @@ def run(arguments: argparse.Namespace, record: Record) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Embedding on a CUDA device beside the peers")
+    parser = argparse.ArgumentParser(description="Embedding on a CUDA device against its peers")
     parser.add_argument("--model", default="", help="a folder, or bert-base; the default model")
     parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer bert-base gets")
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens of each length")
@@ -382,8 +382,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=200, help="calls with one text")
     parser.add_argument("--limit", type=float, default=40.0, help="seconds for an answer")
-    parser.add_argument("--engines", nargs="+", default=[], help="those whose names hold a word")
-    parser.add_argument("--try-on-cpu", action="store_true", help="does the script work?")
+    parser.add_argument("--engines", nargs="+", default=[], help="parts of engine names")
+    parser.add_argument("--try-on-cpu", action="store_true", help="test the script itself")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

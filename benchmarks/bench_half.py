@@ -1,10 +1,10 @@
-"""Conversion between f32 (or f64) and the 16-bit types: ours, numpy, ml_dtypes and torch, in GB/s.
+"""Conversion between f32 (or f64) and the 16-bit types beside numpy, ml_dtypes and torch, in GB/s.
 
     python benchmarks/bench_half.py [--threads N ...] [--rounds N] [--elements N ...]
 
-16,384 elements stay in the CPU's caches, 67,108,864 do not. Each engine is timed with a new array
-for its result and, marked "out", with a given one. GB/s counts bytes read plus bytes written.
-Results are first compared with numpy's or ml_dtypes'. numpy and ml_dtypes use one thread.
+16,384 elements fit in the caches, 67,108,864 do not. Each engine is timed allocating its
+result and, marked "out", writing into a given array. GB/s counts bytes read plus bytes written. Results are
+compared with numpy's, or ml_dtypes', first. numpy and ml_dtypes use one thread.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def numpy_engine(x: Any, dtype: Any) -> Engines:
 
 
 def torch_engine(x: Any, expected: Any) -> Engines:
-    """torch, unless its result differs: it rounds doubles twice."""
+    """torch, unless its result differs, as it rounds doubles twice."""
     import numpy as np
     import torch
 
@@ -60,7 +60,7 @@ def torch_engine(x: Any, expected: Any) -> Engines:
 
 
 def engines(convert: Callable[..., Any], x: Any, expected: Any) -> Engines:
-    """Everybody who converts x to what ``expected`` is; ours was checked."""
+    """The engines whose conversion of x equals ``expected``; ours has been checked."""
     import numpy as np
 
     got = convert(x)
@@ -78,7 +78,7 @@ def engines(convert: Callable[..., Any], x: Any, expected: Any) -> Engines:
 
 
 def conversions(elements: int) -> dict[str, tuple[int, Engines]]:
-    """For each direction the bytes that it moves, and the engines."""
+    """For each direction, the bytes moved and the engines."""
     import numpy as np
 
     from ai_model_optimizations import half
@@ -90,7 +90,7 @@ def conversions(elements: int) -> dict[str, tuple[int, Engines]]:
     else:
         bf16 = f32.astype(bf16.dtype)
     widened = (bf16.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    # Doubles near the middles between halves, where rounding twice shows.
+    # Doubles near midpoints between two halves, where double rounding shows.
     f64 = np.nextafter((f16.astype(np.float64) * (1 + 2.0**-11)), np.inf)
     return {
         "f32 to f16": (6, engines(half.f32_to_f16, f32, f16)),
@@ -102,7 +102,7 @@ def conversions(elements: int) -> dict[str, tuple[int, Engines]]:
 
 
 def set_threads(count: int) -> None:
-    """The same number for us and for torch; the others use one."""
+    """Set the threads of our library and of torch; the others use one."""
     from ai_model_optimizations import _core
 
     _core.set_thread_count(count)

@@ -1,10 +1,10 @@
-"""The time from the first import to the first vector, and the private memory it takes.
+"""Time from import to the first vector, and the private memory this takes.
 
     python benchmarks/bench_loading.py [--model PATH] [--threads N] [--rounds N]
 
-Each method runs in processes of its own, in turn. Seconds count from before the library's import;
-private memory is the growth of Private_Dirty from the import to the first vector: what a second
-worker on the machine adds. The first vectors are compared before anything is reported.
+Each variant runs in its own processes, in turn. Time starts before the library's import. Private
+memory is the growth of Private_Dirty from after the import to the first vector, which is what a
+second worker on the machine adds. The first vectors are compared before anything is reported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OURS = "from ai_model_optimizations import EmbeddingModel"
 
 
 def ways(model: Path, work: Path) -> dict[str, tuple[str, str, dict[str, str]]]:
-    """Imports, loading and environment of each way."""
+    """Imports, loading code and environment of each variant."""
     from ai_model_optimizations import EmbeddingModel
 
     EmbeddingModel.load(model, dtype="f16").save(work / "packed")
@@ -57,7 +57,7 @@ def ways(model: Path, work: Path) -> dict[str, tuple[str, str, dict[str, str]]]:
         "ours f16, packed": (OURS, packed, {}),
     }
     try:
-        import sentence_transformers  # noqa: F401 - only whether it is there
+        import sentence_transformers  # noqa: F401 - checks that it is installed
     except ImportError as error:
         harness.missing("sentence-transformers", error)
     else:
@@ -68,7 +68,7 @@ def ways(model: Path, work: Path) -> dict[str, tuple[str, str, dict[str, str]]]:
 
 
 def run(way: tuple[str, str, dict[str, str]]) -> dict[str, Any]:
-    """One process; what it printed."""
+    """Run one process and return what it printed."""
     imports, load, environment = way
     code = CHILD.format(imports=imports, load=load, text=TEXT)
     out = subprocess.run(
@@ -105,7 +105,7 @@ def main() -> None:
         for round_number in range(arguments.rounds + 1):
             for name, way in chosen.items():
                 figures = run(way)
-                if round_number > 0:  # the first fills the page cache and AIMO_CACHE_DIR
+                if round_number > 0:  # the first run fills the page cache and AIMO_CACHE_DIR
                     runs.setdefault(name, []).append(figures)
     vectors = [figures["vector"] for all_runs in runs.values() for figures in all_runs]
     assert min(cosine(vectors[0], vector) for vector in vectors) > 0.9999, "vectors differ"

@@ -1,11 +1,11 @@
-"""What watching memory costs: the allocation hook, the census, and their peers, in one run.
+"""The cost of watching memory: the allocation hook, the census, and their peers, in one run.
 
     python benchmarks/bench_memory.py [--rounds 15] [--output benchmarks/results/memory.json]
         [--census-in PYTHON ...]    other interpreters with this package, for the census
 
-Checks first that the hook's estimate is right, then measures times. Configurations alternate within
-each round and the ratio to the plain run is taken per round, in CPU time, so that a busy machine
-disturbs both alike. memray and scalene are measured if they are installed.
+The hook's estimate is checked before anything is timed. Configurations alternate within each round
+and the ratio to the plain run is taken per round, in CPU time, so that a busy machine disturbs both
+alike. memray and scalene are measured when they are installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ai_model_optimizations.memory_monitor import allocations, census
 
 COUNT = 300_000
 R = 128 << 10
-MORE_ROUNDS = 10  # of short loads that the hook slows by 1%: a single ratio is that far off
+MORE_ROUNDS = 10  # the hook slows short loads by 1%, and a single ratio is off by as much
 
 
 def dropped_loop() -> None:
@@ -137,7 +137,7 @@ def compare(work: Callable[[], None], rounds: int, peers: bool) -> dict[str, Any
     for round_number in range(rounds):
         for name, context in found.items():
             if name != "hook" and round_number >= 3:
-                continue  # peers are far off: three rounds tell
+                continue  # peers differ so much that three rounds suffice
             before = cpu_seconds(work)
             with context():
                 under = cpu_seconds(work)
@@ -217,7 +217,7 @@ class _Thing:
 
 
 def census_times(rounds: int) -> dict[str, Any]:
-    """A census of 400k tracked objects, and its rivals."""
+    """A census of 400k tracked objects, and its peers."""
     import sys as _sys
 
     kept = [(_Thing(), {"k": []}, ([],)) for _ in range(400_000 // 7)]
@@ -241,7 +241,7 @@ def census_times(rounds: int) -> dict[str, Any]:
 
 
 def census_elsewhere(python: str, rounds: int) -> dict[str, Any]:
-    """The census of another interpreter, measured by this file."""
+    """The census in another interpreter, measured by this same file."""
     command = [python, __file__, "--census-only", "--rounds", str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -249,7 +249,7 @@ def census_elsewhere(python: str, rounds: int) -> dict[str, Any]:
 
 
 def reading_times(rounds: int) -> dict[str, Any]:
-    """What a monitor's tick pays: status, and a snapshot of about 1,000 samples."""
+    """Costs within a monitor's tick: status, and a snapshot of about 1,000 samples."""
     allocations.start(R)
     kept = [bytes(1000) for _ in range(120_000)]
     status, snapshot = [], []

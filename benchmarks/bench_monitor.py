@@ -1,9 +1,9 @@
-"""What the memory monitor costs: a tick, a handler's read, a scan, and the work that it monitors.
+"""The cost of the memory monitor: a tick, a handler's read, a scan, and the work it slows down.
 
     python benchmarks/bench_monitor.py [--rounds 15] [--output benchmarks/results/monitor.json]
 
-Checks first that the readings are right. Each measurement has a reference in the same rounds: for
-the tick, psutil's calls for the same numbers; for monitored work, the same work alone. Ratios are
+The readings are checked before anything is timed. Each figure is compared with a peer in the same
+rounds: a tick with psutil's calls for the same numbers, monitored work with plain work. Ratios are
 taken per round in CPU time of the whole process, the monitor's thread included.
 """
 
@@ -45,7 +45,7 @@ def check() -> None:
 
 
 def psutil_tick() -> None:
-    """The same figures by psutil: memory, CPU, threads, descriptors, connections."""
+    """The same figures from psutil: memory, CPU, threads, descriptors, connections."""
     process = psutil.Process()
     with process.oneshot():
         process.memory_info(), process.cpu_times(), process.num_threads(), process.num_fds()
@@ -107,7 +107,7 @@ def cpu_seconds(function: Callable[[], None]) -> float:
 
 
 def overhead(work: Callable[[], None], rounds: int) -> dict[str, float]:
-    """CPU time beside a monitor that reads every 0.1 s (600 times the default), over without."""
+    """CPU time with a monitor that reads every 0.1 s (600 times the default), over without."""
     ratios = []
     work()
     for i in range(rounds):

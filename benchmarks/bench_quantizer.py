@@ -1,8 +1,8 @@
-"""Quantized and plain torch models compared: bytes, resident memory, encode, layers, generate.
+"""Quantized torch models against plain ones: bytes, resident memory, encode, layers, generate.
 
     python benchmarks/bench_quantizer.py [--threads N] [--rounds N] [--short] [--only encode linear]
 
-Results are checked before anything is timed. Memory is measured in processes of their own.
+Results are checked before anything is timed. Memory is measured in separate processes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 LAYERS = [(384, 1536), (768, 3072)]
 BATCHES = [1, 32, 512]
-#: The least cosine with fp32 that a dtype must keep.
+#: The smallest allowed cosine with fp32, by dtype.
 LEAST = {"f16": 0.99999, "bf16": 0.9999, "int8": 0.99}
 LEAST_MEAN = {"f16": 0.99999, "bf16": 0.9999, "int8": 0.999}
 #: The largest relative error of a layer's outputs, and of GPT-2's logits.
 LAYER_ERROR = {"f16": 1e-3, "bf16": 1e-2, "int8": 3e-2}
 LOGITS_ERROR = {"f16": 2e-3, "bf16": 2e-2, "int8": 1e-1}
-#: Random weights, in one file, of a model that only transformers runs.
+#: Builds one file of random weights for a model that only transformers runs.
 LARGE = 1_300_000_000
 
 
@@ -125,7 +125,7 @@ PEAK = """
 
 
 def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
-    """Run a script by itself; its last line is JSON."""
+    """Run a script in its own process; its last line of output is JSON."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -148,7 +148,7 @@ def save_bert_base(path: Path) -> None:
 
 
 def memory(dtypes: list[str], short: bool) -> dict[str, Any]:
-    """Resident bytes of a process before and after, as a part of the model's bytes."""
+    """Resident bytes of a process before and after, as a fraction of the model's bytes."""
     table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = minilm_folder() if short else Path(name)
@@ -168,7 +168,7 @@ def memory(dtypes: list[str], short: bool) -> dict[str, Any]:
 
 
 def peak(short: bool) -> dict[str, Any]:
-    """The most memory that reading a large safetensors folder in 16 bits takes."""
+    """Peak memory of reading a large safetensors folder in 16 bits."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -223,7 +223,7 @@ def encode(dtypes: list[str], rounds: int, short: bool) -> dict[str, Any]:
 
 
 def encoding_peers() -> dict[str, Any]:
-    """What else makes a SentenceTransformer smaller."""
+    """Other ways to make a SentenceTransformer smaller."""
     import encoder_engines
     import torch
     from sentence_transformers import SentenceTransformer
@@ -247,7 +247,7 @@ def encoding_peers() -> dict[str, Any]:
 
 
 def int8_peers() -> dict[str, Callable[[Any], Any]]:
-    """What torch and torchao do to a module's linear layers."""
+    """A module with linear layers quantized by torch and by torchao."""
     import torch
 
     def dynamic(module: Any) -> Any:
@@ -269,7 +269,7 @@ def int8_peers() -> dict[str, Callable[[Any], Any]]:
 
 
 def layers(dtypes: list[str], rounds: int, short: bool) -> dict[str, Any]:
-    """``nn.Linear`` and what torch itself offers for it."""
+    """``nn.Linear`` against torch's own alternatives."""
     import torch
 
     from ai_model_optimizations import ModelQuantizer
@@ -364,7 +364,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", default=["f16", "bf16", "int8"])
     parser.add_argument("--short", action="store_true", help="small sizes; nothing is saved")
-    parser.add_argument("--only", nargs="+", choices=parts, help="the others keep their results")
+    parser.add_argument("--only", nargs="+", choices=parts, help="parts to measure")
     arguments = parser.parse_args()
     harness.set_threads(arguments.threads)
     os.environ.update(same_instructions())

@@ -1,12 +1,13 @@
-"""Where the encoder's time goes: each operation's share, and how near it is to the machine's limit.
+"""Where the encoder's time goes: each operation's share, and how close it is to the limit.
 
     python benchmarks/bench_roofline.py [--seconds S] [--batches N] [--core-hour-price P]
 
-One thread. Times are the best of many passes over one chunk of tokens, read between operations in
-the core; the limit is the rate of the row's multiply instruction with all operands in registers
-(c/bench_peak.c, compiled here with cc). Products include the steps fused to them: activation,
-residual, layer norm. Then, without peers: other models' shapes with random weights, time against
-tokens, two threads against one, and how much the process grows over many batches of random shape.
+One thread. Times are the best of many passes over one chunk of tokens, taken between operations
+inside the core. Limits are the throughput of the row's multiply instruction with all operands in
+registers (c/bench_peak.c, compiled here with cc). Products include what is fused into them:
+activation, residual, layer norm. Then follow, without peers, other models' shapes with random
+weights, time against tokens, two threads against one, and how much the process grows over many
+batches of random shape.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import harness
 
 harness.set_threads(1)
 
-import encoder_engines  # noqa: E402  after the number of threads
+import encoder_engines  # noqa: E402  must follow setting the number of threads
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import texts as text_sets  # noqa: E402
@@ -130,7 +131,7 @@ def limit_of(limits: dict[str, float], dtype: str, operation: str) -> float | No
         if "amx" in enabled and dtype in kinds:
             return limits.get("bf16 amx")
         if "avx512_vnni" in enabled and dtype == "int8" and "int8 avx512_vnni" in limits:
-            # One product by 16-bit integers, at half the rate of the other's 8.
+            # One product uses 16-bit integers, at half the rate of the other's 8-bit ones.
             return limits["int8 avx512_vnni"] * 2 / 3
     else:
         for row in kinds.get(dtype, ()):
@@ -188,7 +189,7 @@ def roofline(
     """Microseconds per token, share and percentage of the limit of every operation."""
     seconds = best_seconds(encoder, batches, budget)
     lengths = np.concatenate([np.diff(batch.offsets) for batch in batches])
-    # A token meets as many others as its sequence has: long ones count more.
+    # Each token attends to its whole sequence, so long sequences count more.
     work = operations_per_token(shape, float((lengths**2).sum() / lengths.sum()))
     total = sum(seconds.values())
     result: dict[str, Any] = {"us_per_token": 1e6 * total, "operations": {}}
@@ -212,7 +213,7 @@ def best_encode(encoder: _core.Encoder, batch: Batch, budget: float) -> float:
 
 
 def straight_line(encoder: _core.Encoder, budget: float) -> dict[str, Any]:
-    """Time against tokens, for texts of 19 tokens: a line, and how far points are from it."""
+    """Fit time against tokens by a line, for texts of 19 tokens; also the deviations."""
     counts = [4, 8, 16, 32, 64, 128]
     batches = [of_length(19, 19 * count, MINILM.vocabulary) for count in counts]
     seconds = [best_encode(encoder, batch, budget) for batch in batches]
@@ -229,7 +230,7 @@ def straight_line(encoder: _core.Encoder, budget: float) -> dict[str, Any]:
 
 
 def threads_scaling(encoder: _core.Encoder, budget: float) -> float:
-    """How many times faster two threads are than one; they take turns."""
+    """Speedup of two threads over one, measured in turn."""
     batch = of_length(19, 2432, MINILM.vocabulary)
     best = {1: float("inf"), 2: float("inf")}
     for _ in range(4):
@@ -241,7 +242,7 @@ def threads_scaling(encoder: _core.Encoder, budget: float) -> float:
 
 
 def resident_growth(encoder: _core.Encoder, batches: int) -> float:
-    """Bytes by which the process grows over batches of random shape, after the first fiftieth."""
+    """Growth in bytes over batches of random shape, not counting the first fiftieth of them."""
     process, random = psutil.Process(), np.random.default_rng(2)
     before = process.memory_info().rss
     for i in range(batches):

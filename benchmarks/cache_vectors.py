@@ -1,7 +1,7 @@
-"""Embeddings for the cache's benchmarks: real texts embedded by a real model, extended with noise.
+"""Embeddings for the cache's benchmarks: real texts through a real model, enlarged where needed.
 
 The texts are all questions of banking77 and clinc150 and all glosses of WordNet (Debian's
-wordnet-base), as far as their folders are given. The vectors are kept in a file between runs.
+wordnet-base), from whichever folders are given. A file keeps the vectors between runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 
-#: What `enlarge` adds to a repeated row, as a share of its length.
+#: Size of the noise that `enlarge` adds to a repeated row, relative to its norm.
 NOISE = 0.2
 
 
@@ -43,13 +43,13 @@ def _texts(args: argparse.Namespace) -> Iterator[str]:
     if args.wordnet is not None:
         for kind in ("noun", "verb", "adj", "adv"):
             with (args.wordnet / f"data.{kind}").open(encoding="utf-8") as file:
-                # The licence stands before the data, indented.
+                # The licence comes before the data, indented.
                 lines = (line for line in file if not line.startswith(" "))
                 yield from (line.split(" | ", 1)[1].strip() for line in lines)
 
 
 def real_vectors(args: argparse.Namespace) -> tuple[F32, F32]:
-    """Shuffled vectors (n, dim) of different texts: nine tenths to store, a tenth to ask with."""
+    """Shuffled vectors (n, dim) of different texts: nine tenths to store, a tenth as queries."""
     if args.embeddings is not None and args.embeddings.exists():
         vectors = np.load(args.embeddings).astype(np.float32)
     else:

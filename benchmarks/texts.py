@@ -67,7 +67,7 @@ def _all_texts(name: str) -> list[str]:
 def text_set(name: str, count: int) -> list[str]:
     """Return ``count`` different texts of a set, always the same on one version of Python.
 
-    ``"mixed"`` takes as many of each set and shuffles them.
+    ``"mixed"`` takes equally many of each set and shuffles them.
     """
     if name == "mixed":
         third = -(-count // len(LENGTHS))
@@ -81,9 +81,9 @@ def text_set(name: str, count: int) -> list[str]:
 
 
 def enough_texts(name: str, tokens: int) -> list[str]:
-    """Return texts of a set of about so many tokens, from the first again after the last.
+    """Return texts of a set with about so many tokens in all, repeating the set as needed.
 
-    ``"full"`` joins six long ones to a text, which fills a model of 512 tokens.
+    ``"full"`` joins six long texts into one, which fills a model of 512 tokens.
     """
     if name == "full":
         longs = itertools.cycle(_all_texts("long"))
