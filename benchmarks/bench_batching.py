@@ -224,7 +224,7 @@ def loop_lag(model: Any, texts: list[str], one_call: bool) -> Figures:
 def selection(model: Any) -> Figures:
     """Time to choose among four models, and how accurate latency predictions are.
 
-    The choice is timed by itself, and again right after the model has run and evicted the CPU caches.
+    The choice is timed by itself, and again right after the model has run and filled the caches.
     """
     texts = text_set("mixed", 450)
     with AdaptiveModelSelector() as selector:

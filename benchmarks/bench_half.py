@@ -2,9 +2,9 @@
 
     python benchmarks/bench_half.py [--threads N ...] [--rounds N] [--elements N ...]
 
-16,384 elements fit in the caches, 67,108,864 do not. Each engine is timed allocating its
-result and, marked "out", writing into a given array. GB/s counts bytes read plus bytes written. Results are
-compared with numpy's, or ml_dtypes', first. numpy and ml_dtypes use one thread.
+16,384 elements fit in the caches, 67,108,864 do not. Each engine is timed allocating its result
+and, marked "out", writing into a given array. GB/s counts bytes read plus bytes written. Results
+are first compared with those of numpy or ml_dtypes. numpy and ml_dtypes use one thread.
 """
 
 from __future__ import annotations

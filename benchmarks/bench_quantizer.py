@@ -37,7 +37,7 @@ LEAST_MEAN = {"f16": 0.99999, "bf16": 0.9999, "int8": 0.999}
 #: The largest relative error of a layer's outputs, and of GPT-2's logits.
 LAYER_ERROR = {"f16": 1e-3, "bf16": 1e-2, "int8": 3e-2}
 LOGITS_ERROR = {"f16": 2e-3, "bf16": 2e-2, "int8": 1e-1}
-#: Builds one file of random weights for a model that only transformers runs.
+#: Bytes of the safetensors file that `peak` reads: random float32 weights.
 LARGE = 1_300_000_000
 
 

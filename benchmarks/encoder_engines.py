@@ -303,5 +303,5 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "ours bf16": lambda: Ours("bf16"),
     "ours int8": lambda: Ours("int8"),
 }
-#: Weight types, for leaving out engines on machines that have no fast path for them.
+#: Kernel rows on which an engine has a fast path; it is left out on all others.
 NEEDS_ROW = {"OpenVINO bf16": ("avx512_bf16", "amx")}
