@@ -2,7 +2,7 @@
 
     python examples/semantic_cache.py
 
-It uses embeddings of all-MiniLM-L6-v2 if the model is available; otherwise a stand-in that counts
+The embeddings come from all-MiniLM-L6-v2 if it is available, otherwise from a stand-in that counts
 words, which is enough to see the cache at work but not to judge its hits.
 """
 
@@ -33,7 +33,7 @@ class WordCounts:
 
 
 def load_embedder() -> tuple[object, float]:
-    """The real model and a threshold that suits it, or the stand-in and one for that."""
+    """The real model or the stand-in, with a threshold that suits it."""
     from ai_model_optimizations.embedding import EmbeddingModel
 
     try:

@@ -38,7 +38,7 @@ def _number(text: str, least: float, most: float) -> float:
 
 
 async def answer(connection: ServerConnection, request: str) -> None:
-    """Serve one request; a wrong one gets an ``error`` and the connection stays."""
+    """Answer one request; an invalid one gets an ``error`` and the connection stays open."""
     command, _, argument = request.strip().partition(" ")
     try:
         if command == "status":
@@ -67,7 +67,7 @@ async def handle(connection: ServerConnection) -> None:
         async for request in connection:
             await answer(connection, request if isinstance(request, str) else "")
     except ConnectionClosed:
-        pass  # the client left: there is nobody to answer
+        pass  # the client has disconnected
     finally:
         clients.discard(connection)
 

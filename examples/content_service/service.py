@@ -1,4 +1,4 @@
-"""A chat service over static content in English and Turkish, by HTTP and websocket.
+"""A chat service over static content in English and Turkish, for HTTP and websocket clients.
 
     pip install 'ai-model-optimizations[service]'
     python examples/content_service/service.py --port 8000 --workers 2
@@ -6,9 +6,9 @@
     curl -s localhost:8000/chat -H 'content-type: application/json' \
         -d '{"message": "How do I reset my password?", "user": "anna"}'
 
-`GET /health`, `GET /metrics` (Prometheus) and `GET /memory` (the monitor's last snapshot) tell how
-it does. SIGTERM lets questions that are being answered be answered, and takes no new ones. Each
-worker is a process of its own, with its own counters and caches; all map one packed model.
+`GET /health`, `GET /metrics` (Prometheus) and `GET /memory` (the monitor's last snapshot) report
+its state. On SIGTERM it finishes the questions being answered and takes no new ones. Each worker is
+a process with its own counters and caches; all of them map one packed model.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ Message = Annotated[str, Field(max_length=LONGEST_MESSAGE)]
 
 
 class Question(BaseModel):
-    """What a client asks; `user` is the wall behind which answers are kept, "" for everybody."""
+    """A client's question; cached answers are kept apart by `user`, and "" shares them."""
 
     message: Message
     user: str = Field(default="", max_length=100)
 
 
 class Answer(BaseModel):
-    """What it gets."""
+    """The answer to a question."""
 
     response: str
     source: str
 
 
 def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = None) -> FastAPI:
-    """Make the application; `content` and `embedder` are those of the manager."""
+    """Make the application; `content` and `embedder` are passed to the manager."""
     folder = content or os.environ.get("CONTENT_DIR") or CONTENT
     manager = OptimizedContentManager(folder, embedder=embedder)
     registry = prometheus_client.CollectorRegistry()
@@ -67,7 +67,7 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
         memory_monitor.count_connections_with(lambda: len(sockets))
         register_prometheus(registry)
         manager.semantic_cache.register_prometheus(registry, "content")
-        with contextlib.suppress(Exception):  # without a model, keywords still answer
+        with contextlib.suppress(Exception):  # without a model, keyword matching still works
             await manager.warmup()
         yield
         memory_monitor.count_connections_with(None)
@@ -77,7 +77,7 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Without the input, which may hold what no UTF-8 can carry back, such as half an emoji.
+        # Omit the input, which may hold what UTF-8 cannot encode, such as half an emoji.
         wrong = [{"loc": list(found["loc"]), "msg": found["msg"]} for found in error.errors()]
         return JSONResponse({"detail": wrong}, status_code=422)
 
@@ -87,7 +87,7 @@ def create_app(content: str | os.PathLike[str] | None = None, embedder: Any = No
 
 
 def _add_chat(app: FastAPI, manager: OptimizedContentManager, sockets: set[WebSocket]) -> None:
-    """The ways to ask; `sockets` are those that are open."""
+    """Add the routes for questions; `sockets` holds the open websockets."""
 
     async def answer(question: Question) -> Answer:
         context = ("user", question.user) if question.user else ""
@@ -117,7 +117,7 @@ def _add_chat(app: FastAPI, manager: OptimizedContentManager, sockets: set[WebSo
                     continue
                 await socket.send_text((await answer(question)).model_dump_json())
         except WebSocketDisconnect:
-            pass  # the client left: there is nobody to answer
+            pass  # the client has disconnected
         finally:
             sockets.discard(socket)
 
@@ -127,7 +127,7 @@ def _add_figures(
     manager: OptimizedContentManager,
     registry: prometheus_client.CollectorRegistry,
 ) -> None:
-    """What operators and their tools look at."""
+    """Add the routes for operators and their tools."""
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--model-cache",
         default=Path.home() / ".cache" / "content-service",
-        help="where several workers keep the one packed model that they map (%(default)s)",
+        help="folder for the packed model that all workers map (%(default)s)",
     )
     options = parser.parse_args()
     if options.workers > 1:
