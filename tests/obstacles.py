@@ -1,4 +1,4 @@
-"""What keeps a file from being written, for tests of those who write."""
+"""Conditions that keep a file from being written, for tests of code that writes files."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def no_room_for(size: int) -> Iterator[None]:
-    """Files cannot grow beyond `size` bytes, as on a full disk."""
+    """Keep files from growing beyond `size` bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

