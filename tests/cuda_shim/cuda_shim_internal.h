@@ -1,4 +1,4 @@
-/* What the files of the shim share. */
+/* Shared by the files of the shim. */
 #ifndef AIMO_CUDA_SHIM_INTERNAL_H
 #define AIMO_CUDA_SHIM_INTERNAL_H
 
@@ -10,17 +10,17 @@ namespace cuda_shim
 {
 
 extern thread_local int current_device;
-extern std::atomic<size_t> objects; /* that are held: streams, events, graphs */
+extern std::atomic<size_t> objects; /* live streams, events and graphs */
 
 /* Keeps an error for cudaGetLastError, and returns it. */
 cudaError_t note(cudaError_t error);
 
-/* One more call: fails when it is due to. */
+/* Counts a call; fails when a fault is due. */
 cudaError_t call();
-/* One more allocation: the same. */
+/* The same for an allocation. */
 cudaError_t allocation();
 
-/* One more call of a kind that must not be made by a thread that captures: it fails there, and so
+/* Counts a call that is illegal while the thread captures a graph: there the call fails, and so
  * does the capture. */
 cudaError_t call_outside_capture();
 

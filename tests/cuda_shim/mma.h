@@ -1,5 +1,5 @@
 /* Stands in for CUDA's header: 16 x 16 x 16 products of a warp. Each lane holds eight elements of a
- * fragment, element 32 * e + lane of the tile; which, nobody may rely on, as on a device. */
+ * fragment, element 32 * e + lane of the tile; callers must not rely on which, as on a device. */
 #ifndef AIMO_CUDA_SHIM_MMA_H
 #define AIMO_CUDA_SHIM_MMA_H
 
