@@ -54,7 +54,7 @@ def test_chat_with_reloads_loses_nothing_and_keeps_memory_flat(
                     message, context=("user", number % 4)
                 )
             asked += 1
-            # While new content is being embedded by the lane, a plain call may get the default.
+            # While new content is being embedded by the executor, a plain call may get the default.
             wrong += source != "default" and not response.startswith(topic)
             await asyncio.sleep(0)
 

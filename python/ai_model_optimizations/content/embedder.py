@@ -21,7 +21,7 @@ from ..embedding import BatchEmbeddingProcessor, EmbeddingModel
 from ..embedding.engine import Embedder, model_loader
 from ..embedding.lookup import DEFAULT_MODEL, find_model
 from ..errors import UnsupportedError
-from .lane import Lane
+from .serial_executor import SerialExecutor
 
 #: What managers accept as a model: a model, a function that returns one, a name, path or processor.
 EmbedderLike: TypeAlias = (
@@ -72,7 +72,7 @@ class SharedEmbedder:
 
     def __init__(self, source: EmbedderLike, timeout: float) -> None:
         self.source = source
-        self._lane = Lane("aimo-content-embed")
+        self._executor = SerialExecutor("aimo-content-embed")
         self._loader: _Loader | None = None
         if isinstance(source, BatchEmbeddingProcessor):
             self.processor = source
@@ -121,14 +121,14 @@ class SharedEmbedder:
             If the vector is not ready in time; at once, while another call hangs.
         """
         if self.ready:
-            # One text takes our model milliseconds and waits for nobody; a lane would only add
+            # One text takes our model milliseconds and waits for nobody; an executor would only add
             # thread switches.
             vector = self.processor.embed_here(text)
             if vector is not None:
                 return vector
-        if self._lane.busy_for() > seconds:
+        if self._executor.busy_for() > seconds:
             raise TimeoutError("an earlier call of the model has not returned")
-        future = self._lane.submit(lambda: self._embed_one(text))
+        future = self._executor.submit(lambda: self._embed_one(text))
         try:
             return future.result(seconds)
         except concurrent.futures.TimeoutError:

@@ -24,7 +24,7 @@ from ..cache.contexts import Context, context_key
 from ..cache.single_flight import SingleFlight
 from .answers import Answer, AnswerCaches, Found
 from .embedder import SharedEmbedder
-from .lane import Lane
+from .serial_executor import SerialExecutor
 from .statistics import Origin, Statistics
 
 _Vector = NDArray[np.float32]
@@ -56,7 +56,7 @@ class Plain(Protocol):
         """Return the answer; blocks as long as it takes."""
 
     @property
-    def lane(self) -> Lane | None:
+    def executor(self) -> SerialExecutor | None:
         """Where `answer` is run for coroutines; None if it is quick enough for the loop."""
 
 
@@ -303,20 +303,23 @@ class AnswerEngine:
         return self._keep(request, found, time.perf_counter() - began)
 
     async def _finish_async(self, request: _Request) -> Answer:
-        lane = self.plain.lane
-        if lane is None or lane.is_current():  # the manager asks itself, in a loop of its own
+        executor = self.plain.executor
+        # The thread is current when the manager asks itself, in an event loop of its own.
+        if executor is None or executor.is_current():
             return self._finish(request)
         began = time.perf_counter()
         try:
-            found = await self._in_lane(lane, request.message, request.vector)
+            found = await self._in_executor(executor, request.message, request.vector)
         except BaseException:
             self.statistics.failed()
             raise
         return self._keep(request, found, time.perf_counter() - began)
 
-    async def _in_lane(self, lane: Lane, message: str, vector: _Vector | None) -> Found:
+    async def _in_executor(
+        self, executor: SerialExecutor, message: str, vector: _Vector | None
+    ) -> Found:
         context = contextvars.copy_context()  # what the caller's logging and tracing rely on
-        future = lane.submit(lambda: context.run(self.plain.answer, message, vector))
+        future = executor.submit(lambda: context.run(self.plain.answer, message, vector))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout)
         except asyncio.TimeoutError:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .answers import AnswerCaches, Found
 from .embedder import SharedEmbedder
-from .lane import Lane
+from .serial_executor import SerialExecutor
 from .static_content import StaticContent, file_stamp, read_content
 
 logger = logging.getLogger("ai_model_optimizations")
@@ -129,13 +129,13 @@ class ContentMatcher:
     """
 
     shares_by_meaning = False  # the lookup by meaning is in the content itself
-    lane: Lane | None = None  # none needed: it answers in microseconds
+    executor: SerialExecutor | None = None  # none needed: it answers in microseconds
 
     def __init__(self, path: Path, embedder: SharedEmbedder, caches: AnswerCaches) -> None:
         self.path = path
         self._embedder = embedder
         self.caches = caches
-        self._worker = Lane("aimo-content-reload")
+        self._executor = SerialExecutor("aimo-content-reload")
         self._lock = threading.Lock()
         self._state = _State(read_content(path), None)
         self._checked = time.monotonic()
@@ -187,7 +187,7 @@ class ContentMatcher:
             failed = state.index is not None and state.index.done() and state.index.exception()
             if state.index is None or (failed and time.monotonic() >= state.retry_at):
                 content = state.content
-                future = self._worker.submit(lambda: build_index(content, self._embedder))
+                future = self._executor.submit(lambda: build_index(content, self._embedder))
                 self._state = _State(content, future, time.monotonic() + _RETRY_SECONDS)
                 return future
             return state.index
@@ -195,7 +195,7 @@ class ContentMatcher:
     # ---- following the file ----
 
     def refresh(self) -> None:
-        """Check from time to time whether the file has changed; the lane reads it."""
+        """Check from time to time whether the file has changed; the executor reads it."""
         now = time.monotonic()
         if now - self._checked < _CHECK_SECONDS:
             return
@@ -208,7 +208,7 @@ class ContentMatcher:
             return
         if stamp != self._refused or now >= self._again_at:
             self._refused, self._again_at = stamp, math.inf  # so that it is read once
-            self._worker.submit(self._reload_quietly)
+            self._executor.submit(self._reload_quietly)
 
     def reload(self) -> StaticContent:
         """Read the file now; later questions are answered from it.
@@ -230,7 +230,7 @@ class ContentMatcher:
         return content
 
     def _reload_quietly(self) -> None:
-        """Read and embed the file, then switch to the new content; runs in the lane."""
+        """Read and embed the file, then switch to the new content; runs in the executor."""
         try:
             content = read_content(self.path)
         except Exception as error:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import AnswerCaches, Found, Shareable, is_for_all
-from .lane import Lane
+from .serial_executor import SerialExecutor
 
 
 class WrappedPlain:
@@ -51,7 +51,7 @@ class WrappedPlain:
         self._patience = patience
         self._turn = threading.RLock()
         self._content = self._static_responses()
-        self.lane: Lane | None = Lane("aimo-content-plain")
+        self.executor: SerialExecutor | None = SerialExecutor("aimo-content-plain")
 
     def check(self, message: object) -> None:
         """Accept any message: the manager itself decides."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..content.lane import Lane
+from ..content.serial_executor import SerialExecutor
 from ..embedding import BatchEmbeddingProcessor as _Processor
 from ..embedding import Embedding
 from ..embedding.engine import Engine
@@ -32,8 +32,8 @@ class BatchEmbeddingProcessor(_Processor):
         return ModelPerformanceMetrics()
 
     @functools.cached_property
-    def _lane(self) -> Lane:
-        return Lane("aimo-batch-other-model")
+    def _executor(self) -> SerialExecutor:
+        return SerialExecutor("aimo-batch-other-model")
 
     async def process_batch_embeddings(
         self, texts: Sequence[str], model: Any = None, priority: Priority = "normal"
@@ -60,7 +60,7 @@ class BatchEmbeddingProcessor(_Processor):
         # Not another processor: it would keep a model alive that its manager wants to unload.
         engine = Engine(model)
         began = time.perf_counter()
-        future = self._lane.submit(lambda: self._encode_with(engine, checked))
+        future = self._executor.submit(lambda: self._encode_with(engine, checked))
         try:
             rows = await asyncio.wait_for(asyncio.wrap_future(future), self.timeout)
         except asyncio.TimeoutError:

@@ -1,8 +1,8 @@
 """One daemon thread that runs calls one after another.
 
-An executor's threads are joined when the interpreter ends and are gone after a fork; a hanging
-model would then keep a process from ending, or a child from answering. A lane's thread does
-neither: it is a daemon, and a new one is started in a child.
+The threads of `concurrent.futures` are joined when the interpreter exits and are gone after a fork,
+so a hanging model would keep a process from exiting, and a child from answering. The thread here is
+a daemon, and a child starts a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
-class Lane:
+class SerialExecutor:
     """Runs calls in order, in a thread that starts with the first call.
 
     Parameters
@@ -33,7 +33,7 @@ class Lane:
     def __init__(self, name: str) -> None:
         self._name = name
         self._start_anew()
-        _lanes.add(self)
+        _executors.add(self)
 
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Lane:
         return future
 
     def is_current(self) -> bool:
-        """Whether the calling thread is the lane's own, in which waiting for a call never ends."""
+        """Whether the calling thread is the executor's own, where waiting for a call never ends."""
         return threading.current_thread() is self._thread
 
     def busy_for(self) -> float:
@@ -65,16 +65,16 @@ class Lane:
             return 0.0
 
     def __del__(self) -> None:
-        # Wakes the thread so that it ends; it refers only to the queue, never to the lane.
+        # Wakes the thread so that it ends; it refers only to the queue, never to the executor.
         self._jobs.put(None)
 
 
-_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+_executors: weakref.WeakSet[SerialExecutor] = weakref.WeakSet()
 
 
 def _start_anew_after_fork() -> None:
-    for lane in list(_lanes):
-        lane._start_anew()
+    for executor in list(_executors):
+        executor._start_anew()
 
 
 os.register_at_fork(after_in_child=_start_anew_after_fork)
