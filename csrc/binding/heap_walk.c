@@ -1,10 +1,10 @@
-/* The collector's own lists are read. gc.get_objects would make a list of everything: megabytes, a
+/* Reads the collector's own lists. gc.get_objects would make a list of everything: megabytes, a
  * reference to each object, and perhaps a collection, with finalizers, on the monitor's thread.
- * PyUnstable_GC_VisitObjects (3.12) leaves out frozen objects, and after gc.freeze in the parent of
- * forked workers those are most of the heap.
+ * PyUnstable_GC_VisitObjects (3.12) leaves out frozen objects, which after gc.freeze in the parent
+ * of forked workers are most of the heap.
  *
- * The layouts are those of the headers this file is compiled with, and the versions are those whose
- * tests ran; on any other aimo_heap_missing says so. */
+ * The layouts are those of the headers that this file is compiled with; it supports the versions
+ * that the tests ran on. On any other, aimo_heap_missing says so. */
 #define Py_BUILD_CORE 1 /* the collector's lists, the size of a dict */
 #include "binding/heap_walk.h"
 
@@ -39,20 +39,21 @@ enum {
     PATTERN = 12,  /* objects; 12 has many divisors */
 };
 
-/* One end of a list, and the objects that a walk from it saw last. */
+/* The objects that a walk from one end of a list saw last. */
 typedef struct {
     uintptr_t recent[PATTERN]; /* a ring */
     size_t oldest;
     intptr_t nearby; /* NEARBY in the direction of the walk */
 } trail;
 
-/* A hint: no address is wrong for it. */
+/* Only a hint: any address is allowed. */
 static void fetch(uintptr_t address) { __builtin_prefetch((const void *)address); }
 
-/* Guesses what the walk will need soon. A loop that made objects left them at regular distances,
- * one for each kind of object: when the pattern's length divides PATTERN, the object that many
- * further lies as far ahead as the one that many before lies behind. Pools that were used before
- * are filled out of order; there, what lies nearby is as good a guess as any. */
+/* Prefetches what the walk will probably need soon. Objects made by a loop lie at regular
+ * distances, one distance for each kind of object. If the period of that pattern divides PATTERN,
+ * the object PATTERN places further on is as far ahead as the one PATTERN places back is behind.
+ * Memory pools that were used before are filled out of order; there, any nearby address is as good
+ * a guess. */
 static void fetch_ahead(trail *t, uintptr_t object)
 {
     fetch(object + (uintptr_t)t->nearby);
@@ -61,8 +62,9 @@ static void fetch_ahead(trail *t, uintptr_t object)
     t->oldest = (t->oldest + 1) % PATTERN;
 }
 
-/* The next object is known only when this one has come from memory, so a walk along the list mostly
- * waits. Two chains wait half as long: it is taken from both ends until they meet.
+/* The next object is known only once this one has been loaded, so walking a list is mostly waiting
+ * for memory. Walking it from both ends until they meet makes two chains of loads that wait at the
+ * same time.
  *
  * Both links are right whenever Python code can call: the collector, which keeps counts in one of
  * them, has mended it before it runs any. */
