@@ -229,11 +229,11 @@ class CacheWriter(CacheReader):
         if tag is not None and not isinstance(tag, str):
             raise TypeError(f"tag must be a string, got {type(tag).__name__}")
         start = None if prefix is None else context_key(prefix)
-        name = entry.entry if isinstance(entry, CacheHit) else entry
-        if name is not None and not isinstance(name, int):
-            raise TypeError(f"entry must be an entry's name or a hit, got {type(name).__name__}")
+        entry_id = entry.entry if isinstance(entry, CacheHit) else entry
+        if entry_id is not None and not isinstance(entry_id, int):
+            raise TypeError(f"entry must be an entry's id or a hit, got {type(entry_id).__name__}")
         with self._lock:
-            slots = self._table.slots_of(key, tag, start, name)
+            slots = self._table.slots_of(key, tag, start, entry_id)
             entries = [self._table.entry_id(slot) for slot in slots]
         removed = 0
         for first in range(0, len(entries), AT_ONCE):
